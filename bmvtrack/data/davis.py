@@ -1,0 +1,117 @@
+"""DAVIS16 on disk: 480p, 360p or any other resolution folder, masks as 0/255, palette or LA images."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from bmvtrack.arrays import BoolArray
+from bmvtrack.data.sequence import VideoSequence, read_image
+from bmvtrack.errors import UserError
+
+
+def read_mask(path: Path) -> BoolArray:
+    """An annotation as ``(H, W)`` boolean, whatever the image mode.
+
+    In a palette image (object numbers) everything but 0 is object. In grey, grey with alpha (some
+    DAVIS16 files) and colour images it is what is brighter than half the brightest value, in any
+    channel but alpha: 0/1, 0/255 and smoothed borders are all understood.
+
+    Raises:
+        UserError: if the file is missing or not an image.
+    """
+    try:
+        with Image.open(path) as image:
+            values, bands, mode = np.asarray(image), image.getbands(), image.mode
+    except (OSError, UnidentifiedImageError) as error:
+        raise UserError(
+            f"cannot read the mask {path}: it is missing, damaged or not an image"
+        ) from error
+    if mode == "P":
+        return np.asarray(values != 0)
+    colours = [i for i, band in enumerate(bands) if band != "A"]
+    values = np.atleast_3d(values)[..., colours]
+    return np.asarray((values > values.max() / 2).any(axis=-1))
+
+
+def load_davis16(
+    root: Path, split: str | None = None, sequences: list[str] | None = None
+) -> list[VideoSequence]:
+    """The sequences of a DAVIS16 folder, in alphabetical order.
+
+    Args:
+        root: with ``JPEGImages/<res>/<seq>`` and ``Annotations/<res>/<seq>``.
+        split: ``train``, ``val`` or ``trainval``: the sequences that ``ImageSets/<res>/<split>.txt``
+            (or ``ImageSets/2016/<split>.txt``, a name a line) lists. None: all there are.
+        sequences: keep only these names.
+
+    Raises:
+        UserError: if the root, a split, a sequence or its masks are missing.
+    """
+    images = _resolution_folder(root, "JPEGImages")
+    annotations = root / "Annotations" / images.name
+    names = sorted(p.name for p in images.iterdir() if p.is_dir())
+    if split is not None:
+        listed = _split_names(root, images.name, split)
+        missing = sorted(listed - set(names))
+        if missing:
+            raise UserError(f"{images} lacks sequences of split {split!r}: {', '.join(missing)}")
+        names = sorted(listed)
+    if sequences is not None:
+        unknown = sorted(set(sequences) - set(names))
+        if unknown:
+            raise UserError(f"no sequence {', '.join(unknown)} in {images}; there are {names}")
+        names = [name for name in names if name in sequences]
+    if not names:
+        raise UserError(f"no sequences in {images}")
+    return [_sequence(name, images / name, annotations / name) for name in names]
+
+
+def _resolution_folder(root: Path, kind: str) -> Path:
+    if not root.is_dir():
+        raise UserError(f"no folder {root}; give the folder that holds JPEGImages and Annotations")
+    folder = root / kind
+    resolutions = sorted(p for p in folder.iterdir() if p.is_dir()) if folder.is_dir() else []
+    if not resolutions:
+        raise UserError(f"{root} is not a DAVIS folder: it has no {kind}/480p (or 360p, 1080p)")
+    preferred = [p for p in resolutions if p.name == "480p"]
+    return (preferred or resolutions)[0]
+
+
+def _split_names(root: Path, resolution: str, split: str) -> set[str]:
+    candidates = [root / "ImageSets" / folder / f"{split}.txt" for folder in (resolution, "2016")]
+    for path in candidates:
+        if path.is_file():
+            lines = path.read_text(encoding="utf-8").split("\n")
+            first_words = [line.split()[0] for line in lines if line.strip()]
+            return {Path(w).parent.name if "/" in w else w for w in first_words}
+    raise UserError(
+        f"no split {split!r} in {root}: neither {candidates[0]} nor {candidates[1]} is there"
+    )
+
+
+def _sequence(name: str, images: Path, annotations: Path) -> VideoSequence:
+    frames = sorted(images.glob("*.jpg"))
+    if not frames:
+        raise UserError(f"sequence {name!r} has no frames: {images} holds no .jpg files")
+    masks = [annotations / f"{frame.stem}.png" for frame in frames]
+    missing = [mask for mask in masks if not mask.is_file()]
+    if missing:
+        raise UserError(
+            f"sequence {name!r} lacks {len(missing)} of {len(masks)} masks, "
+            f"the first is {missing[0]}; annotations must lie beside the frames by number"
+        )
+    return VideoSequence(
+        name, len(frames), partial(_read_frame, frames), partial(_read_mask, masks)
+    )
+
+
+def _read_frame(paths: list[Path], t: int) -> np.ndarray:
+    return read_image(paths[t])
+
+
+def _read_mask(paths: list[Path], t: int) -> BoolArray:
+    return read_mask(paths[t])

@@ -1,0 +1,117 @@
+"""One video with one object: the type that every reader returns and everything else takes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from bmvtrack import geometry
+from bmvtrack.arrays import BoolArray, ByteArray, FloatArray
+from bmvtrack.errors import UserError
+
+
+@dataclass(eq=False)
+class VideoSequence:
+    """Frames, masks and rotated boxes of one object in one video.
+
+    Frames and masks are read when asked for. Boxes come from the masks (continuous labels) unless
+    they are given.
+
+    Args:
+        name: of the sequence, unique within its data set.
+        length: number of frames.
+        read_frame: t → ``(H, W, 3)`` uint8 RGB.
+        read_mask: t → ``(H, W)`` boolean; None for data that only has boxes.
+        given_boxes: ``(T, 5)`` rotated boxes, NaN where there is no object; needed without masks.
+    """
+
+    name: str
+    length: int
+    read_frame: Callable[[int], ByteArray]
+    read_mask: Callable[[int], BoolArray] | None = None
+    given_boxes: FloatArray | None = field(default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        if self.length < 1:
+            raise UserError(f"sequence {self.name!r} has no frames")
+        if self.read_mask is None and self.given_boxes is None:
+            raise UserError(f"sequence {self.name!r} has neither masks nor boxes")
+
+    def __len__(self) -> int:
+        return self.length
+
+    @cached_property
+    def size(self) -> tuple[int, int]:
+        """Width and height of the frames in pixels."""
+        height, width = self.frame(0).shape[:2]
+        return width, height
+
+    def frame(self, t: int) -> ByteArray:
+        """Frame t, ``(H, W, 3)`` uint8 RGB."""
+        return self.read_frame(t)
+
+    def mask(self, t: int) -> BoolArray:
+        """Mask of frame t, ``(H, W)`` boolean.
+
+        Raises:
+            UserError: if the data has no masks, or frame and mask differ in size.
+        """
+        if self.read_mask is None:
+            raise UserError(f"sequence {self.name!r} has boxes but no masks")
+        mask = self.read_mask(t)
+        width, height = self.size
+        if mask.shape != (height, width):
+            raise UserError(
+                f"sequence {self.name!r}, frame {t}: the mask is {mask.shape[1]}×{mask.shape[0]} "
+                f"but the frame is {width}×{height}; both must have one size"
+            )
+        return mask
+
+    @cached_property
+    def opencv_boxes(self) -> FloatArray:
+        """``(T, 5)`` boxes as OpenCV labels them, NaN where there is no object."""
+        if self.read_mask is None:
+            assert self.given_boxes is not None
+            return np.asarray(self.given_boxes, dtype=np.float64)
+        boxes = [geometry.from_mask(self.mask(t)) for t in range(len(self))]
+        return np.stack([np.full(5, np.nan) if box is None else box for box in boxes])
+
+    @cached_property
+    def boxes(self) -> FloatArray:
+        """``(T, 5)`` boxes with labels continuous along the sequence, NaN without object."""
+        given = self.given_boxes
+        return geometry.continuous_labels(self.opencv_boxes if given is None else given)
+
+    @property
+    def present(self) -> BoolArray:
+        """``(T,)``: where there is an object, and so a box to score."""
+        return np.asarray(np.isfinite(self.boxes).all(axis=-1))
+
+    def in_memory(self) -> VideoSequence:
+        """The same sequence with all frames and masks read once and kept."""
+        frames = [self.frame(t) for t in range(len(self))]
+        masks = None if self.read_mask is None else [self.mask(t) for t in range(len(self))]
+        return VideoSequence(
+            self.name,
+            self.length,
+            frames.__getitem__,
+            None if masks is None else masks.__getitem__,
+            self.boxes,
+        )
+
+
+def read_image(path: Path) -> ByteArray:
+    """An image file as ``(H, W, 3)`` uint8 RGB.
+
+    Raises:
+        UserError: if the file is missing or not an image.
+    """
+    image = cv2.imread(str(path), cv2.IMREAD_COLOR)
+    if image is None:
+        raise UserError(f"cannot read the image {path}: it is missing, damaged or not an image")
+    return np.asarray(cv2.cvtColor(image, cv2.COLOR_BGR2RGB), dtype=np.uint8)

@@ -1,0 +1,55 @@
+"""Still images with masks (DUTS and ECSSD layouts): sequences of one frame."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+
+from bmvtrack.arrays import BoolArray, ByteArray
+from bmvtrack.data.davis import read_mask
+from bmvtrack.data.sequence import VideoSequence, read_image
+from bmvtrack.errors import UserError
+
+LAYOUTS = (
+    ("DUTS-TR-Image", "DUTS-TR-Mask"),
+    ("DUTS-TE-Image", "DUTS-TE-Mask"),
+    ("images", "ground_truth_mask"),
+    ("images", "masks"),
+)
+"""Folders of images and of masks below the root, in the order they are looked for."""
+
+
+def load_stills(root: Path) -> list[VideoSequence]:
+    """Every image of a folder that has a mask, as a sequence of one frame, in alphabetical order.
+
+    Args:
+        root: with one of :data:`LAYOUTS` below it: ``.jpg`` images, ``.png`` masks of the same names.
+
+    Raises:
+        UserError: if the root or the layout is missing, or no image has a mask.
+    """
+    if not root.is_dir():
+        raise UserError(f"no folder {root}; give the folder that holds the images and the masks")
+    for image_folder, mask_folder in LAYOUTS:
+        images, masks = root / image_folder, root / mask_folder
+        if images.is_dir() and masks.is_dir():
+            break
+    else:
+        known = ", ".join(f"{i} + {m}" for i, m in LAYOUTS)
+        raise UserError(f"{root} has no known layout of images and masks (one of: {known})")
+    pairs = [(path, masks / f"{path.stem}.png") for path in sorted(images.glob("*.jpg"))]
+    pairs = [(image, mask) for image, mask in pairs if mask.is_file()]
+    if not pairs:
+        raise UserError(f"no .jpg in {images} has a .png of its name in {masks}")
+    return [
+        VideoSequence(image.stem, 1, partial(_frame, image), partial(_mask, mask))
+        for image, mask in pairs
+    ]
+
+
+def _frame(path: Path, t: int) -> ByteArray:
+    return read_image(path)
+
+
+def _mask(path: Path, t: int) -> BoolArray:
+    return read_mask(path)

@@ -1,0 +1,28 @@
+"""Errors meant for people, and the one place where a script turns them into a line."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+
+
+class UserError(Exception):
+    """Something the user can mend: its message names the thing and says what to do.
+
+    Scripts print the message without a traceback and exit with status 2.
+    """
+
+
+def run_script(main: Callable[[], None]) -> None:
+    """Run ``main``; print a :class:`UserError` as one line and exit with status 2.
+
+    Ctrl-C exits with the shell's status for it, 130.
+    """
+    try:
+        main()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        raise SystemExit(130) from None

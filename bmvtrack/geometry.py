@@ -1,0 +1,185 @@
+"""Rotated boxes: corners, bounds, masks and the four labels of one rectangle.
+
+A rotated box is the last axis of an array, ``(x, y, w, h, α)``: centre and size in pixels, angle in
+radians, image axes (y down), α turning from +x towards +y (the sign of ``cv2.minAreaRect``).
+Pixel centres have integer coordinates. A frame without object has a box of NaN.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from bmvtrack.arrays import Array, FloatArray, namespace
+
+QUARTER_TURN = math.pi / 2
+MINIMUM_SIDE = 1.0
+"""Shortest side of a box, in pixels."""
+
+
+def corners(rbbox: Array) -> Array:
+    """Corners of rotated boxes: centre + R(α)·(±w/2, ±h/2), in order around the box.
+
+    Args:
+        rbbox: ``(..., 5)``, pixels and radians.
+
+    Returns:
+        ``(..., 4, 2)`` corner coordinates x, y in pixels.
+    """
+    xp = namespace(rbbox)
+    x, y, w, h, angle = (rbbox[..., i] for i in range(5))
+    cos, sin = xp.cos(angle), xp.sin(angle)
+    points = []
+    for sign_w, sign_h in ((-0.5, -0.5), (0.5, -0.5), (0.5, 0.5), (-0.5, 0.5)):
+        u, v = sign_w * w, sign_h * h
+        points.append(xp.stack([x + u * cos - v * sin, y + u * sin + v * cos], axis=-1))
+    result: Array = xp.stack(points, axis=-2)  # (..., 4, 2)
+    return result
+
+
+def bounds(rbbox: Array) -> Array:
+    """Axis-aligned bounds of rotated boxes.
+
+    Args:
+        rbbox: ``(..., 5)``.
+
+    Returns:
+        ``(..., 4)``: left, top, right, bottom in pixels.
+    """
+    xp = namespace(rbbox)
+    x, y, w, h, angle = (rbbox[..., i] for i in range(5))
+    cos, sin = xp.abs(xp.cos(angle)), xp.abs(xp.sin(angle))
+    half_width = (w * cos + h * sin) / 2
+    half_height = (w * sin + h * cos) / 2
+    result: Array = xp.stack(
+        [x - half_width, y - half_height, x + half_width, y + half_height], axis=-1
+    )
+    return result
+
+
+def upright(limits: Array) -> Array:
+    """Rotated boxes of angle 0 with the given bounds: the inverse of :func:`bounds` at α = 0.
+
+    Args:
+        limits: ``(..., 4)``: left, top, right, bottom in pixels.
+
+    Returns:
+        ``(..., 5)`` rotated boxes.
+    """
+    xp = namespace(limits)
+    left, top, right, bottom = (limits[..., i] for i in range(4))
+    result: Array = xp.stack(
+        [(left + right) / 2, (top + bottom) / 2, right - left, bottom - top, 0 * left], axis=-1
+    )
+    return result
+
+
+def from_mask(mask: NDArray[Any]) -> FloatArray | None:
+    """The smallest rotated rectangle around all parts of a mask, as OpenCV labels it.
+
+    ``cv2.minAreaRect`` over the points of all external contours; a side under one pixel is one
+    pixel. The angle lies in (0, π/2].
+
+    Args:
+        mask: ``(H, W)``, boolean or integer; nonzero is object.
+
+    Returns:
+        ``(5,)`` float64, or None where the mask is empty.
+    """
+    contours, _ = cv2.findContours(
+        np.ascontiguousarray(mask != 0).view(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE
+    )
+    if not contours:
+        return None
+    (x, y), (w, h), degrees = cv2.minAreaRect(np.concatenate(contours))
+    return np.array(
+        [x, y, max(w, MINIMUM_SIDE), max(h, MINIMUM_SIDE), math.radians(degrees)], dtype=np.float64
+    )
+
+
+def relabel(rbbox: Array, quarter_turns: Array) -> Array:
+    """Another label of the same rectangle: α + k·90°, w and h swapped for odd k.
+
+    Args:
+        rbbox: ``(..., 5)``.
+        quarter_turns: ``(...)`` whole numbers k, of the boxes' dtype.
+
+    Returns:
+        ``(..., 5)`` boxes with the same corners.
+    """
+    xp = namespace(rbbox)
+    w, h = rbbox[..., 2], rbbox[..., 3]
+    odd = quarter_turns % 2 == 1
+    angle = rbbox[..., 4] + quarter_turns * QUARTER_TURN
+    result: Array = xp.stack(
+        [rbbox[..., 0], rbbox[..., 1], xp.where(odd, h, w), xp.where(odd, w, h), angle], axis=-1
+    )
+    return result
+
+
+def nearest_label(rbbox: Array, reference: Array) -> Array:
+    """Of the four labels of each box, the one with the smallest turn from ``reference``.
+
+    The turn is at most 45°. Angles are not wrapped: a box that goes on turning goes on counting.
+
+    Args:
+        rbbox: ``(..., 5)`` boxes to relabel.
+        reference: ``(..., 5)`` boxes that they follow.
+
+    Returns:
+        ``(..., 5)`` relabelled boxes.
+    """
+    xp = namespace(rbbox)
+    return relabel(rbbox, xp.round((reference[..., 4] - rbbox[..., 4]) / QUARTER_TURN))
+
+
+def continuous_labels(rbboxes: FloatArray) -> FloatArray:
+    """Relabel the boxes of one sequence so that each turns least from the one before.
+
+    Frames without object (NaN) are passed over: the next box follows the last one seen.
+
+    Args:
+        rbboxes: ``(T, 5)``, NaN where there is no object.
+
+    Returns:
+        ``(T, 5)`` float64.
+    """
+    result = np.array(rbboxes, dtype=np.float64)
+    present = np.flatnonzero(np.isfinite(result).all(axis=-1))
+    for previous, current in zip(present[:-1], present[1:], strict=True):
+        result[current] = nearest_label(result[current], result[previous])
+    return result
+
+
+def clamp(rbbox: Array, width: float, height: float) -> Array:
+    """Keep boxes near the frame: sides of 1 px to four frame sizes, centre within one frame size.
+
+    A tracker that has lost its target may be driven anywhere; numbers stay finite and the box can
+    still come back.
+
+    Args:
+        rbbox: ``(..., 5)``.
+        width: of the frame, pixels.
+        height: of the frame, pixels.
+
+    Returns:
+        ``(..., 5)``; angle wrapped to ±π.
+    """
+    xp = namespace(rbbox)
+    longest = 4.0 * max(width, height)
+    angle = (rbbox[..., 4] + math.pi) % (2 * math.pi)
+    result: Array = xp.stack(
+        [
+            xp.clip(rbbox[..., 0], -width, 2.0 * width),
+            xp.clip(rbbox[..., 1], -height, 2.0 * height),
+            xp.clip(rbbox[..., 2], MINIMUM_SIDE, longest),
+            xp.clip(rbbox[..., 3], MINIMUM_SIDE, longest),
+            angle - math.pi,
+        ],
+        axis=-1,
+    )
+    return result
