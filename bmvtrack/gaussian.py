@@ -13,8 +13,9 @@ import torch
 
 def cholesky(covariance: torch.Tensor) -> torch.Tensor:
     """Lower Cholesky factor of ``(..., D, D)`` without a host synchronisation."""
-    factor, _ = torch.linalg.cholesky_ex(covariance)
-    return factor
+    factor, failed = torch.linalg.cholesky_ex(covariance)
+    result: torch.Tensor = factor.masked_fill((failed != 0)[..., None, None], math.nan)
+    return result
 
 
 def whiten(value: torch.Tensor, mean: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:

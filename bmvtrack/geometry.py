@@ -82,7 +82,7 @@ def from_mask(mask: NDArray[Any]) -> FloatArray | None:
     """The smallest rotated rectangle around all parts of a mask, as OpenCV labels it.
 
     ``cv2.minAreaRect`` over the points of all external contours; a side under one pixel is one
-    pixel. The angle lies in (0, π/2].
+    pixel. The angle lies in [−π/2, 0), OpenCV's range since 4.13, whatever version is installed.
 
     Args:
         mask: ``(H, W)``, boolean or integer; nonzero is object.
@@ -96,9 +96,11 @@ def from_mask(mask: NDArray[Any]) -> FloatArray | None:
     if not contours:
         return None
     (x, y), (w, h), degrees = cv2.minAreaRect(np.concatenate(contours))
-    return np.array(
+    rbbox = np.array(
         [x, y, max(w, MINIMUM_SIDE), max(h, MINIMUM_SIDE), math.radians(degrees)], dtype=np.float64
     )
+    # Up to 4.12 OpenCV's angle lies in (0°, 90°]: another label of the same rectangle.
+    return relabel(rbbox, np.asarray(-(degrees // 90) - 1))
 
 
 def relabel(rbbox: Array, quarter_turns: Array) -> Array:
@@ -133,8 +135,10 @@ def nearest_label(rbbox: Array, reference: Array) -> Array:
     Returns:
         ``(..., 5)`` relabelled boxes.
     """
-    xp = namespace(rbbox)
-    return relabel(rbbox, xp.round((reference[..., 4] - rbbox[..., 4]) / QUARTER_TURN))
+    xp = namespace(rbbox, reference)
+    turns = xp.round((reference[..., 4] - rbbox[..., 4]) / QUARTER_TURN)
+    result: Array = relabel(rbbox, turns)
+    return result
 
 
 def continuous_labels(rbboxes: FloatArray) -> FloatArray:

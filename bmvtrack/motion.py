@@ -61,7 +61,7 @@ def apply(
 
     Args:
         rbbox: ``(..., 5)`` boxes t.
-        motion: ``(..., 5)``; sin θ is clipped to [−1, 1].
+        motion: ``(..., 5)``, broadcast against ``rbbox``; sin θ is clipped to [−1, 1].
         width: of the frame, pixels.
         height: of the frame, pixels.
         coordinates: that ``motion`` is in.
@@ -91,7 +91,7 @@ def to_frame(motion: Array, rbbox: Array, width: float, height: float) -> Array:
 
     Args:
         motion: ``(..., 5)`` in ``object`` coordinates.
-        rbbox: ``(..., 5)`` boxes t.
+        rbbox: ``(..., 5)`` boxes t, broadcast against ``motion``.
         width: of the frame, pixels.
         height: of the frame, pixels.
 
@@ -99,6 +99,7 @@ def to_frame(motion: Array, rbbox: Array, width: float, height: float) -> Array:
         ``(..., 5)`` in ``frame`` coordinates.
     """
     xp = namespace(motion, rbbox)
+    motion, rbbox = xp.broadcast_arrays(motion, rbbox)
     image_x, image_y = _linear_image(motion, rbbox)
     unit = xp.sqrt(rbbox[..., 2] * rbbox[..., 3])
     shift_x = (rbbox[..., 0] + motion[..., 3] * unit - image_x) / width
@@ -112,6 +113,7 @@ def to_frame(motion: Array, rbbox: Array, width: float, height: float) -> Array:
 def to_object(motion: Array, rbbox: Array, width: float, height: float) -> Array:
     """Motion in ``frame`` coordinates → ``object`` coordinates: the inverse of :func:`to_frame`."""
     xp = namespace(motion, rbbox)
+    motion, rbbox = xp.broadcast_arrays(motion, rbbox)
     image_x, image_y = _linear_image(motion, rbbox)
     unit = xp.sqrt(rbbox[..., 2] * rbbox[..., 3])
     shift_x = (image_x + motion[..., 3] * width - rbbox[..., 0]) / unit

@@ -39,7 +39,8 @@ class MotionPrior:
         source: where the numbers come from, for people.
 
     Raises:
-        ValueError: on other shapes, or a covariance that is not symmetric positive definite.
+        ValueError: on other shapes, numbers that are not finite, or a covariance that is not
+            symmetric positive definite.
     """
 
     mean: FloatArray
@@ -61,6 +62,8 @@ class MotionPrior:
                 f"coordinates must be one of {COORDINATES} and labels one of {LABELS}, "
                 f"not {self.coordinates!r} and {self.labels!r}"
             )
+        if not (np.isfinite(mean).all() and np.isfinite(covariance).all()):
+            raise ValueError("the numbers of a motion prior must be finite")
         if not np.allclose(covariance, covariance.T) or np.linalg.eigvalsh(covariance).min() <= 0:
             raise ValueError("the covariance of a motion prior must be symmetric positive definite")
         object.__setattr__(self, "mean", mean)
@@ -203,8 +206,11 @@ def fit(
         The prior (maximum-likelihood mean, unbiased covariance) and the number of pairs.
 
     Raises:
-        UserError: if there are fewer than 6 pairs, too few for a covariance of five variables.
+        UserError: if ``frames_apart`` is below 1, if there are fewer than 6 pairs, too few for a
+            covariance of five variables, or if the boxes move too little for a Gaussian.
     """
+    if frames_apart < 1:
+        raise UserError(f"the boxes of a pair are at least 1 frame apart, not {frames_apart}")
     motions = [
         sequence_motion(boxes, width, height, frames_apart, labels, coordinates)
         for boxes, width, height in sequences
@@ -215,8 +221,14 @@ def fit(
             f"only {len(pairs)} pairs of boxes {frames_apart} frames apart: "
             "a covariance of five variables needs at least 6; give more or longer sequences"
         )
-    covariance = np.cov(pairs, rowvar=False)
-    return MotionPrior(pairs.mean(axis=0), covariance, coordinates, labels, source), len(pairs)
+    mean, covariance = pairs.mean(axis=0), np.cov(pairs, rowvar=False)
+    try:
+        return MotionPrior(mean, covariance, coordinates, labels, source), len(pairs)
+    except ValueError as error:
+        raise UserError(
+            f"the motion of {len(pairs)} pairs of boxes has no Gaussian ({error}); "
+            "give sequences whose object moves, turns and changes size"
+        ) from error
 
 
 def sequence_motion(
@@ -262,7 +274,7 @@ def load(name_or_path: str) -> MotionPrior:
         return named(name_or_path)
     try:
         return MotionPrior.from_json(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"{path} is not a motion prior ({error}); make one with scripts/fit_prior.py"
         ) from error

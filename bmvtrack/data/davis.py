@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from bmvtrack.arrays import BoolArray
 from bmvtrack.data.sequence import VideoSequence, read_image
@@ -26,7 +26,7 @@ def read_mask(path: Path) -> BoolArray:
     try:
         with Image.open(path) as image:
             values, bands, mode = np.asarray(image), image.getbands(), image.mode
-    except (OSError, UnidentifiedImageError) as error:
+    except (OSError, SyntaxError, ValueError) as error:  # Pillow raises all three
         raise UserError(
             f"cannot read the mask {path}: it is missing, damaged or not an image"
         ) from error

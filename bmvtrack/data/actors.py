@@ -1,0 +1,110 @@
+"""Things that move through a synthetic scene: an outline, its textures, its boxes."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from bmvtrack.arrays import ByteArray, FloatArray
+from bmvtrack.data.silhouettes import Silhouette
+
+
+def box_axes(rbbox: FloatArray) -> FloatArray:
+    """R(α)·diag(w, h): from unit box coordinates to pixels about the box's centre, ``(2, 2)``."""
+    cos, sin = math.cos(rbbox[4]), math.sin(rbbox[4])
+    return np.array([[cos, -sin], [sin, cos]]) * rbbox[2:4]
+
+
+@dataclass(frozen=True, eq=False)
+class Layer:
+    """What one object covers of a frame: a window, coverage in [0, 1] and colours there."""
+
+    rows: slice
+    columns: slice
+    alpha: NDArray[np.float32]  # (h, w, 1)
+    colours: NDArray[np.float32]  # (h, w, 3), times alpha
+
+
+@dataclass(frozen=True, eq=False)
+class Actor:
+    """An object that moves: outline, textures, and where it is in each frame."""
+
+    outline: Silhouette
+    coats: tuple[ByteArray, ByteArray]  # main and accent texture, each (S, S, 3)
+    rbboxes: FloatArray  # (T, 5)
+    phases: FloatArray  # (T,) of limbs and ripples, radians
+    light: tuple[float, float]  # strength of shading along x and y
+    shutter: float  # share of the time between frames that it is open
+
+    def cover(self, t: int, width: int, height: int) -> tuple[slice, slice, ByteArray] | None:
+        """Window and coverage ``(h, w, 2)`` in 0 … 255, of all parts and of accented parts."""
+        rbbox = self.rbboxes[t]
+        linear, centre = box_axes(rbbox), rbbox[:2]
+        parts = [
+            (part.accent, [c @ linear.T + centre for c in contours])
+            for part, contours in self.outline.outline(self.phases[t])
+        ]
+        points = np.concatenate([c for _, contours in parts for c in contours])
+        margin = 3 + int(np.abs(self._travel(t)).max())
+        left, top = np.maximum(np.floor(points.min(axis=0)).astype(int) - margin, 0)
+        right, bottom = np.ceil(points.max(axis=0)).astype(int) + margin
+        rows, columns = slice(top, min(bottom, height)), slice(left, min(right, width))
+        if rows.start >= rows.stop or columns.start >= columns.stop:
+            return None
+        window = (rows.stop - rows.start, columns.stop - columns.start)
+        whole, accented = np.zeros(window, np.uint8), np.zeros(window, np.uint8)
+        for accent, contours in parts:
+            shifted = [np.round(16 * (c - (left, top))).astype(np.int32) for c in contours]
+            cv2.fillPoly(whole, shifted, 255, cv2.LINE_AA, 4)
+            cv2.fillPoly(accented, shifted, 255 if accent else 0, cv2.LINE_AA, 4)
+        return rows, columns, np.stack([whole, accented], axis=-1)
+
+    def paint(self, t: int, width: int, height: int) -> Layer | None:
+        """The object in frame t; None where it is out of the frame."""
+        covered = self.cover(t, width, height)
+        if covered is None:
+            return None
+        rows, columns, coverage = covered
+        whole, accented = coverage[..., 0], coverage[..., 1]
+        size = max(self.coats[0].shape)
+        linear = box_axes(self.rbboxes[t]) / size
+        corner = np.array([columns.start, rows.start])
+        shift = self.rbboxes[t][:2] - corner - linear @ np.full(2, size / 2)
+        affine = np.concatenate([linear, shift[:, None]], axis=1)
+        main, accent = (
+            cv2.warpAffine(coat, affine, whole.shape[::-1], borderMode=cv2.BORDER_REFLECT_101)
+            for coat in self.coats
+        )
+        colours = main.astype(np.float32)
+        colours += (accent - colours) * (accented[..., None] * np.float32(1 / 255))
+        alpha = whole * np.float32(1 / 255)
+        colours *= (self._shading(alpha) * alpha)[..., None]
+        blurred = self._motion_blur(np.dstack([colours, alpha]), t)
+        return Layer(rows, columns, blurred[..., 3:], blurred[..., :3])
+
+    def _shading(self, alpha: FloatArray) -> FloatArray:
+        """Light on a rounded body: brighter towards the light, darker at the edges."""
+        reach = max(min(alpha.shape) // 4, 3)
+        relief = cv2.blur(cv2.blur(alpha, (reach, reach)), (reach, reach))
+        slope_x, slope_y = (cv2.Sobel(relief, -1, i, 1 - i, scale=reach / 8) for i in (1, 0))
+        shade = 1 + self.light[0] * slope_x + self.light[1] * slope_y + 0.3 * (relief - 0.8)
+        return np.asarray(np.clip(shade, 0.35, 1.7), dtype=np.float32)
+
+    def _travel(self, t: int) -> FloatArray:
+        """Way of the centre while the shutter is open, ``(2,)`` pixels."""
+        before, after = self.rbboxes[max(t - 1, 0)], self.rbboxes[min(t + 1, len(self.rbboxes) - 1)]
+        return np.asarray(self.shutter * (after - before)[:2] / 2)
+
+    def _motion_blur(self, image: NDArray[np.float32], t: int) -> NDArray[np.float32]:
+        travel = self._travel(t)
+        reach = math.ceil(np.abs(travel).max() / 2)
+        if reach < 1:
+            return image
+        kernel = np.zeros((2 * reach + 1, 2 * reach + 1), np.float32)
+        ends = np.round(16 * (reach + np.array([-travel, travel]) / 2)).astype(int)
+        cv2.line(kernel, ends[0].tolist(), ends[1].tolist(), 1.0, 1, cv2.LINE_8, 4)
+        return np.asarray(cv2.filter2D(image, -1, kernel / kernel.sum()))

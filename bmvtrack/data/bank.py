@@ -1,0 +1,182 @@
+"""Training data where the training happens: frames and objects as uint8 tensors on one device."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, fields
+
+import cv2
+import numpy as np
+import torch
+
+from bmvtrack import geometry
+from bmvtrack.arrays import BoolArray, ByteArray, FloatArray
+from bmvtrack.data.sequence import VideoSequence
+from bmvtrack.errors import UserError
+
+WHOLE = 0
+"""Object id that stands for everything that is not background."""
+_SMALLEST_PART = 0.1  # of the largest part: smaller parts are not objects of their own
+_SMALLEST_AREA = 48  # pixels on the bank's canvas
+_WHOLE_SHARE = 0.3  # of the draws of an image with several parts
+
+
+@dataclass(frozen=True)
+class FrameBank:
+    """Frames on a common canvas, and the table of targets in them.
+
+    A target is one object (or all of a frame together) with its box. ``previous`` links a target to
+    the same object one frame earlier.
+
+    Attributes:
+        frames: ``(N, H, W, 3)`` uint8 RGB, padded at the right and below.
+        objects: ``(N, H, W)`` uint8, 0 background, 1… the parts of the mask.
+        sizes: ``(N, 2)`` int64, true width and height.
+        means: ``(N, 3)`` float32, mean colour of each frame.
+        frame_index: ``(M,)`` int64, the frame of each target.
+        object_id: ``(M,)`` int64, its number in ``objects``; 0 is everything.
+        boxes: ``(M, 5)`` float64.
+        previous: ``(M,)`` int64, the target one frame earlier; −1 where there is none.
+        weights: ``(M,)`` float32, relative chance of being drawn.
+        group: ``(M,)`` int64, the sequence (or still) each target belongs to.
+    """
+
+    frames: torch.Tensor
+    objects: torch.Tensor
+    sizes: torch.Tensor
+    means: torch.Tensor
+    frame_index: torch.Tensor
+    object_id: torch.Tensor
+    boxes: torch.Tensor
+    previous: torch.Tensor
+    weights: torch.Tensor
+    group: torch.Tensor
+
+    def __len__(self) -> int:
+        return len(self.frame_index)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that the tensors hold."""
+        return sum(getattr(self, f.name).nbytes for f in fields(self))
+
+    def to(self, device: torch.device | str) -> FrameBank:
+        """The same bank on another device."""
+        return FrameBank(**{f.name: getattr(self, f.name).to(device) for f in fields(self)})
+
+    def split(self, share: float, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Indices of targets for training and for validation; no sequence is in both.
+
+        Args:
+            share: of the sequences for validation, in (0, 1); at least one sequence each.
+            seed: of the shuffle.
+        """
+        groups = torch.unique(self.group.cpu())
+        if len(groups) < 2:
+            raise UserError("one sequence cannot be split into training and validation; give more")
+        order = torch.randperm(len(groups), generator=torch.Generator().manual_seed(seed))
+        held_out = groups[order[: max(1, min(len(groups) - 1, round(share * len(groups))))]]
+        validation = torch.isin(self.group, held_out.to(self.group.device))
+        return (~validation).nonzero()[:, 0], validation.nonzero()[:, 0]
+
+
+@dataclass
+class _Frame:
+    image: ByteArray
+    objects: ByteArray
+    targets: list[tuple[int, FloatArray, float]]  # object id, box as OpenCV labels it, weight
+
+
+def build_bank(sequences: Sequence[VideoSequence], longest_side: int) -> Iterator[FrameBank | int]:
+    """Read sequences into a bank, on the CPU; frames are reduced to ``longest_side`` pixels.
+
+    Yields the number of sequences read so far (for a progress bar) and at last the bank itself.
+
+    Args:
+        sequences: of one frame (stills: each part of the mask is a target) or more (videos: the
+            whole mask is the target, linked from frame to frame).
+        longest_side: of the canvas in pixels; larger frames are reduced to it.
+
+    Raises:
+        UserError: if no frame has an object, or a file is not as it should be.
+    """
+    frames: list[_Frame] = []
+    starts = [0]
+    for count, sequence in enumerate(sequences, start=1):
+        frames.extend(_reduced_frames(sequence, longest_side))
+        starts.append(len(frames))
+        yield count
+    yield _assemble(frames, starts)
+
+
+def _reduced_frames(sequence: VideoSequence, longest_side: int) -> Iterator[_Frame]:
+    video = len(sequence) > 1
+    for t in range(len(sequence)):
+        image, mask = sequence.frame(t), sequence.mask(t)
+        scale = longest_side / max(mask.shape)
+        if scale < 1:
+            size = (round(mask.shape[1] * scale), round(mask.shape[0] * scale))
+            image = np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA), np.uint8)
+            reduced = cv2.resize(mask.view(np.uint8) * 255, size, interpolation=cv2.INTER_AREA)
+            mask = np.asarray(reduced > 127)
+        parts = [] if video else _parts(mask)
+        objects = mask.astype(np.uint8)
+        box = geometry.from_mask(mask)
+        targets = [] if box is None else [(WHOLE, box, _WHOLE_SHARE if parts else 1.0)]
+        for number, part in enumerate(parts, start=1):
+            objects[part] = number
+            part_box = geometry.from_mask(part)
+            assert part_box is not None
+            targets.append((number, part_box, (1 - _WHOLE_SHARE) / len(parts)))
+        yield _Frame(image, objects, targets)
+
+
+def _parts(mask: BoolArray) -> list[BoolArray]:
+    """The connected parts of a mask that are objects of their own; none if there is only one."""
+    count, labels, statistics, _ = cv2.connectedComponentsWithStats(mask.view(np.uint8))
+    areas = statistics[1:, cv2.CC_STAT_AREA]
+    if count < 3:
+        return []
+    least = max(_SMALLEST_AREA, _SMALLEST_PART * areas.max())
+    large = [i for i in range(1, count) if areas[i - 1] >= least]
+    return [labels == i for i in large[:254]] if len(large) > 1 else []
+
+
+def _assemble(frames: list[_Frame], starts: list[int]) -> FrameBank:
+    height = max(f.image.shape[0] for f in frames)
+    width = max(f.image.shape[1] for f in frames)
+    images = np.zeros((len(frames), height, width, 3), np.uint8)
+    objects = np.zeros((len(frames), height, width), np.uint8)
+    for i, frame in enumerate(frames):
+        images[i, : frame.image.shape[0], : frame.image.shape[1]] = frame.image
+        objects[i, : frame.image.shape[0], : frame.image.shape[1]] = frame.objects
+    rows: list[tuple[int, int, int, float, int]] = []  # frame, object, previous, weight, group
+    boxes: list[FloatArray] = []
+    for group, (first, last) in enumerate(zip(starts[:-1], starts[1:], strict=True)):
+        previous = -1
+        for i in range(first, last):
+            for number, box, weight in frames[i].targets:
+                if previous >= 0:
+                    box = geometry.nearest_label(box, boxes[previous])
+                boxes.append(box)
+                rows.append((i, number, previous, weight, group))
+            previous = len(boxes) - 1 if frames[i].targets and last - first > 1 else -1
+    if not rows:
+        raise UserError("no frame of the training data has an object; are the masks all empty?")
+    table = list(zip(*rows, strict=True))
+    return FrameBank(
+        frames=torch.from_numpy(images),
+        objects=torch.from_numpy(objects),
+        sizes=torch.tensor([f.image.shape[1::-1] for f in frames]),
+        means=torch.from_numpy(_means(frames)),
+        frame_index=torch.tensor(table[0]),
+        object_id=torch.tensor(table[1]),
+        boxes=torch.from_numpy(np.stack(boxes)),
+        previous=torch.tensor(table[2]),
+        weights=torch.tensor(table[3], dtype=torch.float32),
+        group=torch.tensor(table[4]),
+    )
+
+
+def _means(frames: Iterable[_Frame]) -> FloatArray:
+    return np.array([f.image.mean(axis=(0, 1)) for f in frames], dtype=np.float32)

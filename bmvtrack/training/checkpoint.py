@@ -1,0 +1,55 @@
+"""Checkpoints of a run: written whole, the last few kept, read without unpickling."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bmvtrack.errors import UserError
+from bmvtrack.files import whole_file
+
+KEPT = 2
+
+
+def save_checkpoint(folder: Path, step: int, state: dict[str, Any]) -> Path:
+    """Write ``step-NNNNNNNN.pt`` and remove all but the last :data:`KEPT`.
+
+    Args:
+        folder: of checkpoints; made if missing.
+        step: training steps done.
+        state: tensors, numbers, strings, lists and dictionaries only.
+    """
+    path = folder / f"step-{step:08d}.pt"
+    with whole_file(path) as temporary:
+        torch.save(state, temporary)
+    for old in checkpoints(folder)[:-KEPT]:
+        old.unlink()
+    return path
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """The checkpoints of a folder, oldest first."""
+    return sorted(folder.glob("step-*.pt"))
+
+
+def load_checkpoint(folder: Path, device: torch.device | str = "cpu") -> dict[str, Any] | None:
+    """The newest checkpoint that can be read; None if there is none at all.
+
+    A damaged one (a full disk, a pulled plug) is passed over for the one before it.
+
+    Raises:
+        UserError: if there are checkpoints but none can be read.
+    """
+    paths = checkpoints(folder)
+    for path in reversed(paths):
+        try:
+            state: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
+        except (RuntimeError, EOFError, OSError, pickle.UnpicklingError, ValueError):
+            continue
+        return state
+    if paths:
+        raise UserError(f"none of the checkpoints in {folder} can be read; start over elsewhere")
+    return None

@@ -1,0 +1,84 @@
+"""What is minimised and what is reported: L = L_cons + β·KL (paper Eq. 2–3) + λ·NLL of the motion."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Literal
+
+import torch
+
+from bmvtrack import gaussian, motion
+from bmvtrack.data.samples import Batch
+from bmvtrack.losses import balanced_cross_entropy, soft_jaccard_loss
+from bmvtrack.models import Bottleneck, Output
+
+
+def objective(
+    output: Output,
+    batch: Batch,
+    bottleneck: Bottleneck,
+    beta: float,
+    likelihood: float,
+    kl_direction: Literal["posterior", "prior"] = "posterior",
+) -> dict[str, torch.Tensor]:
+    """The loss (``total``) and its terms, each a scalar tensor.
+
+    Args:
+        output: of the network.
+        batch: that it was given.
+        bottleneck: of the network.
+        beta: weight of the KL divergence.
+        likelihood: weight of the negative log-likelihood of the true motion; 0 leaves it out.
+        kl_direction: see :meth:`~bmvtrack.models.bottleneck.Bottleneck.kl_divergence`.
+    """
+    terms = {
+        "cross_entropy": balanced_cross_entropy(output.logits, batch.labels),
+        "jaccard": soft_jaccard_loss(output.logits, batch.labels),
+        "kl": bottleneck.kl_divergence(output.posterior, kl_direction).mean(),
+    }
+    terms["total"] = terms["cross_entropy"] + terms["jaccard"] + beta * terms["kl"]
+    if likelihood:
+        terms["motion_nll"] = motion_nll(output, batch, bottleneck).mean()
+        terms["total"] = terms["total"] + likelihood * terms["motion_nll"]
+    return terms
+
+
+def motion_nll(output: Output, batch: Batch, bottleneck: Bottleneck) -> torch.Tensor:
+    """−log N(true motion; posterior), ``(B,)`` nats, in units of the motion parameters."""
+    posterior = bottleneck.to_motion(output.posterior)
+    return -gaussian.log_density(batch.motion, posterior.mean, posterior.factor)
+
+
+def validation_metrics(
+    output: Output, batch: Batch, bottleneck: Bottleneck, with_motion: bool
+) -> dict[str, torch.Tensor]:
+    """Per-sample numbers, each ``(B,)``: mask IoU, KL, Mahalanobis, and of the motion.
+
+    ``motion_error`` is the distance in pixels (of the frames as trained on) between the true centre
+    and where the posterior's mean moves the box.
+    """
+    predicted, truth = output.logits.argmax(dim=1) > 0, batch.labels > 0
+    union = (predicted | truth).sum(dim=(1, 2))
+    intersection = (predicted & truth).sum(dim=(1, 2))
+    count = len(batch.labels)
+    metrics = {
+        "mask_iou": torch.where(union > 0, intersection / union.clamp_min(1), 1.0),
+        "kl": bottleneck.kl_divergence(output.posterior).expand(count),
+        "mahalanobis": bottleneck.mahalanobis(output.posterior).expand(count),
+    }
+    if with_motion:
+        mean = bottleneck.to_motion(output.posterior).mean.to(batch.boxes)
+        moved = motion.apply(batch.boxes, mean, 1.0, 1.0, "object")
+        true = motion.apply(batch.boxes, batch.motion.to(batch.boxes), 1.0, 1.0, "object")
+        metrics["motion_nll"] = motion_nll(output, batch, bottleneck)
+        metrics["motion_error"] = (moved - true)[:, :2].norm(dim=-1).float()
+    return metrics
+
+
+def averaged(parts: Iterable[dict[str, torch.Tensor]]) -> dict[str, float]:
+    """Means over all samples of several batches of metrics."""
+    collected: dict[str, list[torch.Tensor]] = {}
+    for part in parts:
+        for name, values in part.items():
+            collected.setdefault(name, []).append(values.float().reshape(-1))
+    return {name: float(torch.cat(values).mean()) for name, values in collected.items()}

@@ -1,0 +1,128 @@
+"""Options of pretraining, and what the two modes make of those that are left open."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from bmvtrack.data import sources
+from bmvtrack.data.samples import Mode
+from bmvtrack.errors import UserError
+
+
+@dataclass(frozen=True)
+class PretrainOptions:
+    """Pretrain an encoder: from frame patches to a mask and a Gaussian over the motion."""
+
+    out: Path = Path("runs/pretrain")
+    """folder for checkpoints, TensorBoard logs, and the weights `best` and `last`"""
+    data: tuple[str, ...] = ("synthetic",)
+    """one or more of: synthetic, davis16:FOLDER, davis16:FOLDER:SPLIT, duts:FOLDER, stills:FOLDER"""
+    shares: tuple[float, ...] = ()
+    """share of each batch from each of the data, in the same order; equal if not given"""
+    mode: Mode = "tracking"
+    """`paper`: patches centred on their own object, one posterior a batch, KL to the prior.
+    `tracking`: frame t+1 through box t, one posterior a frame, which must explain the true motion"""
+    prior: str | None = None
+    """name or .json file of the motion prior; default: `paper` or `davis16`, by mode"""
+    width: int = 32
+    """channels of the first stage (ResNet18: 64)"""
+    input_size: int = 128
+    """side of the patch in pixels, a multiple of 64"""
+    samples: int = 50
+    """S, numbers per motion parameter at the bottleneck"""
+    covariance: Literal["batch", "frame"] | None = None
+    """of the posterior; default by mode: `batch` (paper), `frame` (tracking)"""
+    reduction: Literal["norm", "mean"] = "norm"
+    """over the batch, for the `batch` covariance: the paper's text, or its code"""
+    reparameterization: Literal["affine", "full"] | None = None
+    """default by mode: `affine` (paper Eq. 6), `full` (tracking)"""
+    kl_direction: Literal["posterior", "prior"] = "posterior"
+    """`posterior`: D(q‖p), Eq. 2; `prior`: D(p‖q), Algorithm 1"""
+    beta: float | None = None
+    """weight of the KL divergence; default by mode: 5 (paper), 0.01 (tracking)"""
+    likelihood: float | None = None
+    """weight of the true motion's negative log-likelihood; default by mode: 0 (paper), 0.1 (tracking)"""
+    steps: int = 2500
+    """optimiser steps in all"""
+    batch_size: int = 32
+    """patches a step"""
+    learning_rate: float | None = None
+    """highest; default by mode: 1e-4 cyclic from 5e-5, RAdam (paper); 2e-3 one-cycle, AdamW (tracking)"""
+    synthetic_count: int = 128
+    """synthetic sequences to make, where data has `synthetic`"""
+    longest_side: int = 480
+    """frames are reduced to this many pixels before training"""
+    validation_share: float = 0.05
+    """of the sequences (or stills) of each data set"""
+    validate_every: int = 250
+    """steps between validations; a checkpoint is written at each"""
+    device: str = "auto"
+    """`auto`, `cpu`, or `cuda`"""
+    precision: Literal["auto", "32-true", "bf16-mixed"] = "auto"
+    """`auto`: bf16 on a GPU, float32 on a CPU"""
+    seed: int = 0
+    """of everything random"""
+    max_minutes: float | None = None
+    """stop after this time, with a checkpoint to resume from"""
+    resume: bool = False
+    """go on from the last checkpoint in `out`"""
+
+    def resolved(self) -> PretrainOptions:
+        """The same with every option that depends on the mode filled in, and all of them checked.
+
+        Raises:
+            UserError: naming the option and what it may be.
+        """
+        values: dict[str, Any] = dict(self.__dict__)
+        for name, default in _MODE_DEFAULTS[self.mode].items():
+            if values[name] is None:
+                values[name] = default
+        values["shares"] = self.shares or (1.0,) * len(self.data)
+        options = PretrainOptions(**values)
+        options._check()
+        return options
+
+    def _check(self) -> None:
+        for source in self.data:
+            sources.parse(source)
+        if len(self.shares) != len(self.data) or min(self.shares, default=0) <= 0:
+            raise UserError(f"--shares needs one positive number for each of --data {self.data}")
+        for name in ("steps", "batch_size", "synthetic_count", "validate_every", "width"):
+            if getattr(self, name) < 1:
+                raise UserError(f"--{name.replace('_', '-')} must be at least 1")
+        if self.input_size < 64 or self.input_size % 64:
+            raise UserError(f"--input-size must be a multiple of 64, not {self.input_size}")
+        if self.samples < 6:
+            raise UserError(f"--samples must be at least 6, not {self.samples}")
+        if not 0 < self.validation_share < 1:
+            raise UserError(f"--validation-share must lie in (0, 1), not {self.validation_share}")
+        if self.longest_side < 32:
+            raise UserError(f"--longest-side must be at least 32, not {self.longest_side}")
+
+    def fixed(self) -> dict[str, Any]:
+        """What may not change when a run is resumed, as JSON."""
+        free = {"out", "max_minutes", "resume", "device"}
+        values = {name: value for name, value in self.__dict__.items() if name not in free}
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}
+
+
+_MODE_DEFAULTS: dict[Mode, dict[str, Any]] = {
+    "paper": {
+        "prior": "paper",
+        "covariance": "batch",
+        "reparameterization": "affine",
+        "beta": 5.0,
+        "likelihood": 0.0,
+        "learning_rate": 1e-4,
+    },
+    "tracking": {
+        "prior": "davis16",
+        "covariance": "frame",
+        "reparameterization": "full",
+        "beta": 0.01,
+        "likelihood": 0.1,
+        "learning_rate": 2e-3,
+    },
+}

@@ -1,0 +1,212 @@
+import re
+import shutil
+
+import numpy as np
+import pytest
+from numpy.testing import assert_allclose
+from PIL import Image
+
+from bmvtrack.data.davis import load_davis16, read_mask
+from bmvtrack.data.sequence import VideoSequence
+from bmvtrack.errors import UserError
+
+WIDTH, HEIGHT = 64, 36
+NAMES = ("bear", "camel", "dog")
+
+
+def object_mask(t):
+    mask = np.zeros((HEIGHT, WIDTH), dtype=bool)
+    mask[10:20, 12 + 3 * t : 30 + 3 * t] = True
+    return mask
+
+
+def mask_image(mask, kind):
+    if kind == "palette":
+        image = Image.fromarray(mask.astype(np.uint8) * 3)
+        image.putpalette([0, 0, 0, 128, 0, 0, 0, 128, 0, 128, 128, 0])
+        return image
+    grey = Image.fromarray(mask.astype(np.uint8) * (1 if kind == "0/1" else 255))
+    return grey if kind.startswith("0/") else grey.convert(kind)
+
+
+def write_davis(root, resolution="480p", names=NAMES, frames=3, kind="0/255"):
+    """A tiny DAVIS16 folder: a grey frame, brighter with t, and an object that moves right."""
+    for name in names:
+        images, annotations = (root / k / resolution / name for k in ("JPEGImages", "Annotations"))
+        images.mkdir(parents=True)
+        annotations.mkdir(parents=True)
+        for t in range(frames):
+            Image.new("RGB", (WIDTH, HEIGHT), (200, 20 * t, 0)).save(images / f"{t:05}.jpg")
+            mask_image(object_mask(t), kind).save(annotations / f"{t:05}.png")
+    return root
+
+
+def write_split(root, folder, split, lines):
+    path = root / "ImageSets" / folder / f"{split}.txt"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("\n".join(lines) + "\n")
+
+
+def frame_paths(resolution, names, frames=3):
+    return [
+        f"/JPEGImages/{resolution}/{n}/{t:05}.jpg /Annotations/{resolution}/{n}/{t:05}.png"
+        for n in names
+        for t in range(frames)
+    ]
+
+
+@pytest.mark.parametrize("resolution", ["480p", "360p", "1080p"])
+def test_sequences_have_frames_masks_and_boxes(tmp_path, resolution):
+    sequences = load_davis16(write_davis(tmp_path, resolution))
+    assert [s.name for s in sequences] == list(NAMES)
+    sequence = sequences[1]
+    assert len(sequence) == 3
+    assert sequence.size == (WIDTH, HEIGHT)
+    assert sequence.frame(2).shape == (HEIGHT, WIDTH, 3)
+    assert sequence.frame(2).dtype == np.uint8
+    assert_allclose(sequence.frame(2)[0, 0], [200, 40, 0], atol=4)  # RGB
+    for t in range(3):
+        assert (sequence.mask(t) == object_mask(t)).all()
+    assert_allclose(sequence.boxes[:, :2], [[20.5 + 3 * t, 14.5] for t in range(3)])
+    assert_allclose(np.sort(sequence.boxes[:, 2:4]), [[9, 17]] * 3, atol=1e-4)
+
+
+def test_480p_is_preferred(tmp_path):
+    write_davis(tmp_path, "1080p", names=["other"])
+    write_davis(tmp_path, "480p")
+    assert [s.name for s in load_davis16(tmp_path)] == list(NAMES)
+
+
+@pytest.mark.parametrize(
+    ("resolution", "folder", "split", "lines"),
+    [
+        ("480p", "480p", "val", frame_paths("480p", ["dog", "bear"])),
+        ("360p", "360p", "train", frame_paths("360p", ["dog", "bear"])),
+        ("480p", "2016", "val", ["dog", "bear"]),
+        ("480p", "2016", "trainval", ["bear", "", "dog  "]),
+    ],
+)
+def test_a_split_is_read_from_pairs_of_paths_or_from_names(
+    tmp_path, resolution, folder, split, lines
+):
+    write_davis(tmp_path, resolution)
+    write_split(tmp_path, folder, split, lines)
+    assert [s.name for s in load_davis16(tmp_path, split)] == ["bear", "dog"]
+    assert [s.name for s in load_davis16(tmp_path, split, ["dog"])] == ["dog"]
+
+
+@pytest.mark.parametrize("kind", ["0/255", "0/1", "palette", "LA", "RGB", "RGBA", "1"])
+def test_a_mask_is_the_same_in_any_image_mode(tmp_path, kind):
+    mask_image(object_mask(1), kind).save(tmp_path / "mask.png")
+    mask = read_mask(tmp_path / "mask.png")
+    assert mask.dtype == bool
+    assert (mask == object_mask(1)).all()
+
+
+@pytest.mark.parametrize("kind", ["0/255", "palette", "LA", "RGB"])
+def test_an_empty_mask_has_no_object_and_no_box(tmp_path, kind):
+    write_davis(tmp_path, names=["bear"])
+    empty = mask_image(np.zeros((HEIGHT, WIDTH), dtype=bool), kind)
+    empty.save(tmp_path / "Annotations" / "480p" / "bear" / "00001.png")
+    (sequence,) = load_davis16(tmp_path)
+    assert sequence.present.tolist() == [True, False, True]
+    assert np.isnan(sequence.boxes[1]).all()
+
+
+def test_a_smoothed_border_is_cut_at_half(tmp_path):
+    Image.fromarray(np.array([[0, 100, 128, 255]], dtype=np.uint8)).save(tmp_path / "mask.png")
+    assert read_mask(tmp_path / "mask.png").tolist() == [[False, False, True, True]]
+
+
+def test_a_palette_mask_keeps_every_object(tmp_path):
+    image = Image.fromarray(np.array([[0, 1, 2]], dtype=np.uint8))
+    image.putpalette([0, 0, 0, 128, 0, 0, 0, 128, 0])
+    image.save(tmp_path / "mask.png")
+    assert read_mask(tmp_path / "mask.png").tolist() == [[False, True, True]]
+
+
+def test_a_sequence_in_memory_is_the_same(tmp_path):
+    (sequence,) = load_davis16(write_davis(tmp_path / "davis", names=["bear"]))
+    frame, boxes = sequence.frame(1), sequence.boxes
+    kept = sequence.in_memory()
+    shutil.rmtree(tmp_path / "davis")
+    assert (len(kept), kept.size) == (3, (WIDTH, HEIGHT))
+    assert (kept.frame(1) == frame).all()
+    assert (kept.mask(2) == object_mask(2)).all()
+    assert (kept.boxes == boxes).all()
+    assert (kept.opencv_boxes == sequence.opencv_boxes).all()
+
+
+def read_everything(root):
+    for sequence in load_davis16(root):
+        sequence.in_memory()
+
+
+FRAME = "JPEGImages/480p/camel/00001.jpg"
+MASK = "Annotations/480p/camel/00001.png"
+DAMAGE = {
+    "mask missing": (lambda root: (root / MASK).unlink(), MASK),
+    "masks missing": (
+        lambda root: shutil.rmtree(root / "Annotations"),
+        "Annotations/480p/bear/00000.png",
+    ),
+    "mask cut off": (lambda root: (root / MASK).write_bytes((root / MASK).read_bytes()[:60]), MASK),
+    "mask not an image": (lambda root: (root / MASK).write_text("no image"), MASK),
+    "image not an image": (lambda root: (root / FRAME).write_text("no image"), FRAME),
+    "frames missing": (
+        lambda root: [p.unlink() for p in (root / FRAME).parent.iterdir()],
+        "JPEGImages/480p/camel",
+    ),
+}
+
+
+@pytest.mark.parametrize(("damage", "named"), DAMAGE.values(), ids=DAMAGE)
+def test_what_is_missing_or_damaged_is_named(tmp_path, damage, named):
+    damage(write_davis(tmp_path))
+    with pytest.raises(UserError, match=re.escape(str(tmp_path / named))):
+        read_everything(tmp_path)
+
+
+def test_a_mask_of_another_size_is_named(tmp_path):
+    path = write_davis(tmp_path) / "Annotations" / "480p" / "camel" / "00001.png"
+    Image.new("L", (32, 18)).save(path)
+    with pytest.raises(UserError, match=r"'camel', frame 1: the mask is 32×18 .* is 64×36"):
+        read_everything(tmp_path)
+
+
+def test_a_missing_or_foreign_root_is_named(tmp_path):
+    with pytest.raises(UserError, match=re.escape(str(tmp_path / "nowhere"))):
+        load_davis16(tmp_path / "nowhere")
+    with pytest.raises(UserError, match=f"{re.escape(str(tmp_path))} is not a DAVIS folder"):
+        load_davis16(tmp_path)
+
+
+def test_unknown_splits_and_sequences_are_named(tmp_path):
+    write_davis(tmp_path)
+    write_split(tmp_path, "2016", "val", ["bear", "zebra"])
+    with pytest.raises(UserError, match=re.escape(str(tmp_path / "ImageSets/480p/test.txt"))):
+        load_davis16(tmp_path, "test")
+    with pytest.raises(UserError, match=r"JPEGImages/480p lacks .*'val': zebra"):
+        load_davis16(tmp_path, "val")
+    with pytest.raises(UserError, match="no sequence yak in"):
+        load_davis16(tmp_path, sequences=["bear", "yak"])
+
+
+def test_a_sequence_needs_frames_and_masks_or_boxes():
+    with pytest.raises(UserError, match="no frames"):
+        VideoSequence("empty", 0, lambda t: np.zeros((2, 2, 3), np.uint8))
+    with pytest.raises(UserError, match="neither masks nor boxes"):
+        VideoSequence("bare", 1, lambda t: np.zeros((2, 2, 3), np.uint8))
+
+
+def test_real_folders_are_read_whole(shared_data):
+    dev = load_davis16(shared_data / "davis16-dev", "val")
+    assert len(dev) == 10
+    assert sum(map(len, dev)) == 678
+    assert {s.size for s in dev} == {(854, 480)}
+    train = load_davis16(shared_data / "davis16-train-360p", "train")
+    assert len(train) == 30
+    assert sum(map(len, train)) == 2079
+    without = {"bmx-bumps": 14, "surf": 1}
+    absent = {s.name: int((~s.present).sum()) for s in train if s.name in without}
+    assert absent == without
