@@ -1,0 +1,12 @@
+"""bmvtrack: a visual tracker whose actions are drawn from an encoder's latent Gaussian.
+
+Importing this package registers ``BMVTrack-v0`` with Gymnasium, and nothing else: torch is imported
+when something needs it.
+"""
+
+from gymnasium.envs.registration import register, registry
+
+__version__ = "0.1.0"
+
+if "BMVTrack-v0" not in registry:
+    register(id="BMVTrack-v0", entry_point="envs.bmvtrack_env:BMVTrackEnv")

@@ -8,16 +8,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from huggingface_hub import PyTorchModelHubMixin
+from huggingface_hub import PyTorchModelHubMixin, snapshot_download
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
 from bmvtrack.errors import UserError
-from bmvtrack.files import whole_folder
+from bmvtrack.files import whole_file, whole_folder, write_text
 from bmvtrack.models.bottleneck import Bottleneck, Posterior
 from bmvtrack.prior import MotionPrior
+
+_FILES = ("config.json", "model.safetensors")
 
 
 @dataclass(frozen=True)
@@ -54,7 +57,6 @@ class MultivariationalNetwork(
     library_name="bmvtrack",
     license="mit",
     tags=["visual-tracking", "video-object-segmentation"],
-    coders={MotionPrior: (lambda prior: prior.to_json(), MotionPrior.from_json)},
 ):
     """Encoder → bottleneck → decoder: a patch in; a mask and a Gaussian over the motion out.
 
@@ -99,35 +101,78 @@ class MultivariationalNetwork(
         return Output(self.decode(latents, encoding), posterior, encoding.features)
 
     def save_weights(self, folder: Path, half: bool = True) -> None:
-        """Write ``config.json`` and ``model.safetensors``, whole or not at all.
+        """Write ``config.json`` and ``model.safetensors``, both or neither.
 
         Args:
             folder: to write; replaced if it is there.
             half: store float16, half the size; 3 decimal digits of each weight are kept.
         """
         with whole_folder(folder) as temporary:
-            config = _encode_config(self._hub_mixin_config) | {"architecture": type(self).__name__}
-            text = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
-            (temporary / "config.json").write_text(text, encoding="utf-8")
-            tensors = {
-                name: value.half() if half and value.is_floating_point() else value
-                for name, value in self.state_dict().items()
-            }
-            save_file(
-                {name: value.detach().cpu().contiguous() for name, value in tensors.items()},
-                temporary / "model.safetensors",
-            )
+            self._write(temporary, half)
+
+    @classmethod
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str | Path, **download: Any
+    ) -> MultivariationalNetwork:
+        """A network from a folder (:func:`load_network`) or from the Hugging Face Hub.
+
+        Args:
+            pretrained_model_name_or_path: folder, or ``user/name`` on the Hub.
+            download: ``revision``, ``token``, … of :func:`huggingface_hub.snapshot_download`.
+
+        Raises:
+            UserError: if there is nothing of that name, it is damaged, or another architecture.
+        """
+        name = str(pretrained_model_name_or_path)
+        if Path(name).is_dir():
+            folder = Path(name)
+        else:
+            try:
+                folder = Path(snapshot_download(name, allow_patterns=list(_FILES), **download))
+            except (OSError, ValueError) as error:
+                reason = (str(error).splitlines() or [type(error).__name__])[0]
+                raise UserError(f"no folder {name}, and not on the Hub either: {reason}") from error
+        network = load_network(folder)
+        if not isinstance(network, cls):
+            raise UserError(f"{name} holds a {type(network).__name__}, not a {cls.__name__}")
+        return network
+
+    def _save_pretrained(self, save_directory: Path) -> None:
+        """What ``save_pretrained`` and ``push_to_hub`` write beside the model card: float32."""
+        self._write(save_directory, half=False)
+
+    def _write(self, folder: Path, half: bool) -> None:
+        arguments: Any = self._hub_mixin_config  # of the constructor, kept by the mixin
+        config = {**arguments, "architecture": type(self).__name__}
+        text = json.dumps(config, indent=2, ensure_ascii=False, default=_to_json)
+        write_text(folder / _FILES[0], text + "\n")
+        tensors = {
+            name: (_halved(value) if half else value).detach().cpu().contiguous()
+            for name, value in self.state_dict().items()
+        }
+        with whole_file(folder / _FILES[1]) as temporary:
+            save_file(tensors, temporary)
 
 
-def _encode_config(config: Any) -> dict[str, Any]:
-    return {
-        key: value.to_json() if isinstance(value, MotionPrior) else value
-        for key, value in dict(config or {}).items()
-    }
+def _halved(value: torch.Tensor) -> torch.Tensor:
+    """Float16, but what is no floating-point number, or too large for float16, stays as it is."""
+    if not value.is_floating_point():
+        return value
+    half = value.half()
+    return half if half.isfinite().all() else value
+
+
+def _to_json(value: Any) -> Any:
+    """What :mod:`json` does not know among constructor arguments (the mixin may unpack a prior)."""
+    if isinstance(value, MotionPrior):
+        return value.to_json()
+    if isinstance(value, np.ndarray):
+        return value.tolist()
+    raise TypeError(f"a network's arguments must be what JSON can hold, not {type(value).__name__}")
 
 
 def load_network(folder: Path) -> MultivariationalNetwork:
-    """A network of the family from a folder that :meth:`MultivariationalNetwork.save_weights` wrote.
+    """A network of the family from a folder that ``save_weights`` or ``save_pretrained`` wrote.
 
     Returns:
         The network in float32, in evaluation mode, on the CPU.
@@ -136,19 +181,11 @@ def load_network(folder: Path) -> MultivariationalNetwork:
         UserError: if the folder lacks a file, names an unknown architecture, or the weights do not
             fit the network that the configuration describes.
     """
-    from bmvtrack.models import ARCHITECTURES
-
-    config_path, weights_path = folder / "config.json", folder / "model.safetensors"
+    config_path, weights_path = (folder / name for name in _FILES)
     for path in (config_path, weights_path):
         if not path.is_file():
             raise UserError(f"no weights in {folder}: {path.name} is missing")
-    try:
-        config = json.loads(config_path.read_text(encoding="utf-8"))
-        architecture = ARCHITECTURES[config.pop("architecture")]
-        config["prior"] = MotionPrior.from_json(config["prior"])
-        network = architecture(**config)
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{config_path} does not describe a network: {error}") from error
+    network = _from_config(config_path)
     try:
         tensors = load_file(weights_path)
     except (OSError, SafetensorError) as error:
@@ -165,3 +202,17 @@ def load_network(folder: Path) -> MultivariationalNetwork:
     network.load_state_dict(tensors)
     network.eval()
     return network
+
+
+def _from_config(path: Path) -> MultivariationalNetwork:
+    from bmvtrack.models import ARCHITECTURES
+
+    try:
+        config = dict(json.loads(path.read_text(encoding="utf-8")))
+        name = config.pop("architecture", None)
+        if name not in ARCHITECTURES:
+            raise ValueError(f"its architecture is {name!r}, not one of {', '.join(ARCHITECTURES)}")
+        config["prior"] = MotionPrior.from_json(config["prior"])
+        return ARCHITECTURES[name](**config)
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} does not describe a network: {error}") from error

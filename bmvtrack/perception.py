@@ -1,0 +1,247 @@
+"""Where the two halves meet: frames and boxes in; features, posterior and mask out.
+
+The environment, the trackers and the agent all see through :class:`Perception`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+
+from bmvtrack.arrays import BoolArray, ByteArray, FloatArray
+from bmvtrack.data import patches
+from bmvtrack.data.samples import normalize
+from bmvtrack.errors import UserError
+from bmvtrack.models import MultivariationalNetwork, load_network
+
+DEFAULT_WEIGHTS = "synthetic"
+GEOMETRY = (
+    "log of mask area over box area",
+    "mask centre minus box centre, x, in √(w·h)",
+    "mask centre minus box centre, y, in √(w·h)",
+    "mask extent over box extent, along w",
+    "mask extent over box extent, along h",
+    "correlation of the mask along w and h",
+    "mean probability inside the mask",
+    "highest probability",
+)
+"""What the numbers of the mask geometry are."""
+_BUNDLED = Path(__file__).parent / "weights"
+_LEAST_SCALE, _MOST_SINE = 0.05, 0.95  # a posterior mean is kept where motion is defined
+
+
+@dataclass(frozen=True)
+class Percept:
+    """What the network makes of B frames, each seen through a box.
+
+    Attributes:
+        features: ``(B, F)`` float32.
+        mean: ``(B, 5)`` float64, posterior mean of the motion in ``object`` coordinates.
+        covariance: ``(B, 5, 5)`` float64.
+        probabilities: ``(B, S, S)`` float32, of object, on the patch.
+        windows: ``(B, 4)`` float64, where the patch lies in the frame.
+        geometry: ``(B, 8)`` float32 soft-mask moments relative to the box, see :data:`GEOMETRY`.
+    """
+
+    features: torch.Tensor
+    mean: torch.Tensor
+    covariance: torch.Tensor
+    probabilities: torch.Tensor
+    windows: torch.Tensor
+    geometry: torch.Tensor
+
+
+class Perception:
+    """A frozen network that looks at frames through boxes.
+
+    Args:
+        network: of the family, with 4 input channels (tracking mode) and ``frame`` covariance.
+        device: to run on.
+
+    Raises:
+        UserError: if the network was not trained to track, or the device is not there.
+    """
+
+    def __init__(self, network: MultivariationalNetwork, device: str | torch.device = "cpu") -> None:
+        if network.input_channels != 4 or network.bottleneck.covariance_kind != "frame":
+            raise UserError(
+                "these weights cannot track: they were not pretrained with --mode tracking"
+            )
+        self.device = torch.device(device)
+        if self.device.type == "cuda" and not torch.cuda.is_available():
+            raise UserError(f"device {device}: this machine has no CUDA device; use cpu")
+        self.network = network.to(self.device).eval()
+        self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    @classmethod
+    def load(cls, weights: str | Path = DEFAULT_WEIGHTS, device: str = "cpu") -> Perception:
+        """From bundled weights by name, or from a folder.
+
+        Raises:
+            UserError: if there are no such weights, or they are not as they should be.
+        """
+        return cls(load_network(weights_folder(weights)), device)
+
+    @property
+    def feature_count(self) -> int:
+        """F."""
+        return self.network.feature_count
+
+    @torch.inference_mode()
+    def __call__(
+        self,
+        frames: torch.Tensor,
+        boxes: torch.Tensor,
+        sizes: torch.Tensor,
+        fill: torch.Tensor,
+    ) -> Percept:
+        """Look at B frames.
+
+        Args:
+            frames: ``(B, H, W, 3)`` uint8 RGB, on a common canvas.
+            boxes: ``(B, 5)`` float64 rotated boxes in pixels.
+            sizes: ``(B, 2)`` true width and height.
+            fill: ``(B, 3)`` colour of what lies outside the frame.
+        """
+        size = self.network.input_size
+        windows = patches.window(boxes)
+        images = normalize(patches.crop(frames, windows, size, sizes, fill))
+        channel = 2 * patches.fill_box(boxes, windows, size) - 1
+        inputs = torch.cat([images, channel], dim=1)
+        output = self.network(inputs.contiguous(memory_format=torch.channels_last))
+        posterior = self.network.bottleneck.to_motion(output.posterior)
+        probabilities = 1 - output.logits.float().softmax(dim=1)[:, 0]
+        mean = posterior.mean.double()
+        mean[:, :2].clamp_(min=_LEAST_SCALE)
+        mean[:, 2].clamp_(-_MOST_SINE, _MOST_SINE)
+        return Percept(
+            output.features.float(),
+            mean,
+            posterior.covariance.double(),
+            probabilities,
+            windows,
+            mask_geometry(probabilities, windows, boxes),
+        )
+
+    def look(self, frame: ByteArray, rbbox: FloatArray) -> Percept:
+        """Look at one frame: a batch of one.
+
+        Args:
+            frame: ``(H, W, 3)`` uint8 RGB.
+            rbbox: ``(5,)``.
+        """
+        height, width = frame.shape[:2]
+        mean = cv2.mean(frame)[:3]
+        return self(
+            torch.from_numpy(frame)[None].to(self.device),
+            torch.as_tensor(rbbox, dtype=torch.float64, device=self.device)[None],
+            torch.tensor([[width, height]], device=self.device),
+            torch.tensor([mean], dtype=torch.float32, device=self.device),
+        )
+
+
+def weights_folder(weights: str | Path) -> Path:
+    """The folder of bundled weights of that name, or the folder itself.
+
+    Raises:
+        UserError: if there is neither.
+    """
+    bundled = _BUNDLED / weights
+    if isinstance(weights, str) and (bundled / "config.json").is_file():
+        return bundled
+    if Path(weights).is_dir():
+        return Path(weights)
+    names = sorted(p.name for p in _BUNDLED.glob("*/") if (p / "config.json").is_file())
+    raise UserError(
+        f"no weights {str(weights)!r}: neither a folder nor bundled (bundled: {', '.join(names)})"
+    )
+
+
+@lru_cache(maxsize=4)
+def shared_perception(weights: str, device: str = "cpu") -> Perception:
+    """:meth:`Perception.load`, once per process: environments side by side share one network."""
+    return Perception.load(weights, device)
+
+
+def mask_geometry(
+    probabilities: torch.Tensor, windows: torch.Tensor, boxes: torch.Tensor
+) -> torch.Tensor:
+    """Moments of a soft mask relative to its box; see :data:`GEOMETRY`.
+
+    Pixels below ½ count nothing. Of an empty mask the area is the smallest there is, the centre is the
+    box's and the extents are 0.
+
+    Args:
+        probabilities: ``(B, S, S)`` of object.
+        windows: ``(B, 4)``.
+        boxes: ``(B, 5)``.
+
+    Returns:
+        ``(B, 8)`` float32, finite.
+    """
+    size = probabilities.shape[-1]
+    steps = torch.arange(size, device=boxes.device, dtype=boxes.dtype)
+    grid = torch.stack(torch.meshgrid(steps, steps, indexing="xy"), dim=-1).flatten(0, 1)
+    points = patches.to_frame(grid.expand(len(boxes), -1, -1), windows, size) - boxes[:, None, :2]
+    cos, sin = boxes[:, 4].cos()[:, None], boxes[:, 4].sin()[:, None]
+    along = (points[..., 0] * cos + points[..., 1] * sin) / boxes[:, 2, None]
+    beside = (points[..., 1] * cos - points[..., 0] * sin) / boxes[:, 3, None]
+    flat = probabilities.flatten(1).to(boxes.dtype)
+    weight = torch.where(flat > 0.5, flat, 0.0)
+    mass = weight.sum(dim=1, keepdim=True)
+    share = weight / mass.clamp_min(1e-9)
+    pixel_area = (windows[:, 2:] - windows[:, :2]).prod(dim=1) / size**2
+    area = torch.log((mass[:, 0].clamp_min(0.5) * pixel_area) / (boxes[:, 2] * boxes[:, 3]))
+    unit = (boxes[:, 2] * boxes[:, 3]).sqrt()
+    centre = (share[..., None] * points).sum(dim=1) / unit[:, None]
+    u, v = (share * along).sum(1, keepdim=True), (share * beside).sum(1, keepdim=True)
+    var_u = (share * (along - u).square()).sum(1)
+    var_v = (share * (beside - v).square()).sum(1)
+    covariance = (share * (along - u) * (beside - v)).sum(1)
+    correlation = covariance / (var_u * var_v).sqrt().clamp_min(1e-9)
+    inside = mass[:, 0] / (weight > 0).sum(dim=1).clamp_min(1)
+    values = [
+        area,
+        centre[:, 0],
+        centre[:, 1],
+        (12 * var_u).sqrt(),  # a uniform bar of length l has variance l²/12
+        (12 * var_v).sqrt(),
+        correlation,
+        inside,
+        flat.amax(dim=1),
+    ]
+    return torch.stack(values, dim=-1).float()
+
+
+def mask_in_frame(
+    probabilities: torch.Tensor, window: torch.Tensor, width: int, height: int
+) -> BoolArray:
+    """One patch's mask, back in the frame.
+
+    Args:
+        probabilities: ``(S, S)`` of object.
+        window: ``(4,)``.
+        width: of the frame.
+        height: of the frame.
+
+    Returns:
+        ``(H, W)`` boolean: probability over ½.
+    """
+    size = probabilities.shape[-1]
+    left, top, right, bottom = (float(value) for value in window.cpu())
+    scale_x, scale_y = size / (right - left), size / (bottom - top)
+    to_patch = np.array(
+        [[scale_x, 0, -left * scale_x - 0.5], [0, scale_y, -top * scale_y - 0.5]], dtype=np.float64
+    )
+    warped = cv2.warpAffine(
+        probabilities.float().cpu().numpy(),
+        to_patch,
+        (width, height),
+        flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
+    )
+    return np.asarray(warped > 0.5)

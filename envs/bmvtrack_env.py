@@ -1,0 +1,322 @@
+"""``BMVTrack-v0``: tracking one object through a clip as a Gymnasium environment."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, get_args
+
+import cv2
+import gymnasium as gym
+import numpy as np
+from numpy.typing import NDArray
+
+from bmvtrack import geometry, motion
+from bmvtrack.arrays import ByteArray, FloatArray
+from bmvtrack.data import sources
+from bmvtrack.data.sequence import VideoSequence
+from bmvtrack.data.synthetic import synthetic_sequence
+from bmvtrack.errors import UserError
+from bmvtrack.iou import bounds_iou, rotated_iou
+from bmvtrack.motion import COORDINATES, Coordinates
+from bmvtrack.perception import (
+    DEFAULT_WEIGHTS,
+    Percept,
+    Perception,
+    mask_in_frame,
+    shared_perception,
+)
+from bmvtrack.visualization import draw_overlay
+from envs.state import Observation, action_space, move, observation_space, observe
+
+Reward = Literal["rotated", "axis_aligned"]
+_OVERLAPS: dict[Reward, Callable[[FloatArray, FloatArray], FloatArray]] = {
+    "rotated": rotated_iou,
+    "axis_aligned": lambda a, b: bounds_iou(geometry.bounds(a), geometry.bounds(b)),
+}
+_AT_REST = np.array([1.0, 1.0, 0.0, 0.0, 0.0])
+
+
+class BMVTrackEnv(gym.Env[Observation, NDArray[np.float32]]):
+    r"""Follow one object through a clip of video by moving a rotated box from frame to frame.
+
+    ## Description
+    A sequence and a starting frame are drawn; the box starts at the truth. At every step the frozen
+    encoder looks at the *next* frame through the *present* box and predicts a mask and a
+    full-covariance Gaussian over the motion to the next box. The action is that motion.
+
+    ## Action space
+    `Box(5,)` float32: the motion $v$ from box t to box t+1 (paper Eq. 4–5).
+
+    | index | parameter | `frame` (default) | `object` |
+    |---|---|---|---|
+    | 0 | Δs_x: factor on the side w | 0.1 … 4.6 | 0.1 … 4.6 |
+    | 1 | Δs_y: factor on the side h | 0.1 … 4.6 | 0.1 … 4.6 |
+    | 2 | sin θ: turn | ±0.8 | ±0.8 |
+    | 3 | Δx: translation | ±0.9 (of the frame's width) | ±1.8 (of √(w·h)) |
+    | 4 | Δy: translation | ±1.4 (of the frame's height) | ±0.9 (of √(w·h)) |
+
+    In `frame` coordinates the origin is the frame's corner, so scale and turn move the box as well; in
+    `object` coordinates it is the box's centre. Actions outside the bounds are clipped; NaN is refused.
+    Where the bounds come from: `envs.state.ACTION_BOUNDS`.
+
+    ## Observation space
+    A flat `Dict` of float32 boxes, of the next frame seen through the present box:
+
+    | key | shape | what |
+    |---|---|---|
+    | `features` | F | pooled encoder features |
+    | `prior_mean` | 5 | mean of the encoder's Gaussian, in the action's coordinates |
+    | `prior_cholesky` | 15 | lower Cholesky factor of its covariance, row by row |
+    | `mask_geometry` | 8 | moments of the predicted mask (`bmvtrack.perception.GEOMETRY`) |
+    | `box` | 6 | x/W, y/H, w/W, h/H, sin α, cos α of the present box |
+    | `previous_motion` | 5 | the last motion, in `object` coordinates; at rest after a reset |
+
+    ## Reward
+    The IoU of the new box with the true box, in [0, 1]: of the rotated rectangles, or of their
+    axis-aligned bounds. A frame without object gives 0 and is not scored.
+
+    ## Starting state
+    A random sequence, and a random frame of it with an object and at least one frame to come.
+    `reset(options={"sequence": index or name, "start": frame})` chooses.
+
+    ## Episode end
+    - *Truncated* after `clip_length` steps, or at the end of the sequence.
+    - *Terminated* when the target is lost for good: `lost_after` scored frames in a row with IoU 0.
+
+    ## Arguments
+
+    | argument | default | what |
+    |---|---|---|
+    | `sequences` | None | a list of `VideoSequence`, or data by name (`davis16:FOLDER:train`); None makes a new synthetic sequence for every episode |
+    | `weights` | `"synthetic"` | encoder: name of bundled weights or a folder; or a `Perception` |
+    | `device` | `"cpu"` | of the encoder |
+    | `clip_length` | 32 | steps of an episode at most |
+    | `coordinates` | `"frame"` | of the action: `frame` or `object` |
+    | `reward` | `"rotated"` | IoU of `rotated` boxes or of `axis_aligned` bounds |
+    | `lost_after` | 10 | scored frames without overlap that end an episode |
+    | `render_mode` | None | `rgb_array`, or `human` (a window) |
+
+    ## Info
+    `sequence` (name), `frame` (index), `rbbox` and `truth` (`(5,)`), `iou` (NaN if not scored).
+
+    ## Example
+    ```python
+    import gymnasium as gym
+    import bmvtrack
+
+    env = gym.make("BMVTrack-v0")
+    observation, info = env.reset(seed=0)
+    observation, reward, terminated, truncated, info = env.step(observation["prior_mean"])
+    ```
+    """
+
+    metadata = {"render_modes": ["rgb_array", "human"], "render_fps": 12}  # noqa: RUF012
+
+    def __init__(
+        self,
+        sequences: Sequence[VideoSequence] | str | None = None,
+        weights: str | Perception = DEFAULT_WEIGHTS,
+        device: str = "cpu",
+        clip_length: int = 32,
+        coordinates: Coordinates = "frame",
+        reward: Reward = "rotated",
+        lost_after: int = 10,
+        render_mode: str | None = None,
+    ) -> None:
+        if coordinates not in COORDINATES:
+            raise UserError(f"coordinates must be one of {COORDINATES}, not {coordinates!r}")
+        if reward not in _OVERLAPS:
+            raise UserError(f"reward must be one of {get_args(Reward)}, not {reward!r}")
+        if clip_length < 1 or lost_after < 1:
+            raise UserError(
+                f"clip_length and lost_after must be at least 1, not {clip_length} and {lost_after}"
+            )
+        if render_mode not in (None, *self.metadata["render_modes"]):
+            raise UserError(
+                f"render_mode must be one of {self.metadata['render_modes']}, not {render_mode!r}"
+            )
+        if isinstance(sequences, str):
+            sequences = sources.load_sequences(sequences)
+        self.sequences = None if sequences is None else list(sequences)
+        if self.sequences is not None and not any(len(s) > 1 for s in self.sequences):
+            raise UserError("no sequence has two frames: there is nothing to track")
+        self.perception = (
+            weights if isinstance(weights, Perception) else shared_perception(weights, device)
+        )
+        self.clip_length, self.lost_after = clip_length, lost_after
+        self.coordinates: Coordinates = coordinates
+        self._overlap = _OVERLAPS[reward]
+        self.render_mode = render_mode
+        self.action_space = action_space(coordinates)
+        self.observation_space = observation_space(self.perception.feature_count)
+        self.sequence: VideoSequence | None = None
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Observation, dict[str, Any]]:
+        """Start a clip; ``options`` may hold ``sequence`` (index or name) and ``start`` (frame).
+
+        Raises:
+            UserError: if the chosen sequence or start is not there, or has no object.
+        """
+        super().reset(seed=seed)
+        options = options or {}
+        self.sequence = self._choose_sequence(options.get("sequence"))
+        self.frame_index = self._choose_start(self.sequence, options.get("start"))
+        self.last_index = min(self.frame_index + self.clip_length, len(self.sequence) - 1)
+        self.rbbox = self.sequence.boxes[self.frame_index].copy()
+        self._previous_motion = _AT_REST
+        self._frames_lost = 0
+        self._seen: Percept | None = None
+        self._iou = 1.0
+        observation = self._look()
+        if self.render_mode == "human":
+            self.render()
+        return observation, self._info()
+
+    def step(
+        self, action: NDArray[np.float32]
+    ) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
+        """Move the box by ``action`` and go to the next frame.
+
+        Raises:
+            ValueError: if the action is of another shape or contains NaN.
+            gymnasium.error.ResetNeeded: before the first reset.
+        """
+        sequence = self._current()
+        width, height = sequence.size
+        self.rbbox, self._previous_motion = move(
+            self.rbbox, action, width, height, self.coordinates
+        )
+        self.frame_index += 1
+        truth = sequence.boxes[self.frame_index]
+        self._iou = float(self._overlap(self.rbbox, truth))
+        scored = bool(np.isfinite(self._iou))
+        if scored:
+            self._frames_lost = self._frames_lost + 1 if self._iou == 0 else 0
+        terminated = self._frames_lost >= self.lost_after
+        truncated = self.frame_index >= self.last_index
+        self._seen = self._percept
+        observation = self._look()
+        if self.render_mode == "human":
+            self.render()
+        reward = self._iou if scored else 0.0
+        return observation, reward, terminated, truncated, self._info()
+
+    def render(self) -> ByteArray | None:  # type: ignore[override]
+        """The present frame with the true box, the predicted box, its mask and the IoU.
+
+        Raises:
+            UserError: in ``human`` mode, where OpenCV cannot open a window.
+        """
+        if self.render_mode is None:
+            gym.logger.warn("render() needs render_mode; gym.make(..., render_mode='rgb_array')")
+            return None
+        sequence = self._current()
+        width, height = sequence.size
+        mask = None
+        if self._seen is not None:
+            seen = self._seen
+            mask = mask_in_frame(seen.probabilities[0], seen.windows[0], width, height)
+        picture = draw_overlay(
+            sequence.frame(self.frame_index),
+            true_box=sequence.boxes[self.frame_index],
+            predicted_box=self.rbbox,
+            mask=mask,
+            text=f"{sequence.name} {self.frame_index}  IoU {self._iou:.2f}",
+        )
+        if self.render_mode == "rgb_array":
+            return picture
+        self._show(picture)
+        return None
+
+    def close(self) -> None:
+        """Close the window, if there is one."""
+        if self.render_mode == "human" and self.sequence is not None:
+            cv2.destroyAllWindows()
+
+    def _look(self) -> Observation:
+        """Observe the next frame (the same one again at the end of the sequence)."""
+        sequence = self._current()
+        width, height = sequence.size
+        next_index = min(self.frame_index + 1, len(sequence) - 1)
+        self._percept = self.perception.look(sequence.frame(next_index), self.rbbox)
+        return observe(
+            self._percept, self.rbbox, self._previous_motion, width, height, self.coordinates
+        )
+
+    def _choose_sequence(self, wanted: int | str | None) -> VideoSequence:
+        if self.sequences is None:
+            if isinstance(wanted, str):
+                raise UserError("synthetic sequences are chosen by number, not by name")
+            seed = self.np_random.integers(2**31) if wanted is None else wanted
+            return synthetic_sequence(int(seed))
+        if wanted is None:
+            usable = [s for s in self.sequences if _starts(s).size]
+            if not usable:
+                raise UserError("no sequence has an object in a frame that another one follows")
+            return usable[int(self.np_random.integers(len(usable)))]
+        for i, sequence in enumerate(self.sequences):
+            if wanted in (i, sequence.name):
+                return sequence
+        raise UserError(
+            f"no sequence {wanted!r}; there are {len(self.sequences)}: "
+            f"{', '.join(s.name for s in self.sequences[:20])}"
+        )
+
+    def _choose_start(self, sequence: VideoSequence, wanted: int | None) -> int:
+        starts = _starts(sequence)
+        if not starts.size:
+            raise UserError(f"sequence {sequence.name!r} has no frame to start from")
+        if wanted is None:
+            return int(self.np_random.choice(starts))
+        if wanted not in starts:
+            raise UserError(
+                f"sequence {sequence.name!r} cannot start at frame {wanted}: "
+                "there is no object, or no frame after it"
+            )
+        return wanted
+
+    def _current(self) -> VideoSequence:
+        if self.sequence is None:
+            raise gym.error.ResetNeeded("call reset() before step() or render()")
+        return self.sequence
+
+    def _info(self) -> dict[str, Any]:
+        sequence = self._current()
+        return {
+            "sequence": sequence.name,
+            "frame": self.frame_index,
+            "rbbox": self.rbbox.copy(),
+            "truth": sequence.boxes[self.frame_index].copy(),
+            "iou": self._iou,
+        }
+
+    def _show(self, picture: ByteArray) -> None:
+        try:
+            cv2.imshow("BMVTrack-v0", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
+            cv2.waitKey(max(1, round(1000 / self.metadata["render_fps"])))
+        except cv2.error as error:
+            raise UserError(
+                "render_mode='human' needs a display and an OpenCV build with windows; "
+                "use render_mode='rgb_array'"
+            ) from error
+
+
+def _starts(sequence: VideoSequence) -> NDArray[np.intp]:
+    """Frames with an object and a frame after them."""
+    return np.flatnonzero(sequence.present[:-1])
+
+
+def true_motion(env: BMVTrackEnv) -> FloatArray:
+    """The action that would move the present box to the true one, in the environment's coordinates.
+
+    Args:
+        env: after a reset; the next frame must have an object.
+
+    Returns:
+        ``(5,)`` float64.
+    """
+    sequence = env._current()
+    truth = geometry.nearest_label(sequence.boxes[env.frame_index + 1], env.rbbox)
+    return motion.solve(env.rbbox, truth, *sequence.size, env.coordinates)
