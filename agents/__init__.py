@@ -1,0 +1,1 @@
+"""Soft actor-critic around the latent prior."""

@@ -1,7 +1,8 @@
 """Full-covariance Gaussians as a mean and a lower Cholesky factor, batched, in torch.
 
 No factorisation here waits for the device: a matrix that is not positive definite gives NaN, not an
-exception. Matrices that come from outside are checked where they enter (:class:`~bmvtrack.prior.MotionPrior`).
+exception. Matrices that come from outside are checked where they enter
+(:class:`~bmvtrack.prior.MotionPrior`).
 """
 
 from __future__ import annotations
@@ -30,7 +31,8 @@ def whiten(value: torch.Tensor, mean: torch.Tensor, factor: torch.Tensor) -> tor
         ``(..., D)``; standard normal if ``value`` is a draw.
     """
     difference = (value - mean).unsqueeze(-1)
-    return torch.linalg.solve_triangular(factor, difference, upper=False).squeeze(-1)
+    result: torch.Tensor = torch.linalg.solve_triangular(factor, difference, upper=False)
+    return result.squeeze(-1)
 
 
 def unwhiten(noise: torch.Tensor, mean: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
@@ -79,7 +81,7 @@ def kl_divergence(
     difference = (mean - other_mean).unsqueeze(-1).expand(*batch, dimension, 1)
     first = factor.expand(*batch, dimension, dimension)
     second = other_factor.expand(*batch, dimension, dimension)
-    solved = torch.linalg.solve_triangular(
+    solved: torch.Tensor = torch.linalg.solve_triangular(
         second, torch.cat([first, difference], dim=-1), upper=False
     )
     quadratic = solved.square().sum(dim=(-2, -1)) - dimension

@@ -93,14 +93,43 @@ def from_mask(mask: NDArray[Any]) -> FloatArray | None:
     contours, _ = cv2.findContours(
         np.ascontiguousarray(mask != 0).view(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE
     )
-    if not contours:
-        return None
-    (x, y), (w, h), degrees = cv2.minAreaRect(np.concatenate(contours))
+    return from_points(np.concatenate(contours)[:, 0]) if contours else None
+
+
+def from_points(points: NDArray[Any]) -> FloatArray:
+    """The smallest rotated rectangle around points; see :func:`from_mask`.
+
+    Args:
+        points: ``(N, 2)`` x, y in pixels, N ≥ 1.
+
+    Returns:
+        ``(5,)`` float64.
+    """
+    (x, y), (w, h), degrees = cv2.minAreaRect(np.asarray(points, dtype=np.float32))
     rbbox = np.array(
         [x, y, max(w, MINIMUM_SIDE), max(h, MINIMUM_SIDE), math.radians(degrees)], dtype=np.float64
     )
     # Up to 4.12 OpenCV's angle lies in (0°, 90°]: another label of the same rectangle.
     return relabel(rbbox, np.asarray(-(degrees // 90) - 1))
+
+
+def mask_bounds(mask: NDArray[Any]) -> FloatArray:
+    """Axis-aligned bounds of a mask's pixels, each of which reaches half a pixel from its centre.
+
+    They are up to one pixel wider than the bounds of :func:`from_mask`, which runs through the
+    centres of the outermost pixels.
+
+    Args:
+        mask: ``(H, W)``, boolean or integer; nonzero is object.
+
+    Returns:
+        ``(4,)`` float64: left, top, right, bottom in pixels; NaN where the mask is empty.
+    """
+    columns, rows = np.flatnonzero(mask.any(axis=0)), np.flatnonzero(mask.any(axis=1))
+    if not columns.size:
+        return np.full(4, np.nan)
+    first, last = np.array([columns[0], rows[0]]), np.array([columns[-1], rows[-1]])
+    return np.concatenate([first - 0.5, last + 0.5])
 
 
 def relabel(rbbox: Array, quarter_turns: Array) -> Array:

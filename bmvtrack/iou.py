@@ -13,6 +13,9 @@ import torch
 from bmvtrack.arrays import Array, FloatArray, namespace
 from bmvtrack.geometry import corners
 
+_GRID = 1e-9
+"""Pixels that shapely rounds corners to."""
+
 
 def bounds_iou(first: Array, second: Array) -> Array:
     """IoU of axis-aligned bounds.
@@ -53,9 +56,12 @@ def rotated_iou(first: FloatArray, second: FloatArray) -> FloatArray:
     # Coordinates relative to the first box: differences of large numbers would cost digits.
     origin = np.concatenate([first[valid][:, :2], np.zeros((int(valid.sum()), 3))], axis=-1)
     polygons = [shapely.polygons(corners(boxes[valid] - origin)) for boxes in (first, second)]
-    intersection = shapely.area(shapely.intersection(polygons[0], polygons[1]))
+    # Without a grid, GEOS finds four points in common between rectangles that differ by one ulp.
+    shared = shapely.intersection(polygons[0], polygons[1], grid_size=_GRID)
+    intersection = shapely.area(shared)
     union = shapely.area(polygons[0]) + shapely.area(polygons[1]) - intersection
-    result[valid] = np.where(union > 0, intersection / np.where(union > 0, union, 1.0), 0.0)
+    ratio = np.where(union > 0, intersection / np.where(union > 0, union, 1.0), 0.0)
+    result[valid] = np.minimum(ratio, 1.0)
     return result
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, get_args
 
-import cv2
 import gymnasium as gym
 import numpy as np
 from numpy.typing import NDArray
@@ -150,6 +149,7 @@ class BMVTrackEnv(gym.Env[Observation, NDArray[np.float32]]):
         self.action_space = action_space(coordinates)
         self.observation_space = observation_space(self.perception.feature_count)
         self.sequence: VideoSequence | None = None
+        self._window: Any = None
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -207,7 +207,7 @@ class BMVTrackEnv(gym.Env[Observation, NDArray[np.float32]]):
         """The present frame with the true box, the predicted box, its mask and the IoU.
 
         Raises:
-            UserError: in ``human`` mode, where OpenCV cannot open a window.
+            UserError: in ``human`` mode, where no window can be opened.
         """
         if self.render_mode is None:
             gym.logger.warn("render() needs render_mode; gym.make(..., render_mode='rgb_array')")
@@ -232,8 +232,11 @@ class BMVTrackEnv(gym.Env[Observation, NDArray[np.float32]]):
 
     def close(self) -> None:
         """Close the window, if there is one."""
-        if self.render_mode == "human" and self.sequence is not None:
-            cv2.destroyAllWindows()
+        if self._window is not None:
+            import pygame
+
+            pygame.display.quit()
+            self._window = None
 
     def _look(self) -> Observation:
         """Observe the next frame (the same one again at the end of the sequence)."""
@@ -293,14 +296,26 @@ class BMVTrackEnv(gym.Env[Observation, NDArray[np.float32]]):
         }
 
     def _show(self, picture: ByteArray) -> None:
+        import pygame  # only human mode needs it
+
+        height, width = picture.shape[:2]
         try:
-            cv2.imshow("BMVTrack-v0", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
-            cv2.waitKey(max(1, round(1000 / self.metadata["render_fps"])))
-        except cv2.error as error:
+            if self._window is None:
+                pygame.display.init()
+                pygame.display.set_caption("BMVTrack-v0")
+                self._clock = pygame.time.Clock()
+            if self._window is None or self._window.get_size() != (width, height):
+                self._window = pygame.display.set_mode((width, height))
+        except pygame.error as error:
             raise UserError(
-                "render_mode='human' needs a display and an OpenCV build with windows; "
+                f"render_mode='human' cannot open a window here ({error}); "
                 "use render_mode='rgb_array'"
             ) from error
+        surface = pygame.image.frombuffer(np.ascontiguousarray(picture), (width, height), "RGB")
+        self._window.blit(surface, (0, 0))
+        pygame.event.pump()
+        pygame.display.flip()
+        self._clock.tick(self.metadata["render_fps"])
 
 
 def _starts(sequence: VideoSequence) -> NDArray[np.intp]:

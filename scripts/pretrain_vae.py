@@ -2,7 +2,7 @@
 
 Examples:
     python scripts/pretrain_vae.py
-    python scripts/pretrain_vae.py --data duts:DUTS-TR davis16:DAVIS:train --shares 3 1 --steps 20000
+    python scripts/pretrain_vae.py --data duts:DUTS-TR davis16:DAVIS:train --shares 3 1
     python scripts/pretrain_vae.py --mode paper --data davis16:DAVIS:train
 """
 

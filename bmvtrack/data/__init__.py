@@ -1,0 +1,1 @@
+"""Sequences and their readers, patches, and training data on the device."""

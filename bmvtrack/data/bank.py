@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
+from itertools import pairwise
 
 import cv2
 import numpy as np
@@ -18,6 +19,7 @@ WHOLE = 0
 """Object id that stands for everything that is not background."""
 _SMALLEST_PART = 0.1  # of the largest part: smaller parts are not objects of their own
 _SMALLEST_AREA = 48  # pixels on the bank's canvas
+_LEFT_OVER = 255  # object id of parts that are not objects of their own
 _WHOLE_SHARE = 0.3  # of the draws of an image with several parts
 
 
@@ -30,7 +32,8 @@ class FrameBank:
 
     Attributes:
         frames: ``(N, H, W, 3)`` uint8 RGB, padded at the right and below.
-        objects: ``(N, H, W)`` uint8, 0 background, 1… the parts of the mask.
+        objects: ``(N, H, W)`` uint8, 0 background, 1… the parts of the mask, 255 parts too small to
+            be objects of their own.
         sizes: ``(N, 2)`` int64, true width and height.
         means: ``(N, 3)`` float32, mean colour of each frame.
         frame_index: ``(M,)`` int64, the frame of each target.
@@ -120,7 +123,7 @@ def _reduced_frames(sequence: VideoSequence, longest_side: int) -> Iterator[_Fra
             reduced = cv2.resize(mask.view(np.uint8) * 255, size, interpolation=cv2.INTER_AREA)
             mask = np.asarray(reduced > 127)
         parts = [] if video else _parts(mask)
-        objects = mask.astype(np.uint8)
+        objects = mask * np.uint8(_LEFT_OVER if parts else 1)
         box = geometry.from_mask(mask)
         targets = [] if box is None else [(WHOLE, box, _WHOLE_SHARE if parts else 1.0)]
         for number, part in enumerate(parts, start=1):
@@ -139,10 +142,12 @@ def _parts(mask: BoolArray) -> list[BoolArray]:
         return []
     least = max(_SMALLEST_AREA, _SMALLEST_PART * areas.max())
     large = [i for i in range(1, count) if areas[i - 1] >= least]
-    return [labels == i for i in large[:254]] if len(large) > 1 else []
+    return [labels == i for i in large[: _LEFT_OVER - 1]] if len(large) > 1 else []
 
 
 def _assemble(frames: list[_Frame], starts: list[int]) -> FrameBank:
+    if not any(frame.targets for frame in frames):
+        raise UserError("no frame of the training data has an object; are the masks all empty?")
     height = max(f.image.shape[0] for f in frames)
     width = max(f.image.shape[1] for f in frames)
     images = np.zeros((len(frames), height, width, 3), np.uint8)
@@ -152,7 +157,7 @@ def _assemble(frames: list[_Frame], starts: list[int]) -> FrameBank:
         objects[i, : frame.image.shape[0], : frame.image.shape[1]] = frame.objects
     rows: list[tuple[int, int, int, float, int]] = []  # frame, object, previous, weight, group
     boxes: list[FloatArray] = []
-    for group, (first, last) in enumerate(zip(starts[:-1], starts[1:], strict=True)):
+    for group, (first, last) in enumerate(pairwise(starts)):
         previous = -1
         for i in range(first, last):
             for number, box, weight in frames[i].targets:
@@ -161,8 +166,6 @@ def _assemble(frames: list[_Frame], starts: list[int]) -> FrameBank:
                 boxes.append(box)
                 rows.append((i, number, previous, weight, group))
             previous = len(boxes) - 1 if frames[i].targets and last - first > 1 else -1
-    if not rows:
-        raise UserError("no frame of the training data has an object; are the masks all empty?")
     table = list(zip(*rows, strict=True))
     return FrameBank(
         frames=torch.from_numpy(images),

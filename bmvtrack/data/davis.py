@@ -1,4 +1,4 @@
-"""DAVIS16 on disk: 480p, 360p or any other resolution folder, masks as 0/255, palette or LA images."""
+"""DAVIS16 on disk: 480p, 360p or any other resolution, masks as 0/255, palette or LA images."""
 
 from __future__ import annotations
 
@@ -44,8 +44,9 @@ def load_davis16(
 
     Args:
         root: with ``JPEGImages/<res>/<seq>`` and ``Annotations/<res>/<seq>``.
-        split: ``train``, ``val`` or ``trainval``: the sequences that ``ImageSets/<res>/<split>.txt``
-            (or ``ImageSets/2016/<split>.txt``, a name a line) lists. None: all there are.
+        split: ``train``, ``val`` or ``trainval``: the sequences that
+            ``ImageSets/<res>/<split>.txt`` (or ``ImageSets/2016/<split>.txt``, a name a line)
+            lists. None: all there are.
         sequences: keep only these names.
 
     Raises:

@@ -1,11 +1,12 @@
 """The patch φ: an axis-aligned window around a box, resampled to the network's input.
 
-The window is the box's axis-aligned bounds, padded on each side by (w + h)/4 of those bounds, resized
-without keeping aspect. It is not clipped at the frame's edge; what lies outside is the frame's mean
-colour. So patch coordinates are an affine map of frame coordinates that is known exactly.
+The window is the box's axis-aligned bounds, padded on each side by (w + h)/4 of those bounds,
+resized without keeping aspect. It is not clipped at the frame's edge; what lies outside is the
+frame's mean colour. So patch coordinates are an affine map of frame coordinates, known exactly.
 
-Resampling is separable: one small matrix a side, of triangle filters as wide as the scale demands, so
-that shrinking windows do not alias. A batch of patches is two batched matrix products on any device.
+Resampling is separable: one small matrix a side, of triangle filters as wide as the scale demands,
+so that shrinking windows do not alias. A batch of patches is two batched matrix products on any
+device.
 """
 
 from __future__ import annotations
@@ -53,15 +54,13 @@ def crop(
     # On the CPU each window reads only the pixels it needs; on a device this would wait for it.
     reach = (windows[:, 2:] - windows[:, :2]).amax(dim=1, keepdim=True) / size + 1
     first = (windows[:, :2] - reach).floor().clamp_min(0).long().tolist()
-    last = (windows[:, 2:] + reach).ceil().long() + 1
-    last = torch.minimum(last, sizes.long()).tolist()
+    limits = (windows[:, 2:] + reach).ceil().long() + 1
+    last = torch.minimum(limits, sizes.long()).tolist()
     parts = []
     for i, ((left, top), (right, bottom)) in enumerate(zip(first, last, strict=True)):
         item = slice(i, i + 1)
         ranges = slice(top, max(bottom, top)), slice(left, max(right, left))
-        parts.append(
-            _resample(frames[item], windows[item], size, sizes[item], fill[item], *ranges)
-        )
+        parts.append(_resample(frames[item], windows[item], size, sizes[item], fill[item], *ranges))
     return torch.cat(parts)
 
 
@@ -115,8 +114,8 @@ def fill_box(rbbox: torch.Tensor, windows: torch.Tensor, size: int) -> torch.Ten
         size: of the patch.
 
     Returns:
-        ``(B, 1, size, size)`` float32 in [0, 1]: the share of each pixel that the box covers, with a
-        linear ramp of one pixel at the border.
+        ``(B, 1, size, size)`` float32 in [0, 1]: the share of each pixel that the box covers, with
+        a linear ramp of one pixel at the border.
     """
     steps = torch.arange(size, device=rbbox.device, dtype=rbbox.dtype)
     grid = torch.stack(torch.meshgrid(steps, steps, indexing="xy"), dim=-1)  # (S, S, 2) x, y

@@ -1,8 +1,9 @@
 """Training samples drawn from a bank: crop, jitter, normalise, in batches of tensors.
 
-*Paper mode*: the patch is centred on the object of its own frame. *Tracking mode*: the frame is seen
-through a box that is not yet right (the box of the frame before, or the true box moved by a random
-motion), the box is the fourth input channel, and the true motion is what the posterior must explain.
+*Paper mode*: the patch is centred on the object of its own frame. *Tracking mode*: the frame is
+seen through a box that is not yet right (the box of the frame before, or the true box moved by a
+random motion), the box is the fourth input channel, and the true motion is what the posterior must
+explain.
 """
 
 from __future__ import annotations

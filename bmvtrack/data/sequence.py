@@ -87,6 +87,17 @@ class VideoSequence:
         given = self.given_boxes
         return geometry.continuous_labels(self.opencv_boxes if given is None else given)
 
+    @cached_property
+    def mask_bounds(self) -> FloatArray:
+        """``(T, 4)`` axis-aligned bounds of the masks, NaN where there is no object.
+
+        Left, top, right, bottom of the pixels' areas: a mask of one pixel at (3, 5) has the bounds
+        (2.5, 4.5, 3.5, 5.5). Bounds of the rotated boxes where the data has no masks.
+        """
+        if self.read_mask is None:
+            return geometry.bounds(self.boxes)
+        return np.stack([geometry.mask_bounds(self.mask(t)) for t in range(len(self))])
+
     @property
     def present(self) -> BoolArray:
         """``(T,)``: where there is an object, and so a box to score."""

@@ -56,8 +56,6 @@ def load_sequences(source: str, *, synthetic_count: int = 64, seed: int = 0) -> 
 def load_bank(name: str, sequences: Sequence[VideoSequence], longest_side: int) -> FrameBank:
     """Read sequences into a bank, with a progress bar."""
     steps = build_bank(sequences, longest_side)
-    bank: FrameBank | int = 0
-    for bank in track(steps, f"reading {name}", total=len(sequences) + 1):
-        pass
+    *_, bank = track(steps, f"reading {name}", total=len(sequences) + 1)
     assert isinstance(bank, FrameBank)
     return bank

@@ -7,7 +7,7 @@ from torch.nn import functional
 
 
 def balanced_weights(labels: torch.Tensor, classes: int) -> torch.Tensor:
-    """"Balanced" class weights of the labels themselves: N / (C_present · count_c), 0 if absent.
+    """Class weights "balanced" by the labels themselves: N / (C_present · count_c), 0 if absent.
 
     Args:
         labels: integer labels of any shape.

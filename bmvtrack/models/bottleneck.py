@@ -44,10 +44,10 @@ class Bottleneck(nn.Module):
         features: number of input features.
         prior: N(μ, Σ) that the KL term pulls to and that the noise ε is drawn from.
         samples: S, numbers per variable (the published weights: 50; the paper's text: 10).
-        covariance: ``batch`` (the paper): Σ' is reduced over the batch, then the sample covariance over
-            S is one for the batch. ``frame``: the sample covariance of each frame's own 5×S.
-        reduction: over the batch, for ``batch``: ``norm`` (the paper's text) or ``mean`` (its code).
-            A frame repeated B times has B times the covariance of one frame under ``norm``.
+        covariance: ``batch`` (the paper): Σ' is reduced over the batch, then the sample covariance
+            over S is one for the batch. ``frame``: the sample covariance of each frame's own 5×S.
+        reduction: over the batch, for ``batch``: ``norm`` (the paper's text) or ``mean`` (its
+            code). A frame repeated B times has B times the covariance of one frame under ``norm``.
         reparameterization: ``affine`` (paper Eq. 6: the posterior's marginals with the prior's
             correlations) or ``full`` (the posterior's covariance itself).
         standardized: heads speak in units of the prior's standard deviations around its mean. Then
@@ -93,8 +93,9 @@ class Bottleneck(nn.Module):
 
     def forward(self, features: torch.Tensor) -> Posterior:
         """Posterior of ``(B, F)`` features, in float32 whatever the precision around it."""
-        rows = self.mean_head(features).float().unflatten(-1, (VARIABLES, self.samples))  # (B, 5, S)
-        spread = self.covariance_head(features).float().unflatten(-1, (VARIABLES, self.samples))
+        shape = VARIABLES, self.samples
+        rows = self.mean_head(features).float().unflatten(-1, shape)  # (B, 5, S)
+        spread = self.covariance_head(features).float().unflatten(-1, shape)
         with torch.autocast(features.device.type, enabled=False):
             if self.covariance_kind == "batch":
                 spread = self._reduce(spread)[None]  # (1, 5, S)
@@ -102,9 +103,7 @@ class Bottleneck(nn.Module):
             covariance = covariance + _JITTER * torch.eye(VARIABLES, device=features.device)
             return Posterior(rows.mean(dim=-1), covariance, gaussian.cholesky(covariance))
 
-    def draw(
-        self, posterior: Posterior, generator: torch.Generator | None = None
-    ) -> torch.Tensor:
+    def draw(self, posterior: Posterior, generator: torch.Generator | None = None) -> torch.Tensor:
         """z, ``(B, 5, S)``: ε ~ N(μ, Σ), carried from the prior to the posterior (paper Eq. 6)."""
         batch = len(posterior.mean)
         noise = torch.randn(
@@ -154,7 +153,8 @@ class Bottleneck(nn.Module):
     def _reduce(self, spread: torch.Tensor) -> torch.Tensor:
         """``(B, 5, S)`` → ``(5, S)`` over the batch."""
         if self.reduction == "norm":
-            return torch.linalg.vector_norm(spread, dim=0)
+            norm: torch.Tensor = torch.linalg.vector_norm(spread, dim=0)
+            return norm
         return spread.mean(dim=0)
 
 

@@ -1,7 +1,7 @@
 """The project's own network: a ResNet18 U-Net with one extra stage.
 
-That is how the paper's text and Table 2 describe βMVUnet. Blocks and stages are torchvision's ResNet18;
-width and input size are options.
+That is how the paper's text and Table 2 describe βMVUnet. Blocks and stages are torchvision's
+ResNet18; width and input size are options.
 """
 
 from __future__ import annotations

@@ -1,0 +1,1 @@
+"""Trackers, the protocols that judge them, metrics, and reports."""

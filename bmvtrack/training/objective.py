@@ -1,4 +1,4 @@
-"""What is minimised and what is reported: L = L_cons + β·KL (paper Eq. 2–3) + λ·NLL of the motion."""
+"""What is minimised and reported: L = L_cons + β·KL (paper Eq. 2–3) + λ·NLL of the motion."""
 
 from __future__ import annotations
 

@@ -18,12 +18,12 @@ class PretrainOptions:
     out: Path = Path("runs/pretrain")
     """folder for checkpoints, TensorBoard logs, and the weights `best` and `last`"""
     data: tuple[str, ...] = ("synthetic",)
-    """one or more of: synthetic, davis16:FOLDER, davis16:FOLDER:SPLIT, duts:FOLDER, stills:FOLDER"""
+    """any of: synthetic, davis16:FOLDER, davis16:FOLDER:SPLIT, duts:FOLDER, stills:FOLDER"""
     shares: tuple[float, ...] = ()
     """share of each batch from each of the data, in the same order; equal if not given"""
     mode: Mode = "tracking"
     """`paper`: patches centred on their own object, one posterior a batch, KL to the prior.
-    `tracking`: frame t+1 through box t, one posterior a frame, which must explain the true motion"""
+    `tracking`: frame t+1 through box t, one posterior a frame, that must explain the true motion"""
     prior: str | None = None
     """name or .json file of the motion prior; default: `paper` or `davis16`, by mode"""
     width: int = 32
@@ -43,13 +43,15 @@ class PretrainOptions:
     beta: float | None = None
     """weight of the KL divergence; default by mode: 5 (paper), 0.01 (tracking)"""
     likelihood: float | None = None
-    """weight of the true motion's negative log-likelihood; default by mode: 0 (paper), 0.1 (tracking)"""
+    """weight of the true motion's negative log-likelihood; default by mode: 0 (paper), 0.1
+    (tracking)"""
     steps: int = 2500
     """optimiser steps in all"""
     batch_size: int = 32
     """patches a step"""
     learning_rate: float | None = None
-    """highest; default by mode: 1e-4 cyclic from 5e-5, RAdam (paper); 2e-3 one-cycle, AdamW (tracking)"""
+    """highest; default by mode: 1e-4 cyclic from 5e-5, RAdam (paper); 2e-3 one-cycle, AdamW
+    (tracking)"""
     synthetic_count: int = 128
     """synthetic sequences to make, where data has `synthetic`"""
     longest_side: int = 480
@@ -98,6 +100,8 @@ class PretrainOptions:
             raise UserError(f"--samples must be at least 6, not {self.samples}")
         if not 0 < self.validation_share < 1:
             raise UserError(f"--validation-share must lie in (0, 1), not {self.validation_share}")
+        if self.max_minutes is not None and not self.max_minutes > 0:
+            raise UserError(f"--max-minutes must be positive, not {self.max_minutes}")
         if self.longest_side < 32:
             raise UserError(f"--longest-side must be at least 32, not {self.longest_side}")
 

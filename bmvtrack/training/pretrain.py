@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ _GRADIENT_NORM = 5.0
 
 
 def pretrain(options: PretrainOptions, console: Console | None = None) -> dict[str, float]:
-    """Train a network; leaves ``best`` and ``last`` weights, checkpoints and logs in ``options.out``.
+    """Train a network; leaves weights (best and last), checkpoints and logs in ``options.out``.
 
     Returns:
         The last validation's metrics.
@@ -61,7 +62,7 @@ class PretrainRun:
         torch.manual_seed(options.seed)
         self.network = build_network(options)
         self.train_sampler, self.validation_sampler = _samplers(options, self.fabric.device)
-        network = self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        network = self.network.to(memory_format=torch.channels_last)
         optimizer, self.scheduler = _optimizer(network, options)
         self.model, self.optimizer = self.fabric.setup(network, optimizer)
         self.generator = torch.Generator(self.fabric.device).manual_seed(options.seed)
@@ -128,8 +129,10 @@ class PretrainRun:
             assert options.likelihood is not None
             bottleneck = self.network.bottleneck
             part = validation_metrics(output, batch, bottleneck, options.mode == "tracking")
-            loss = objective(output, batch, bottleneck, options.beta, options.likelihood)["total"]
-            parts.append(part | {"loss": loss})
+            terms = objective(
+                output, batch, bottleneck, options.beta, options.likelihood, options.kl_direction
+            )
+            parts.append(part | {"loss": terms["total"]})
         return averaged(parts)
 
     def state(self) -> dict[str, Any]:
@@ -168,19 +171,23 @@ class PretrainRun:
         self.step, self.best = state["step"], state["best"]
 
     def _log(self, writer: SummaryWriter, terms: dict[str, torch.Tensor]) -> str:
-        values = {name: float(value) for name, value in terms.items()}
-        if not values["total"] < float("inf"):
-            raise UserError(
-                f"the loss is {values['total']} at step {self.step}; try a lower --learning-rate, "
-                f"from the checkpoint in {self.options.out}"
-            )
+        values = {name: value.item() for name, value in terms.items()}
+        self._check_finite(values["total"])
         for name, value in values.items():
             writer.add_scalar(f"train/{name}", value, self.step)
         writer.add_scalar("train/learning_rate", self.scheduler.get_last_lr()[0], self.step)
         return f"loss {values['total']:.3f}"
 
+    def _check_finite(self, loss: float) -> None:
+        if not math.isfinite(loss):
+            raise UserError(
+                f"the loss is {loss} at step {self.step}; try a lower --learning-rate, "
+                f"from the checkpoint in {self.options.out}"
+            )
+
     def _validate_and_save(self, writer: SummaryWriter, console: Console) -> dict[str, float]:
         metrics = self.validate()
+        self._check_finite(metrics["loss"])
         for name, value in metrics.items():
             writer.add_scalar(f"validation/{name}", value, self.step)
         shown = "  ".join(f"{name} {value:.4g}" for name, value in metrics.items())
@@ -238,10 +245,9 @@ def _check_output(options: PretrainOptions) -> None:
         raise UserError(f"{options.out} already holds a run; add --resume, or give another --out")
 
 
-def _samplers(
-    options: PretrainOptions, device: torch.device
-) -> tuple[MixedSampler, MixedSampler]:
-    train, validation = [], []
+def _samplers(options: PretrainOptions, device: torch.device) -> tuple[MixedSampler, MixedSampler]:
+    train: list[Sampler] = []
+    validation: list[Sampler] = []
     channels = 4 if options.mode == "tracking" else 3
     for source in options.data:
         sequences = sources.load_sequences(

@@ -1,0 +1,185 @@
+"""Agents on disk: actors as safetensors and JSON, training states without pickles."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from stable_baselines3 import SAC
+from stable_baselines3.common.buffers import DictReplayBuffer
+from stable_baselines3.sac.policies import Actor
+from torch import nn
+
+from agents.policy import LatentPriorActor, StateExtractor
+from bmvtrack.errors import UserError
+from bmvtrack.files import whole_file, write_text
+from bmvtrack.motion import Coordinates
+from envs.state import action_space, observation_space
+
+PolicyName = Literal["latent-prior", "plain"]
+ACTORS: dict[PolicyName, type[Actor]] = {"latent-prior": LatentPriorActor, "plain": Actor}
+
+
+@dataclass(frozen=True)
+class StoredActor:
+    """An actor and what it was trained for.
+
+    Attributes:
+        actor: in evaluation mode.
+        coordinates: of its actions.
+    """
+
+    actor: Actor
+    coordinates: Coordinates
+
+
+def save_actor(
+    actor: Actor, policy: PolicyName, coordinates: Coordinates, folder: Path
+) -> None:
+    """Write ``agent.safetensors`` and ``agent.json`` into ``folder``, each whole.
+
+    Args:
+        actor: of a trained agent.
+        policy: which of :data:`ACTORS` it is.
+        coordinates: of its actions.
+        folder: made if missing; other files in it (an encoder's) are left alone.
+    """
+    config = {
+        "policy": policy,
+        "coordinates": coordinates,
+        "features": _feature_count(actor),
+        "net_arch": actor.net_arch,
+    }
+    tensors = {
+        name: value.detach().cpu().half().contiguous() for name, value in actor.state_dict().items()
+    }
+    with whole_file(folder / "agent.safetensors") as temporary:
+        save_file(tensors, temporary)
+    write_text(folder / "agent.json", json.dumps(config, indent=2) + "\n")
+
+
+def load_actor(folder: Path) -> StoredActor:
+    """What :func:`save_actor` wrote.
+
+    Raises:
+        UserError: if a file is missing or damaged, or the two do not fit each other.
+    """
+    config_path, weights_path = folder / "agent.json", folder / "agent.safetensors"
+    for path in (config_path, weights_path):
+        if not path.is_file():
+            raise UserError(
+                f"no agent in {folder}: {path.name} is missing; train one with scripts/train_sac.py"
+            )
+    try:
+        config = json.loads(config_path.read_text(encoding="utf-8"))
+        actor = make_actor(
+            config["policy"], config["coordinates"], config["features"], config["net_arch"]
+        )
+        coordinates: Coordinates = config["coordinates"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{config_path} does not describe an agent: {error!r}") from error
+    try:
+        actor.load_state_dict(load_file(weights_path))
+    except (OSError, SafetensorError, RuntimeError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"{weights_path} does not fit {config_path}: {reason}") from error
+    actor.set_training_mode(False)
+    return StoredActor(actor, coordinates)
+
+
+def make_actor(
+    policy: PolicyName, coordinates: Coordinates, features: int, net_arch: list[int]
+) -> Actor:
+    """An untrained actor: of ``latent-prior``, the prior itself.
+
+    Args:
+        policy: which of :data:`ACTORS`.
+        coordinates: of its actions.
+        features: F of the encoder.
+        net_arch: sizes of the hidden layers.
+    """
+    observations = observation_space(features)
+    extractor = StateExtractor(observations)
+    return ACTORS[policy](
+        observations,
+        action_space(coordinates),
+        net_arch=net_arch,
+        features_extractor=extractor,
+        features_dim=extractor.features_dim,
+    )
+
+
+def training_state(model: SAC) -> dict[str, Any]:
+    """Parameters, optimisers, temperature, replay buffer and counters as tensors and numbers."""
+    buffer = _replay(model)
+    filled = buffer.buffer_size if buffer.full else buffer.pos
+
+    def stored(array: np.ndarray) -> torch.Tensor:
+        return torch.from_numpy(array[:filled])
+
+    return {
+        "parameters": model.get_parameters(),
+        "log_ent_coef": None if model.log_ent_coef is None else model.log_ent_coef.detach(),
+        "num_timesteps": model.num_timesteps,
+        "n_updates": model._n_updates,
+        "replay": {
+            "observations": {k: stored(v) for k, v in buffer.observations.items()},
+            "next_observations": {k: stored(v) for k, v in buffer.next_observations.items()},
+            "actions": stored(buffer.actions),
+            "rewards": stored(buffer.rewards),
+            "dones": stored(buffer.dones),
+            "timeouts": stored(buffer.timeouts),
+            "position": buffer.pos,
+            "full": buffer.full,
+        },
+    }
+
+
+def restore_training_state(model: SAC, state: dict[str, Any]) -> None:
+    """The inverse of :func:`training_state`.
+
+    Raises:
+        UserError: if the state is of another policy, network or buffer.
+    """
+    buffer, replay = _replay(model), state["replay"]
+    filled = len(replay["actions"])
+    if filled > buffer.buffer_size:
+        raise UserError(
+            f"the checkpoint holds {filled} transitions but --buffer-size is {buffer.buffer_size}; "
+            "resume with the same options"
+        )
+    try:
+        model.set_parameters(state["parameters"], exact_match=True, device=model.device)
+    except (ValueError, RuntimeError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"the checkpoint is of another policy or encoder: {reason}") from error
+    if model.log_ent_coef is not None and state["log_ent_coef"] is not None:
+        with torch.no_grad():
+            model.log_ent_coef.copy_(state["log_ent_coef"])
+    model.num_timesteps, model._n_updates = state["num_timesteps"], state["n_updates"]
+    for name in ("observations", "next_observations"):
+        for key, values in replay[name].items():
+            getattr(buffer, name)[key][:filled] = values.cpu().numpy()
+    for name in ("actions", "rewards", "dones", "timeouts"):
+        getattr(buffer, name)[:filled] = replay[name].cpu().numpy()
+    buffer.pos, buffer.full = replay["position"], replay["full"]
+
+
+def _replay(model: SAC) -> DictReplayBuffer:
+    assert isinstance(model.replay_buffer, DictReplayBuffer)
+    return model.replay_buffer
+
+
+def _feature_count(actor: nn.Module) -> int:
+    space = actor.observation_space
+    assert isinstance(space, spaces.Dict)
+    shape = space["features"].shape
+    assert shape is not None
+    return shape[0]

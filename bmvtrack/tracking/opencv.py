@@ -1,0 +1,100 @@
+"""OpenCV's classical trackers, as peers: CSRT, KCF, MIL and MOSSE.
+
+They follow axis-aligned boxes of whole pixels. All but MIL need ``opencv-contrib-python``. MIL
+seeds its own random numbers, so no two of its runs are equal.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Literal, get_args
+
+import cv2
+import numpy as np
+
+from bmvtrack import geometry
+from bmvtrack.arrays import ByteArray, FloatArray
+from bmvtrack.data.sequence import VideoSequence
+from bmvtrack.errors import UserError
+from bmvtrack.tracking.trackers import Tracker, TrackerFactory
+
+Peer = Literal["csrt", "kcf", "mil", "mosse"]
+PEERS: tuple[Peer, ...] = get_args(Peer)
+
+_SMALLEST_SIDE = 4
+"""Pixels; below it OpenCV's correlation filters have nothing to correlate."""
+
+
+class OpenCVTracker(Tracker):
+    """One of OpenCV's trackers behind the interface of :class:`Tracker`.
+
+    It starts from the bounds of the box, clipped to the frame, and returns upright boxes. Where
+    OpenCV reports the object lost, the box rests where it was and the search goes on.
+
+    Args:
+        name: of the tracker.
+        create: OpenCV's function that makes it.
+    """
+
+    upright = True
+
+    def __init__(self, name: str, create: Callable[[], Any]) -> None:
+        self.name = name
+        self._create = create
+
+    def init(self, frame: ByteArray, rbbox: FloatArray) -> None:
+        """See :class:`Tracker`."""
+        height, width = frame.shape[:2]
+        self._tracker = self._create()
+        self._rbbox: FloatArray = np.array(rbbox, dtype=np.float64)
+        self._tracker.init(_to_bgr(frame), _to_rectangle(rbbox, width, height))
+
+    def update(self, frame: ByteArray) -> FloatArray:
+        """See :class:`Tracker`."""
+        try:
+            found, rectangle = self._tracker.update(_to_bgr(frame))
+        except cv2.error:  # some fail on a window outside the frame rather than report a loss
+            found, rectangle = False, None
+        if found:
+            self._rbbox = _from_rectangle(rectangle)
+        return self._rbbox.copy()
+
+
+def opencv_tracker(name: Peer) -> TrackerFactory:
+    """The factory of one of OpenCV's trackers.
+
+    Raises:
+        UserError: if the installed OpenCV lacks it.
+    """
+    function = f"Tracker{name.upper()}_create"
+    create = getattr(cv2, function, None) or getattr(getattr(cv2, "legacy", None), function, None)
+    if create is None:
+        raise UserError(
+            f"the installed OpenCV has no {name.upper()} tracker; "
+            "it comes with opencv-contrib-python: pip install 'bmvtrack[peers]'"
+        )
+
+    def factory(sequence: VideoSequence, start: int) -> Tracker:
+        return OpenCVTracker(name, create)
+
+    return factory
+
+
+def _to_bgr(frame: ByteArray) -> ByteArray:
+    return np.ascontiguousarray(frame[..., ::-1])
+
+
+def _to_rectangle(rbbox: FloatArray, width: int, height: int) -> tuple[int, int, int, int]:
+    """OpenCV's x, y, w, h of whole pixels within the frame, at least ``_SMALLEST_SIDE`` each."""
+    # A box that covers pixels i to j reaches from i - 0.5 to j + 0.5: i and j + 1 are wanted.
+    edges = np.round(geometry.bounds(rbbox) + 0.5).astype(int)
+    limit = np.array([width, height])
+    first = np.clip(edges[:2], 0, limit - _SMALLEST_SIDE)
+    last = np.clip(edges[2:], first + _SMALLEST_SIDE, limit)
+    x, y, w, h = np.concatenate([first, last - first]).tolist()
+    return x, y, w, h
+
+
+def _from_rectangle(rectangle: tuple[float, float, float, float]) -> FloatArray:
+    x, y, w, h = rectangle
+    return np.array([x - 0.5 + w / 2, y - 0.5 + h / 2, w, h, 0.0])

@@ -1,0 +1,185 @@
+"""What an evaluation leaves behind: ``summary.json``, tables, and one CSV file a run.
+
+The summary is ``{"dataset", "protocol", "trackers": {name: {"axis_aligned": {"ao", "sr50", "sr75",
+"auc", "precision20"}, "rotated": {the same}, "fps", "frames", "per_sequence": {sequence:
+{"axis_aligned": ao, "rotated": ao}}}}}``; frames are those tracked, scored or not. TRE and SRE add
+to each tracker "ao_interval" and, but for the first one, "ao_above_first": mean, low and high of
+the paired difference, in both geometries.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import astuple
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich import box
+from rich.table import Table
+
+from bmvtrack.arrays import FloatArray
+from bmvtrack.files import write_text
+from bmvtrack.tracking.bootstrap import bootstrap_mean, paired_difference
+from bmvtrack.tracking.metrics import GEOMETRIES, Geometry, Scores, average
+from bmvtrack.tracking.protocols import Protocol, Run
+
+Results = Mapping[str, Sequence[Run]]
+"""The runs of each tracker, by its name: all on the same sequences in the same order."""
+
+_METRICS = ("ao", "sr50", "sr75", "auc", "precision20")
+_CSV_HEADER = "frame,x,y,w,h,angle,iou_rotated,iou_axis_aligned"
+
+
+def by_sequence(runs: Sequence[Run]) -> dict[str, list[Run]]:
+    """The runs of one tracker, grouped by the name of their sequence."""
+    groups: dict[str, list[Run]] = {}
+    for run in runs:
+        groups.setdefault(run.sequence, []).append(run)
+    return groups
+
+
+def overall(runs: Sequence[Run], geometry: Geometry) -> Scores:
+    """Metrics averaged over the runs of each sequence, then over sequences."""
+    return average(
+        [average([run.scores[geometry] for run in group]) for group in by_sequence(runs).values()]
+    )
+
+
+def overlaps_by_sequence(runs: Sequence[Run], geometry: Geometry) -> list[FloatArray]:
+    """AO of each run, one array per sequence: what the bootstrap takes."""
+    return [
+        np.array([run.scores[geometry].ao for run in group]) for group in by_sequence(runs).values()
+    ]
+
+
+def build_summary(
+    dataset: str, protocol: Protocol, results: Results, seed: int = 0
+) -> dict[str, Any]:
+    """The content of ``summary.json``; see the module's docstring.
+
+    Args:
+        dataset: its name.
+        protocol: that the runs were made by.
+        results: of all trackers; differences are from the first.
+        seed: of the bootstrap.
+    """
+    trackers = {name: _summary_of(runs) for name, runs in results.items()}
+    if protocol != "ope":
+        first = next(iter(results))
+        for name, runs in results.items():
+            trackers[name] |= _intervals(runs, None if name == first else results[first], seed)
+    return {"dataset": dataset, "protocol": protocol, "trackers": trackers}
+
+
+def write_report(folder: Path, summary: dict[str, Any], results: Results) -> None:
+    """Write ``summary.json`` and, for each run, ``results/TRACKER/RUN.csv``, each file whole."""
+    for name, runs in results.items():
+        for run in runs:
+            write_text(folder / "results" / name / f"{run.name}.csv", run_csv(run))
+    text = json.dumps(summary, indent=2, ensure_ascii=False, allow_nan=False)
+    write_text(folder / "summary.json", text + "\n")
+
+
+def run_csv(run: Run) -> str:
+    """A line a frame: its number, the rotated box (pixels, radians), and both IoUs.
+
+    The IoU of a frame that isn't scored is empty; the mean of the others is the run's AO.
+    """
+    text = StringIO()
+    print(_CSV_HEADER, file=text)
+    ious = [run.overlaps[geometry].iou for geometry in ("rotated", "axis_aligned")]
+    for i, rbbox in enumerate(run.boxes):
+        numbers = [f"{value:.4f}" for value in rbbox]
+        numbers += ["" if np.isnan(iou[i]) else f"{iou[i]:.6f}" for iou in ious]
+        print(run.start + i, *numbers, sep=",", file=text)
+    return text.getvalue()
+
+
+def summary_table(summary: dict[str, Any]) -> Table:
+    """A row a tracker: its metrics in both geometries and its frames per second."""
+    table = Table(title=f"{summary['dataset']}, {summary['protocol'].upper()}", box=box.SIMPLE_HEAD)
+    table.add_column("tracker")
+    for geometry in GEOMETRIES:
+        for metric in ("AO", "SR.50", "SR.75", "AUC", "P20"):
+            # The geometry stands over the first of its columns.
+            over = geometry.replace("_", "-") if metric == "AO" else ""
+            table.add_column(f"{over}\n{metric}", justify="right", no_wrap=True)
+    table.add_column("\nframes/s", justify="right", no_wrap=True)
+    for name, tracker in summary["trackers"].items():
+        metrics = (tracker[geometry][metric] for geometry in GEOMETRIES for metric in _METRICS)
+        table.add_row(name, *(f"{value:.3f}" for value in metrics), f"{tracker['fps']:,.0f}")
+    return table
+
+
+def sequence_table(summary: dict[str, Any]) -> Table:
+    """A row a sequence: the AO of each tracker, axis-aligned / rotated."""
+    trackers = summary["trackers"]
+    table = Table(title="AO per sequence, axis-aligned / rotated", box=box.SIMPLE_HEAD)
+    table.add_column("sequence")
+    for name in trackers:
+        table.add_column(name, justify="right", no_wrap=True)
+    for sequence in next(iter(trackers.values()))["per_sequence"]:
+        overlaps = (tracker["per_sequence"][sequence] for tracker in trackers.values())
+        table.add_row(
+            sequence, *(f"{o['axis_aligned']:.2f} / {o['rotated']:.2f}" for o in overlaps)
+        )
+    return table
+
+
+def interval_table(summary: dict[str, Any]) -> Table:
+    """A row a tracker: AO with its 95 % interval, and by how much it is above the first one."""
+    names = list(summary["trackers"])
+    table = Table(title="AO with 95 % intervals over sequences and runs", box=box.SIMPLE_HEAD)
+    for heading in ("tracker", "axis-aligned", "rotated"):
+        table.add_column(heading, no_wrap=True)
+    for geometry in GEOMETRIES:
+        table.add_column(f"above {names[0]}, {geometry.replace('_', '-')}", no_wrap=True)
+    for name in names:
+        tracker = summary["trackers"][name]
+        columns = []
+        for geometry in GEOMETRIES:
+            low, high = tracker["ao_interval"][geometry]
+            columns.append(f"{tracker[geometry]['ao']:.3f} [{low:.3f}, {high:.3f}]")
+        for difference in tracker.get("ao_above_first", {}).values():
+            columns.append("{:+.3f} [{:+.3f}, {:+.3f}]".format(*difference))
+        table.add_row(name, *columns)
+    return table
+
+
+def _summary_of(runs: Sequence[Run]) -> dict[str, Any]:
+    scores = {geometry: overall(runs, geometry) for geometry in GEOMETRIES}
+    frames = sum(len(run) for run in runs)
+    summary: dict[str, Any] = {
+        geometry: {metric: getattr(scores[geometry], metric) for metric in _METRICS}
+        for geometry in GEOMETRIES
+    }
+    summary["fps"] = frames / sum(run.seconds for run in runs)
+    summary["frames"] = frames
+    summary["per_sequence"] = {
+        name: {geometry: overall(group, geometry).ao for geometry in GEOMETRIES}
+        for name, group in by_sequence(runs).items()
+    }
+    return summary
+
+
+def _intervals(runs: Sequence[Run], reference: Sequence[Run] | None, seed: int) -> dict[str, Any]:
+    overlaps = {geometry: overlaps_by_sequence(runs, geometry) for geometry in GEOMETRIES}
+    estimates = {geometry: bootstrap_mean(overlaps[geometry], seed) for geometry in GEOMETRIES}
+    intervals: dict[str, Any] = {
+        "ao_interval": {geometry: [e.low, e.high] for geometry, e in estimates.items()}
+    }
+    if reference is not None:
+        intervals["ao_above_first"] = {
+            geometry: list(
+                astuple(
+                    paired_difference(
+                        overlaps[geometry], overlaps_by_sequence(reference, geometry), seed
+                    )
+                )
+            )
+            for geometry in GEOMETRIES
+        }
+    return intervals

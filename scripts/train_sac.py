@@ -1,0 +1,21 @@
+"""Train a soft actor-critic in BMVTrack-v0 that starts as the encoder's own Gaussian.
+
+Examples:
+    python scripts/train_sac.py
+    python scripts/train_sac.py --weights runs/pretrain/best --data davis16:DAVIS:train
+    python scripts/train_sac.py --policy plain --coordinates object
+"""
+
+import tyro
+
+from agents.training import TrainOptions, train_agent
+from bmvtrack.errors import run_script
+
+
+def main() -> None:
+    """Parse the options and train."""
+    train_agent(tyro.cli(TrainOptions, description=__doc__))
+
+
+if __name__ == "__main__":
+    run_script(main)
