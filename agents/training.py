@@ -142,7 +142,7 @@ def train_agent(options: TrainOptions, console: Console | None = None) -> float:
         device = "cuda" if torch.cuda.is_available() else "cpu"
     perception = Perception.load(options.weights, device)
     training, validation = _split(_sequences(options), options)
-    model = make_model(options, _environments(training, perception, options), device)
+    model = make_model(options, make_environments(training, perception, options), device)
     best = float("-inf")
     if options.resume:
         best = _resume(model, options, folder)
@@ -303,17 +303,17 @@ def _split(
     return training, [s for i, s in enumerate(sequences) if i in held_out]
 
 
-def _environments(
+def make_environments(
     sequences: list[VideoSequence], perception: Perception, options: TrainOptions
 ) -> VecEnv:
     def make() -> gym.Env[Any, Any]:
-        return Monitor(_environment(sequences, perception, options))
+        return Monitor(make_environment(sequences, perception, options))
 
     makers: list[Callable[[], gym.Env[Any, Any]]] = [make] * options.environments
     return DummyVecEnv(makers)
 
 
-def _environment(
+def make_environment(
     sequences: list[VideoSequence], perception: Perception, options: TrainOptions
 ) -> BMVTrackEnv:
     return BMVTrackEnv(
@@ -335,5 +335,5 @@ def _evaluation_environment(
         sequence = i % len(sequences)
         starts = np.flatnonzero(sequences[sequence].present[:-1])
         clips.append((sequence, int(starts[len(starts) * (i // len(sequences)) // rounds])))
-    environment = ClipCycle(_environment(sequences, perception, options), clips)
+    environment = ClipCycle(make_environment(sequences, perception, options), clips)
     return DummyVecEnv([lambda: Monitor(environment)])

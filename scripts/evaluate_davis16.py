@@ -20,12 +20,14 @@ import tyro
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from agents.tracker import agent_tracker
 from bmvtrack.data.davis import load_davis16
 from bmvtrack.data.sequence import VideoSequence
 from bmvtrack.data.synthetic import synthetic_sequences
 from bmvtrack.errors import UserError, run_script
 from bmvtrack.perception import DEFAULT_WEIGHTS
 from bmvtrack.tracking.evaluation import evaluate
+from bmvtrack.tracking.learned import learned_tracker
 from bmvtrack.tracking.opencv import PEERS, opencv_tracker
 from bmvtrack.tracking.plots import write_plots
 from bmvtrack.tracking.protocols import Protocol, check_sequence
@@ -115,25 +117,10 @@ def check_options(options: Options) -> None:
 def tracker_factories(options: Options) -> dict[str, TrackerFactory]:
     """The factories of the trackers asked for, by name; networks are loaded here, once."""
 
-    def agent() -> TrackerFactory:
-        from agents.tracker import agent_tracker
-
-        return agent_tracker(options.agent, options.device)
-
-    def prior() -> TrackerFactory:
-        from bmvtrack.tracking.learned import posterior_tracker
-
-        return posterior_tracker(options.encoder, options.device)
-
-    def mask() -> TrackerFactory:
-        from bmvtrack.tracking.learned import mask_tracker
-
-        return mask_tracker(options.encoder, options.device)
-
     assembly: dict[str, Callable[[], TrackerFactory]] = {
-        "agent": agent,
-        "prior": prior,
-        "mask": mask,
+        "agent": lambda: agent_tracker(options.agent, options.device),
+        "prior": lambda: learned_tracker("prior", options.encoder, options.device),
+        "mask": lambda: learned_tracker("mask", options.encoder, options.device),
         "static": lambda: static_tracker,
         "oracle": lambda: OracleTracker,
         **{name: partial(opencv_tracker, name) for name in PEERS},

@@ -169,7 +169,7 @@ def test_a_mask_of_another_size_is_refused():
     wrong = VideoSequence(
         "odd", 1, lambda t: np.zeros((40, 60, 3), np.uint8), lambda t: mask(width=50)
     )
-    with pytest.raises(UserError, match="odd.*50×40.*60×40"):
+    with pytest.raises(UserError, match=r"odd.*50×40.*60×40"):
         build(wrong)
 
 

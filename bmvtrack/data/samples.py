@@ -98,11 +98,12 @@ class Sampler:
         windows = patches.window(box)
         frame = bank.frame_index[target]
         sizes = bank.sizes[frame]
-        images = patches.crop(bank.frames[frame], windows, self.size, sizes, bank.means[frame])
         objects, wanted = bank.objects[frame], bank.object_id[target][:, None, None]
-        mask = torch.where(wanted == WHOLE, objects > 0, objects == wanted)[..., None]
-        nothing = mask.new_zeros(count, 1, dtype=torch.float32)
-        labels = patches.crop(mask, windows, self.size, sizes, nothing)[:, 0] > 0.5
+        mask = torch.where(wanted == WHOLE, objects > 0, objects == wanted).byte()[..., None]
+        layers = torch.cat([bank.frames[frame], mask], dim=-1)  # (B, H, W, 4): one crop for both
+        fill = functional.pad(bank.means[frame], (0, 1))
+        seen = patches.crop(layers, windows, self.size, sizes, fill)
+        images, labels = seen[:, :3], seen[:, 3] > 0.5
         moved = motion.solve(box, geometry.nearest_label(truth, box), 1.0, 1.0, "object").float()
         if self.augment:
             images = self._augmented(images, generator)

@@ -24,12 +24,10 @@ class Tracker(ABC):
         name: what tables and files call it.
         upright: whether its boxes are axis-aligned; evaluation then starts it from the object's
             axis-aligned bounds, as it expects.
-        mask: ``(H, W)`` boolean, the object in the latest frame; None if the tracker has none.
     """
 
     name: str
     upright: ClassVar[bool] = False
-    mask: BoolArray | None = None
 
     @abstractmethod
     def init(self, frame: ByteArray, rbbox: FloatArray) -> None:
@@ -38,6 +36,11 @@ class Tracker(ABC):
     @abstractmethod
     def update(self, frame: ByteArray) -> FloatArray:
         """The box ``(5,)``, float64, of the object in the next frame ``(H, W, 3)``, uint8 RGB."""
+
+    @property
+    def mask(self) -> BoolArray | None:
+        """``(H, W)``, the object in the latest frame; None if the tracker sees no masks."""
+        return None
 
     def axis_aligned(self, rbbox: FloatArray) -> FloatArray:
         """Axis-aligned bounds ``(4,)`` of the object in the latest frame, in pixels.

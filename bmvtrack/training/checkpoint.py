@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -46,10 +47,19 @@ def load_checkpoint(folder: Path, device: torch.device | str = "cpu") -> dict[st
     paths = checkpoints(folder)
     for path in reversed(paths):
         try:
+            _check_sums(path)
             state: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
-        except (RuntimeError, EOFError, OSError, pickle.UnpicklingError, ValueError):
+        except (zipfile.BadZipFile, RuntimeError, OSError, ValueError, pickle.UnpicklingError):
             continue
         return state
     if paths:
         raise UserError(f"none of the checkpoints in {folder} can be read; start over elsewhere")
     return None
+
+
+def _check_sums(path: Path) -> None:
+    """Raise ``BadZipFile`` if a byte has changed; ``torch.load`` does not look."""
+    with zipfile.ZipFile(path) as archive:
+        damaged = archive.testzip()
+    if damaged is not None:
+        raise zipfile.BadZipFile(damaged)

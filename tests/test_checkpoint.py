@@ -1,0 +1,109 @@
+"""Checkpoints survive damage and never unpickle."""
+
+import pickle
+
+import pytest
+import torch
+
+from bmvtrack.errors import UserError
+from bmvtrack.training.checkpoint import KEPT, checkpoints, load_checkpoint, save_checkpoint
+
+STATE = {
+    "network": {"weight": torch.arange(5000.0)},
+    "step": 3,
+    "best": 0.25,
+    "options": "{}",
+    "list": [1, 2.0, None, True],
+}
+
+
+def save(folder, *steps):
+    return [save_checkpoint(folder, step, STATE | {"step": step}) for step in steps]
+
+
+def test_what_is_saved_is_loaded(tmp_path):
+    path = save_checkpoint(tmp_path / "checkpoints", 3, STATE)
+    assert path == tmp_path / "checkpoints" / "step-00000003.pt"
+    state = load_checkpoint(tmp_path / "checkpoints")
+    assert torch.equal(state.pop("network")["weight"], STATE["network"]["weight"])
+    assert state == {key: value for key, value in STATE.items() if key != "network"}
+
+
+def test_the_newest_is_loaded_and_the_last_few_are_kept(tmp_path):
+    paths = save(tmp_path, 1, 20, 300, 4000)
+    assert checkpoints(tmp_path) == paths[-KEPT:]
+    assert sorted(tmp_path.iterdir()) == paths[-KEPT:]
+    assert load_checkpoint(tmp_path)["step"] == 4000
+
+
+@pytest.mark.parametrize("folder", ["missing", "."])
+def test_no_checkpoint_is_none(tmp_path, folder):
+    (tmp_path / "notes.txt").touch()
+    assert load_checkpoint(tmp_path / folder) is None
+
+
+def truncate(share):
+    return lambda data: data[: int(share * len(data))]
+
+
+def flip(data):
+    """One bit in the middle of the weights."""
+    middle = len(data) // 2
+    return data[:middle] + bytes([data[middle] ^ 1]) + data[middle + 1 :]
+
+
+DAMAGES = pytest.mark.parametrize(
+    "damage",
+    [
+        truncate(0),
+        truncate(0.01),
+        truncate(0.5),
+        truncate(0.99),
+        flip,
+        lambda data: b"\0" * len(data),
+    ],
+    ids=["empty", "first 1 %", "half", "last 1 % missing", "one bit", "zeros"],
+)
+
+
+@DAMAGES
+def test_a_damaged_one_is_passed_over_for_the_one_before(tmp_path, damage):
+    _, newest = save(tmp_path, 1, 2)
+    newest.write_bytes(damage(newest.read_bytes()))
+    assert load_checkpoint(tmp_path)["step"] == 1
+
+
+@DAMAGES
+def test_if_all_are_damaged_that_is_said(tmp_path, damage):
+    for path in save(tmp_path, 1, 2):
+        path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(UserError, match=r"none of the checkpoints in .* can be read"):
+        load_checkpoint(tmp_path)
+
+
+class Trap:
+    """Creates a file when it is unpickled."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return open, (str(self.path), "w")
+
+
+@pytest.mark.parametrize(
+    "write", [torch.save, lambda state, path: path.write_bytes(pickle.dumps(state))]
+)
+def test_nothing_is_unpickled(tmp_path, write):
+    trap = tmp_path / "sprung"
+    write({"step": 1, "network": Trap(trap)}, tmp_path / "step-00000001.pt")
+    with pytest.raises(UserError, match="none of the checkpoints"):
+        load_checkpoint(tmp_path)
+    assert not trap.exists()
+
+
+def test_a_failed_write_leaves_what_was_there(tmp_path):
+    (first,) = save(tmp_path, 1)
+    with pytest.raises(Exception, match="pickle"):
+        save_checkpoint(tmp_path, 2, {"function": lambda: None})
+    assert list(tmp_path.iterdir()) == [first]
