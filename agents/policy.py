@@ -11,7 +11,7 @@ Stable-Baselines3's training loop then minimises α·KL − Q and tunes α so th
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import Any
 
 import torch
 from gymnasium import spaces
@@ -84,14 +84,14 @@ class LatentPriorActor(Actor):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.prior = ScaledPrior(cast(spaces.Box, self.action_space))
+        self.prior = ScaledPrior(self.action_space)
         dimension = get_action_dim(self.action_space)
         width = self.net_arch[-1] if self.net_arch else self.features_dim
         self.mu = nn.Linear(width, dimension)  # δ
-        self.log_std = nn.Linear(width, dimension * (dimension + 1) // 2)  # type: ignore[assignment]
-        for head in (self.mu, self.log_std):
-            nn.init.zeros_(head.weight)
-            nn.init.zeros_(head.bias)
+        factor_head = nn.Linear(width, dimension * (dimension + 1) // 2)
+        self.log_std = factor_head  # type: ignore[assignment]
+        for parameter in (*self.mu.parameters(), *factor_head.parameters()):
+            nn.init.zeros_(parameter)
         self.last_kl = torch.zeros(())
 
     def residual(self, observations: Observations) -> tuple[torch.Tensor, torch.Tensor]:

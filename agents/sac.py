@@ -24,13 +24,13 @@ class LatentPriorSAC(SAC):
     """
 
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {"LatentPriorPolicy": LatentPriorPolicy}
-    actor: LatentPriorActor  # type: ignore[assignment]
+    actor: LatentPriorActor
 
     def __init__(
         self,
-        policy: str | type[LatentPriorPolicy] = "LatentPriorPolicy",
-        env: GymEnv | str | None = None,
-        target_kl: float = 1.5,
+        policy: str | type[LatentPriorPolicy],
+        env: GymEnv | str,
+        target_kl: float = 1.0,
         **kwargs: Any,
     ) -> None:
         self.target_kl = target_kl

@@ -40,9 +40,7 @@ class StoredActor:
     coordinates: Coordinates
 
 
-def save_actor(
-    actor: Actor, policy: PolicyName, coordinates: Coordinates, folder: Path
-) -> None:
+def save_actor(actor: Actor, policy: PolicyName, coordinates: Coordinates, folder: Path) -> None:
     """Write ``agent.safetensors`` and ``agent.json`` into ``folder``, each whole.
 
     Args:

@@ -8,10 +8,12 @@ import numpy as np
 import torch
 
 from agents.storage import StoredActor, load_actor
+from bmvtrack import geometry
 from bmvtrack.arrays import BoolArray, ByteArray, FloatArray
 from bmvtrack.data.sequence import VideoSequence
 from bmvtrack.errors import UserError
 from bmvtrack.perception import DEFAULT_WEIGHTS, Percept, Perception, mask_in_frame, weights_folder
+from bmvtrack.tracking.learned import bounds_of_mask
 from bmvtrack.tracking.trackers import Tracker, TrackerFactory
 from envs.state import move, observe
 
@@ -42,7 +44,7 @@ class AgentTracker(Tracker):
 
     def init(self, frame: ByteArray, rbbox: FloatArray) -> None:
         """See ``Tracker``."""
-        self._box = np.asarray(rbbox, dtype=np.float64)
+        self._box: FloatArray = np.asarray(rbbox, dtype=np.float64)
         self._motion = _AT_REST
         self._percept: Percept | None = None
         self._size = frame.shape[1], frame.shape[0]
@@ -58,14 +60,20 @@ class AgentTracker(Tracker):
         self._box, self._motion = move(self._box, action, width, height, coordinates)
         return self._box.copy()
 
+    def axis_aligned(self, rbbox: FloatArray) -> FloatArray:
+        """See ``Tracker``: those of the mask within the box."""
+        return (
+            geometry.bounds(rbbox)
+            if self._percept is None
+            else bounds_of_mask(self._percept, rbbox)
+        )
+
     @property
     def mask(self) -> BoolArray | None:
         """The mask predicted in the last frame, ``(H, W)``; None before the first update."""
         if self._percept is None:
             return None
-        return mask_in_frame(
-            self._percept.probabilities[0], self._percept.windows[0], *self._size
-        )
+        return mask_in_frame(self._percept.probabilities[0], self._percept.windows[0], *self._size)
 
 
 def agent_tracker(weights: str | Path = DEFAULT_WEIGHTS, device: str = "cpu") -> TrackerFactory:

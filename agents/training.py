@@ -31,6 +31,18 @@ from bmvtrack.perception import DEFAULT_WEIGHTS, Perception
 from bmvtrack.training.checkpoint import checkpoints, load_checkpoint, save_checkpoint
 from envs.bmvtrack_env import BMVTrackEnv
 
+_AT_LEAST_ONE = (
+    "steps",
+    "environments",
+    "clip_length",
+    "updates",
+    "batch_size",
+    "buffer_size",
+    "validation_clips",
+    "validate_every",
+    "synthetic_count",
+)
+
 
 @dataclass(frozen=True)
 class TrainOptions:
@@ -99,10 +111,7 @@ class TrainOptions:
         sources.parse(self.data)
         if sources.parse(self.data)[0] in sources.STILLS:
             raise UserError(f"--data {self.data}: stills have no motion to learn from; give videos")
-        for name in (
-            "steps environments clip_length updates batch_size buffer_size "
-            "validation_clips validate_every synthetic_count"
-        ).split():
+        for name in _AT_LEAST_ONE:
             if getattr(self, name) < 1:
                 raise UserError(f"--{name.replace('_', '-')} must be at least 1")
         if not 0 <= self.gamma < 1 or not 0 < self.validation_share < 1:
@@ -171,7 +180,9 @@ def train_agent(options: TrainOptions, console: Console | None = None) -> float:
     if model.num_timesteps < options.steps:
         console.print(f"time is up at step {model.num_timesteps}; go on with --resume")
     reward = float(evaluator.best_mean_reward)
-    console.print(f"best evaluation: {reward:.2f} a clip (sum of IoU over {options.clip_length} steps)")
+    console.print(
+        f"best evaluation: {reward:.2f} a clip (sum of IoU over {options.clip_length} steps)"
+    )
     return reward
 
 
@@ -306,6 +317,8 @@ def _split(
 def make_environments(
     sequences: list[VideoSequence], perception: Perception, options: TrainOptions
 ) -> VecEnv:
+    """Training environments side by side, sharing one encoder."""
+
     def make() -> gym.Env[Any, Any]:
         return Monitor(make_environment(sequences, perception, options))
 
@@ -316,6 +329,7 @@ def make_environments(
 def make_environment(
     sequences: list[VideoSequence], perception: Perception, options: TrainOptions
 ) -> BMVTrackEnv:
+    """One environment as the options want it."""
     return BMVTrackEnv(
         sequences,
         perception,

@@ -7,6 +7,7 @@ Pixel centres have integer coordinates. A frame without object has a box of NaN.
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import Any
 
@@ -183,7 +184,7 @@ def continuous_labels(rbboxes: FloatArray) -> FloatArray:
     """
     result = np.array(rbboxes, dtype=np.float64)
     present = np.flatnonzero(np.isfinite(result).all(axis=-1))
-    for previous, current in zip(present[:-1], present[1:], strict=True):
+    for previous, current in itertools.pairwise(present):
         result[current] = nearest_label(result[current], result[previous])
     return result
 

@@ -67,7 +67,9 @@ class Perception:
         UserError: if the network was not trained to track, or the device is not there.
     """
 
-    def __init__(self, network: MultivariationalNetwork, device: str | torch.device = "cpu") -> None:
+    def __init__(
+        self, network: MultivariationalNetwork, device: str | torch.device = "cpu"
+    ) -> None:
         if network.input_channels != 4 or network.bottleneck.covariance_kind != "frame":
             raise UserError(
                 "these weights cannot track: they were not pretrained with --mode tracking"
@@ -76,7 +78,7 @@ class Perception:
         if self.device.type == "cuda" and not torch.cuda.is_available():
             raise UserError(f"device {device}: this machine has no CUDA device; use cpu")
         self.network = network.to(self.device).eval()
-        self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.network.to(memory_format=torch.channels_last)
 
     @classmethod
     def load(cls, weights: str | Path = DEFAULT_WEIGHTS, device: str = "cpu") -> Perception:

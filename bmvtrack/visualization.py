@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import closing
 from functools import lru_cache
 from pathlib import Path
 
@@ -68,7 +69,7 @@ def write_video(path: Path, frames: Iterable[ByteArray], fps: float) -> None:
         writer = imageio.get_writer(
             temporary, format="FFMPEG", fps=fps, codec="libx264", macro_block_size=2
         )
-        with writer:
+        with closing(writer):  # imageio's own context leaves ffmpeg running on errors
             for frame in frames:
                 height, width = frame.shape[:2]
                 even = ((0, height % 2), (0, width % 2), (0, 0))

@@ -86,7 +86,7 @@ class BMVTrackEnv(gym.Env[Observation, NDArray[np.float32]]):
 
     | argument | default | what |
     |---|---|---|
-    | `sequences` | None | a list of `VideoSequence`, or data by name (`davis16:FOLDER:train`); None makes a new synthetic sequence for every episode |
+    | `sequences` | None | `VideoSequence`s, or data by name (`davis16:FOLDER`); None: synthetic, new each time |
     | `weights` | `"synthetic"` | encoder: name of bundled weights or a folder; or a `Perception` |
     | `device` | `"cpu"` | of the encoder |
     | `clip_length` | 32 | steps of an episode at most |
@@ -146,8 +146,10 @@ class BMVTrackEnv(gym.Env[Observation, NDArray[np.float32]]):
         self.coordinates: Coordinates = coordinates
         self._overlap = _OVERLAPS[reward]
         self.render_mode = render_mode
-        self.action_space = action_space(coordinates)
-        self.observation_space = observation_space(self.perception.feature_count)
+        self.action_space: gym.spaces.Box = action_space(coordinates)  # type: ignore[assignment]
+        self.observation_space: gym.spaces.Dict = observation_space(  # type: ignore[assignment]
+            self.perception.feature_count
+        )
         self.sequence: VideoSequence | None = None
         self._window: Any = None
 
@@ -203,7 +205,7 @@ class BMVTrackEnv(gym.Env[Observation, NDArray[np.float32]]):
         reward = self._iou if scored else 0.0
         return observation, reward, terminated, truncated, self._info()
 
-    def render(self) -> ByteArray | None:  # type: ignore[override]
+    def render(self) -> ByteArray | None:
         """The present frame with the true box, the predicted box, its mask and the IoU.
 
         Raises:
@@ -311,7 +313,7 @@ class BMVTrackEnv(gym.Env[Observation, NDArray[np.float32]]):
                 f"render_mode='human' cannot open a window here ({error}); "
                 "use render_mode='rgb_array'"
             ) from error
-        surface = pygame.image.frombuffer(np.ascontiguousarray(picture), (width, height), "RGB")
+        surface = pygame.image.frombuffer(picture.tobytes(), (width, height), "RGB")
         self._window.blit(surface, (0, 0))
         pygame.event.pump()
         pygame.display.flip()

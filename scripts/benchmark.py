@@ -108,18 +108,20 @@ def training_rate(options: Options, device: str) -> float:
 
 
 def agent_rates(options: Options, device: str) -> dict[str, float]:
-    """Environment steps with the prior's mean as action, and SAC updates on their transitions."""
+    """Environment steps with a box at rest, and SAC updates on the agent's own transitions."""
     perception = Perception.load(options.weights, device)
     sequences = [s.in_memory() for s in synthetic_sequences(4, seed=900)]
     with tempfile.TemporaryDirectory() as folder:
-        train = TrainOptions(out=Path(folder), environments=1, learning_starts=10**9)
+        train = TrainOptions(
+            out=Path(folder), environments=1, learning_starts=10**9, coordinates="object"
+        )
         environments = make_environments(sequences, perception, train)
         model = make_model(train, environments, device)
-        state = {"observations": environments.reset()}
+        environments.reset()
+        at_rest = np.array([[1.0, 1.0, 0.0, 0.0, 0.0]], np.float32)  # in object coordinates
 
         def step() -> None:
-            mean = state["observations"]["prior_mean"]
-            state["observations"] = environments.step(np.asarray(mean))[0]
+            environments.step(at_rest)
 
         steps = rate(step, options.seconds, device)
         model.learn(train.batch_size)  # fills the buffer, logs to the temporary folder

@@ -90,7 +90,9 @@ def main() -> None:
     summary = track(options, run, console)
     report = write_page(options.out, run, summary)
     console.print(summary_table(summary))
-    console.print(f"took {(time.monotonic() - started) / 60:.1f} minutes; rotated AO: {results(summary)}")
+    console.print(
+        f"took {(time.monotonic() - started) / 60:.1f} minutes; rotated AO: {results(summary)}"
+    )
     console.print(f"report: {report}", soft_wrap=True)
 
 
@@ -106,7 +108,9 @@ def track(options: Options, run: Path, console: Console) -> dict[str, Any]:
     }
     sequences = synthetic_sequences(options.test_sequences, TEST_SEED)
     with console.status("tracking"):
-        outcome = evaluate(factories, sequences, "ope", 1, run / "tracking" / "videos", lambda: None)
+        outcome = evaluate(
+            factories, sequences, "ope", 1, run / "tracking" / "videos", lambda: None
+        )
     summary = build_summary(f"synthetic, seed {TEST_SEED}", "ope", outcome, options.seed)
     write_report(run / "tracking", summary, outcome)
     write_plots(run / "tracking", outcome)

@@ -110,13 +110,15 @@ def check_options(options: Options) -> None:
         raise UserError(f"--segments must be at least 1, not {options.segments}")
     if options.seed < 0:
         raise UserError(f"--seed must not be negative, not {options.seed}")
-    if options.out.exists() and not options.out.is_dir():
-        raise UserError(f"--out {options.out} is a file; give a folder")
+    existing = next(
+        path for path in (options.out, *options.out.absolute().parents) if path.exists()
+    )
+    if not existing.is_dir():
+        raise UserError(f"--out {options.out}: {existing} is a file; give a folder")
 
 
 def tracker_factories(options: Options) -> dict[str, TrackerFactory]:
     """The factories of the trackers asked for, by name; networks are loaded here, once."""
-
     assembly: dict[str, Callable[[], TrackerFactory]] = {
         "agent": lambda: agent_tracker(options.agent, options.device),
         "prior": lambda: learned_tracker("prior", options.encoder, options.device),
@@ -144,9 +146,16 @@ def dataset_name(options: Options) -> str:
 
 
 def progress_bar() -> Progress:
-    """A bar on stderr that goes away when done, so that stdout holds the tables alone."""
+    """A bar on stderr, if that is a terminal, that goes away when done."""
+    console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    return Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True), transient=True)
+    return Progress(
+        *columns,
+        TimeRemainingColumn(),
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
+    )
 
 
 def show(summary: dict[str, Any], out: Path) -> None:

@@ -17,6 +17,7 @@ from bmvtrack.perception import DEFAULT_WEIGHTS, Percept, Perception, mask_in_fr
 from bmvtrack.tracking.trackers import Tracker, TrackerFactory
 
 _SMALLEST_PART = 0.1  # of the largest: smaller parts of a mask do not belong to the object
+_LEAST_FILLED = 0.25  # of the box, for a mask to be trusted with its bounds
 _MOST_GROWTH = 1.25  # of a side, and its inverse, from one frame to the next
 
 LearnedName = Literal["prior", "mask"]
@@ -34,7 +35,7 @@ class PerceptionTracker(Tracker):
 
     def init(self, frame: ByteArray, rbbox: FloatArray) -> None:
         """See ``Tracker``."""
-        self._box = np.asarray(rbbox, dtype=np.float64)
+        self._box: FloatArray = np.asarray(rbbox, dtype=np.float64)
         self._size = frame.shape[1], frame.shape[0]
         self._percept: Percept | None = None
 
@@ -45,11 +46,19 @@ class PerceptionTracker(Tracker):
         return self._box.copy()
 
     @property
-    def mask(self) -> BoolArray | None:  # type: ignore[override]
+    def mask(self) -> BoolArray | None:
         """The mask predicted in the last frame, ``(H, W)``; None before the first update."""
         if self._percept is None:
             return None
         return mask_in_frame(self._percept.probabilities[0], self._percept.windows[0], *self._size)
+
+    def axis_aligned(self, rbbox: FloatArray) -> FloatArray:
+        """See ``Tracker``: those of the mask within the box, see :func:`bounds_of_mask`."""
+        return (
+            geometry.bounds(rbbox)
+            if self._percept is None
+            else bounds_of_mask(self._percept, rbbox)
+        )
 
     def _next_box(self, percept: Percept) -> FloatArray:
         raise NotImplementedError
@@ -105,6 +114,31 @@ def mask_box(probabilities: torch.Tensor, window: torch.Tensor) -> FloatArray | 
     points = np.concatenate(kept)[:, 0].astype(np.float64)
     in_frame = patches.to_frame(points, window.cpu().numpy(), probabilities.shape[-1])
     return geometry.from_points(in_frame)
+
+
+def bounds_of_mask(percept: Percept, rbbox: FloatArray) -> FloatArray:
+    """Axis-aligned bounds of what the predicted mask has in common with the predicted box.
+
+    The bounds of a slanted box are larger than those of the object in it; the mask knows better,
+    as long as it and the box agree. Where the mask fills less than a quarter of the box, the bounds
+    are the box's own.
+
+    Args:
+        percept: that the box was predicted from, a batch of one.
+        rbbox: ``(5,)`` predicted box.
+
+    Returns:
+        ``(4,)``: left, top, right, bottom in pixels of the frame.
+    """
+    size = percept.probabilities.shape[-1]
+    box = torch.as_tensor(rbbox, dtype=torch.float64, device=percept.windows.device)[None]
+    inside = patches.fill_box(box, percept.windows, size)[0, 0] > 0
+    common = ((percept.probabilities[0] > 0.5) & inside).cpu().numpy()
+    if common.sum() < _LEAST_FILLED * int(inside.sum()) or not common.any():
+        return geometry.bounds(rbbox)
+    edges = geometry.mask_bounds(common).reshape(2, 2)
+    in_frame = patches.to_frame(edges, percept.windows[0].cpu().numpy(), size)
+    return np.asarray(in_frame).reshape(4)
 
 
 _TRACKERS: dict[LearnedName, type[PerceptionTracker]] = {

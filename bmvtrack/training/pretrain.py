@@ -75,7 +75,7 @@ class PretrainRun:
         deadline = time.monotonic() + 60 * (options.max_minutes or float("inf"))
         metrics: dict[str, float] = {}
         validated = -1
-        writer = SummaryWriter(str(options.out / "tensorboard"), purge_step=self.step)
+        writer = SummaryWriter(str(options.out / "tensorboard"), purge_step=self.step + 1)
         with writer, _progress(console) as progress:
             task = progress.add_task("training", total=options.steps, completed=self.step, loss="")
             while self.step < options.steps and time.monotonic() < deadline:

@@ -1,0 +1,257 @@
+"""The agent: the prior at first, KL for entropy, and what is stored of it."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from stable_baselines3 import SAC
+
+from agents.policy import LatentPriorActor, StateExtractor
+from agents.sac import LatentPriorSAC
+from agents.storage import (
+    load_actor,
+    make_actor,
+    restore_training_state,
+    save_actor,
+    training_state,
+)
+from agents.tracker import AgentTracker, agent_tracker
+from bmvtrack import gaussian
+from bmvtrack.data.synthetic import synthetic_sequence
+from bmvtrack.errors import UserError
+from bmvtrack.geometry import nearest_label
+from bmvtrack.perception import Perception
+from bmvtrack.prior import named, push_forward
+from bmvtrack.tracking.learned import PosteriorTracker
+from envs.bmvtrack_env import BMVTrackEnv
+from envs.state import observation_space
+
+FEATURES = 6
+BOXES = {
+    "corner": [60.0, 50.0, 40.0, 30.0, 0.2],
+    "centre": [427.0, 240.0, 150.0, 80.0, -0.7],
+    "far": [700.0, 400.0, 90.0, 200.0, 1.3],
+}
+
+
+def observations(mean: torch.Tensor, covariance: torch.Tensor, count: int) -> dict[str, np.ndarray]:
+    """States that differ only in what the prior says, repeated ``count`` times."""
+    values = {
+        name: np.zeros((count, *space.shape), np.float32)
+        for name, space in observation_space(FEATURES).spaces.items()
+    }
+    factor = torch.linalg.cholesky(covariance)
+    values["prior_mean"][:] = mean.numpy()
+    values["prior_cholesky"][:] = gaussian.pack_lower(factor).numpy()
+    return values
+
+
+def tensors(values: dict[str, np.ndarray]) -> dict[str, torch.Tensor]:
+    return {name: torch.from_numpy(value) for name, value in values.items()}
+
+
+@pytest.fixture
+def actor() -> LatentPriorActor:
+    torch.manual_seed(0)
+    result = make_actor("latent-prior", "frame", FEATURES, [16])
+    assert isinstance(result, LatentPriorActor)
+    return result
+
+
+def stirred(actor: LatentPriorActor) -> LatentPriorActor:
+    """The same actor after it has learned something arbitrary."""
+    with torch.no_grad():
+        for head in (actor.mu, actor.log_std):
+            head.weight.normal_(std=0.1)
+            head.bias.normal_(std=0.2)
+    return actor
+
+
+@pytest.mark.parametrize("place", BOXES)
+def test_untrained_actions_are_the_prior_in_frame_coordinates(
+    actor: LatentPriorActor, place: str
+) -> None:
+    prior, box = named("davis16"), np.array(BOXES[place])
+    mean, covariance = push_forward(
+        torch.from_numpy(prior.mean),
+        torch.from_numpy(prior.covariance) / 4,
+        torch.from_numpy(box),
+        854,
+        480,
+    )
+    torch.manual_seed(1)
+    actions, _ = actor.predict(observations(mean, covariance, 10_000), deterministic=False)
+    scale = covariance.diagonal().sqrt().numpy()
+    np.testing.assert_allclose((actions.mean(axis=0) - mean.numpy()) / scale, 0, atol=0.04)
+    correlation = np.cov(actions, rowvar=False) / np.outer(scale, scale)
+    np.testing.assert_allclose(correlation, covariance.numpy() / np.outer(scale, scale), atol=0.06)
+    deterministic, _ = actor.predict(observations(mean, covariance, 1), deterministic=True)
+    np.testing.assert_allclose(deterministic[0], mean, rtol=1e-4, atol=1e-5)
+
+
+def test_untrained_kl_is_zero_and_never_negative(actor: LatentPriorActor) -> None:
+    state = tensors(observations(torch.ones(5), torch.eye(5) / 100, 4))
+    np.testing.assert_allclose(actor.action_log_prob(state)[1].detach(), 0, atol=1e-6)
+    assert (stirred(actor).action_log_prob(state)[1] > 0).all()
+
+
+def test_kl_is_that_of_the_two_gaussians(actor: LatentPriorActor) -> None:
+    torch.manual_seed(2)
+    root = torch.randn(5, 5, dtype=torch.float64) / 10
+    covariance = root @ root.T + 0.01 * torch.eye(5)
+    state = tensors(observations(torch.ones(5), covariance, 1))
+    _, kl = stirred(actor).action_log_prob(state)
+    mean, factor = actor.prior(state)
+    shift, spread = actor.residual(state)
+    policy = torch.distributions.MultivariateNormal(
+        gaussian.unwhiten(shift, mean, factor), scale_tril=factor @ spread
+    )
+    prior = torch.distributions.MultivariateNormal(mean, scale_tril=factor)
+    expected = torch.distributions.kl_divergence(policy, prior)
+    torch.testing.assert_close(kl, expected, rtol=1e-3, atol=1e-4)
+
+
+def test_actions_have_the_policy_s_covariance(actor: LatentPriorActor) -> None:
+    covariance = torch.diag(torch.tensor([1.0, 2, 3, 4, 5], dtype=torch.float64)) / 100
+    values = observations(torch.ones(5), covariance, 20_000)
+    torch.manual_seed(3)
+    actions = stirred(actor)(tensors(values)).detach()
+    mean, factor = actor.prior(tensors(values))
+    white = gaussian.whiten(actions, mean, factor)
+    shift, spread = actor.residual(tensors(values))
+    torch.testing.assert_close(white.mean(0), shift[0], rtol=0, atol=0.05)
+    torch.testing.assert_close(white.T.cov(), (spread @ spread.mT)[0], rtol=0.1, atol=0.05)
+
+
+def test_gradients_reach_both_heads(actor: LatentPriorActor) -> None:
+    state = tensors(observations(torch.ones(5), torch.eye(5) / 100, 8))
+    actions, kl = stirred(actor).action_log_prob(state)
+    (actions.square().mean() + kl.mean()).backward()
+    for name, parameter in actor.named_parameters():
+        assert parameter.grad is not None, name
+        assert torch.isfinite(parameter.grad).all(), name
+
+
+@pytest.fixture
+def env(perception: Perception) -> BMVTrackEnv:
+    return BMVTrackEnv([synthetic_sequence(8).in_memory()], perception, clip_length=8)
+
+
+def agent(env: BMVTrackEnv, seed: int = 0) -> LatentPriorSAC:
+    return LatentPriorSAC(
+        "LatentPriorPolicy",
+        env,
+        target_kl=0.7,
+        learning_starts=16,
+        buffer_size=200,
+        batch_size=16,
+        policy_kwargs={"net_arch": [16]},
+        seed=seed,
+        device="cpu",
+    )
+
+
+def test_training_learns_and_is_deterministic(env: BMVTrackEnv) -> None:
+    def trained() -> dict[str, torch.Tensor]:
+        model = agent(env).learn(40)
+        assert model.target_entropy == -0.7
+        assert model.actor.last_kl > 0
+        return model.policy.state_dict()
+
+    first, second = trained(), trained()
+    before = agent(env).policy.state_dict()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert any(not torch.equal(first[name], before[name]) for name in before)
+
+
+def test_warm_up_draws_from_the_prior(env: BMVTrackEnv) -> None:
+    model = agent(env)
+    model.learn(16)
+    buffer = model.replay_buffer
+    actions = torch.from_numpy(buffer.actions[: buffer.pos, 0])
+    state = {name: torch.from_numpy(v[: buffer.pos, 0]) for name, v in buffer.observations.items()}
+    white = gaussian.whiten(actions, *model.actor.prior(state))
+    assert white.abs().max() < 5  # uniform actions would lie tens of standard deviations away
+
+
+def test_training_state_goes_round(env: BMVTrackEnv, tmp_path: Path) -> None:
+    model = agent(env)
+    model.learn(30)
+    torch.save(training_state(model), tmp_path / "state.pt")
+    state = torch.load(tmp_path / "state.pt", weights_only=True)
+    other = agent(env, seed=1)
+    other.learn(1)  # sets up the logger
+    restore_training_state(other, state)
+    assert (other.num_timesteps, other._n_updates) == (30, model._n_updates)
+    for name, value in model.policy.state_dict().items():
+        assert torch.equal(other.policy.state_dict()[name], value)
+    assert torch.equal(other.log_ent_coef, model.log_ent_coef)
+    for name in ("actions", "rewards", "dones", "timeouts"):
+        old, new = getattr(model.replay_buffer, name), getattr(other.replay_buffer, name)
+        np.testing.assert_array_equal(old[:30], new[:30])
+    other.train(1, 16)
+
+
+def test_actor_is_stored_in_half_precision(tmp_path: Path, actor: LatentPriorActor) -> None:
+    save_actor(stirred(actor), "latent-prior", "frame", tmp_path)
+    stored = load_actor(tmp_path)
+    assert stored.coordinates == "frame"
+    state = observations(torch.ones(5), torch.eye(5) / 100, 3)
+    expected, _ = actor.predict(state, deterministic=True)
+    found, _ = stored.actor.predict(state, deterministic=True)
+    np.testing.assert_allclose(found, expected, atol=2e-3)
+
+
+def test_plain_actor_is_stored_too(env: BMVTrackEnv, tmp_path: Path) -> None:
+    model = SAC(
+        "MultiInputPolicy",
+        env,
+        buffer_size=10,
+        policy_kwargs={"net_arch": [16], "features_extractor_class": StateExtractor},
+    )
+    save_actor(model.actor, "plain", "frame", tmp_path)
+    observation, _ = env.reset(seed=0)
+    expected, _ = model.predict(observation, deterministic=True)
+    found, _ = load_actor(tmp_path).actor.predict(observation, deterministic=True)
+    np.testing.assert_allclose(found, expected, atol=5e-3)
+
+
+def test_agents_that_do_not_fit_are_refused(tmp_path: Path, actor: LatentPriorActor) -> None:
+    with pytest.raises(UserError, match=r"agent\.json is missing"):
+        load_actor(tmp_path)
+    save_actor(actor, "latent-prior", "frame", tmp_path)
+    tensors = load_file(tmp_path / "agent.safetensors")
+    save_file({k: v for k, v in tensors.items() if k != "mu.bias"}, tmp_path / "agent.safetensors")
+    with pytest.raises(UserError, match=r"does not fit .*mu\.bias"):
+        load_actor(tmp_path)
+    (tmp_path / "agent.safetensors").write_bytes(b"junk")
+    with pytest.raises(UserError, match="does not fit"):
+        load_actor(tmp_path)
+
+
+def test_agent_of_another_encoder_is_refused(
+    perception: Perception, tmp_path: Path, actor: LatentPriorActor
+) -> None:
+    save_actor(actor, "latent-prior", "frame", tmp_path)
+    with pytest.raises(UserError, match="belong together"):
+        AgentTracker(perception, load_actor(tmp_path))
+
+
+@pytest.mark.parametrize("coordinates", ["frame", "object"])
+def test_untrained_agent_tracks_like_the_posterior_mean(
+    perception: Perception, tmp_path: Path, coordinates: str
+) -> None:
+    perception.network.save_weights(tmp_path, half=False)
+    actor = make_actor("latent-prior", coordinates, perception.feature_count, [16])
+    save_actor(actor, "latent-prior", coordinates, tmp_path)
+    sequence = synthetic_sequence(8)
+    agent = agent_tracker(tmp_path)(sequence, 0)
+    posterior = PosteriorTracker(perception)
+    for tracker in (agent, posterior):
+        tracker.init(sequence.frame(0), sequence.boxes[0])
+    for t in range(1, 6):
+        first, second = agent.update(sequence.frame(t)), posterior.update(sequence.frame(t))
+        np.testing.assert_allclose(nearest_label(first, second), second, rtol=1e-3, atol=0.05)
+    assert agent.mask.shape == sequence.frame(0).shape[:2]

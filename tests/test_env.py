@@ -1,0 +1,237 @@
+"""``BMVTrack-v0`` as Gymnasium, Stable-Baselines3 and a user with odd actions see it."""
+
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+
+import gymnasium as gym
+import numpy as np
+import pytest
+from gymnasium.utils.env_checker import check_env
+from gymnasium.wrappers import RecordVideo
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from stable_baselines3.common.env_checker import check_env as check_env_sb3
+
+import bmvtrack  # noqa: F401  (registers the environment)
+from bmvtrack import geometry
+from bmvtrack.data.sequence import VideoSequence
+from bmvtrack.data.synthetic import synthetic_sequences
+from bmvtrack.errors import UserError
+from bmvtrack.iou import bounds_iou, rotated_iou
+from bmvtrack.perception import Perception
+from envs.bmvtrack_env import BMVTrackEnv, true_motion
+from envs.state import ACTION_BOUNDS, action_space, move
+
+
+@pytest.fixture(scope="module")
+def sequences() -> list[VideoSequence]:
+    return [sequence.in_memory() for sequence in synthetic_sequences(3, seed=77)]
+
+
+@pytest.fixture
+def env(sequences: list[VideoSequence], perception: Perception) -> BMVTrackEnv:
+    return BMVTrackEnv(sequences, perception, clip_length=6, render_mode="rgb_array")
+
+
+def vanishing(length: int = 8, present: tuple[int, ...] = (0, 1)) -> VideoSequence:
+    """A square that is there in some frames only."""
+
+    def frame(t: int) -> np.ndarray:
+        return np.full((60, 80, 3), 90, np.uint8)
+
+    def mask(t: int) -> np.ndarray:
+        result = np.zeros((60, 80), bool)
+        if t in present:
+            result[20:40, 30:50] = True
+        return result
+
+    return VideoSequence("vanishing", length, frame, mask)
+
+
+def test_importing_bmvtrack_does_not_import_torch() -> None:
+    code = "import sys, bmvtrack; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_checkers_of_gymnasium_and_stable_baselines3(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SDL_VIDEODRIVER", "dummy")  # human mode is checked as well
+    bare = gym.make("BMVTrack-v0", render_mode="rgb_array").unwrapped
+    check_env(bare)
+    check_env_sb3(bare)
+
+
+def test_same_seed_same_clip(perception: Perception) -> None:
+    def rollout() -> list[float]:
+        env = gym.make("BMVTrack-v0", weights=perception)
+        observation, _ = env.reset(seed=5)
+        env.action_space.seed(5)
+        values = [float(v) for v in observation["prior_mean"]]
+        for _ in range(5):
+            observation, reward, *_ = env.step(env.action_space.sample())
+            values += [reward, *map(float, observation["features"])]
+        return values
+
+    assert rollout() == rollout()
+
+
+def test_bare_environment_makes_new_sequences(perception: Perception) -> None:
+    env = BMVTrackEnv(weights=perception)
+    names = {env.reset(seed=1 if i == 0 else None)[1]["sequence"] for i in range(3)}
+    assert len(names) == 3
+
+
+@pytest.mark.parametrize("coordinates", ["frame", "object"])
+def test_true_motion_has_reward_one(
+    sequences: list[VideoSequence], perception: Perception, coordinates: str
+) -> None:
+    env = BMVTrackEnv(sequences, perception, coordinates=coordinates, clip_length=10)
+    env.reset(seed=0, options={"sequence": 0, "start": 0})
+    low, high = ACTION_BOUNDS[coordinates]
+    for _ in range(10):
+        action = true_motion(env)
+        assert (action > low).all()
+        assert (action < high).all()
+        *_, info = env.step(action.astype(np.float32))
+        assert info["iou"] > 0.999
+
+
+@pytest.mark.parametrize("reward", ["rotated", "axis_aligned"])
+def test_reward_is_the_iou_named(
+    sequences: list[VideoSequence], perception: Perception, reward: str
+) -> None:
+    env = BMVTrackEnv(sequences, perception, reward=reward)
+    observation, _ = env.reset(seed=2)
+    _, value, _, _, info = env.step(observation["prior_mean"])
+    expected = {
+        "rotated": rotated_iou(info["rbbox"], info["truth"]),
+        "axis_aligned": bounds_iou(geometry.bounds(info["rbbox"]), geometry.bounds(info["truth"])),
+    }
+    assert value == pytest.approx(float(expected[reward]))
+
+
+def test_clip_is_truncated_at_its_length_and_at_the_end(env: BMVTrackEnv) -> None:
+    env.reset(seed=0, options={"sequence": 1, "start": 0})
+    ends = [env.step(true_motion(env))[2:4] for _ in range(6)]
+    assert ends == [(False, False)] * 5 + [(False, True)]
+    env.reset(options={"sequence": 1, "start": len(env.sequences[1]) - 2})
+    assert env.step(true_motion(env))[2:4] == (False, True)
+
+
+def test_lost_for_good_terminates(sequences: list[VideoSequence], perception: Perception) -> None:
+    env = BMVTrackEnv(sequences, perception, lost_after=3)
+    env.reset(seed=0, options={"sequence": 0, "start": 0})
+    away = np.array([0.1, 0.1, 0, 0.9, 1.4], np.float32)
+    ends = [env.step(away)[2] for _ in range(3)]
+    assert ends == [False, False, True]
+
+
+def test_a_frame_without_object_is_not_scored(perception: Perception) -> None:
+    env = BMVTrackEnv([vanishing()], perception, lost_after=1)
+    env.reset(seed=0, options={"sequence": 0, "start": 1})
+    for _ in range(6):
+        observation, reward, terminated, _, info = env.step(env.action_space.sample())
+        assert (reward, terminated) == (0.0, False)
+        assert np.isnan(info["iou"])
+        assert all(np.isfinite(value).all() for value in observation.values())
+
+
+@settings(
+    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(arrays(np.float32, (4, 5), elements=st.floats(width=32, allow_nan=False)))
+def test_any_action_gives_finite_values(env: BMVTrackEnv, actions: np.ndarray) -> None:
+    env.reset(seed=0)
+    for action in actions:
+        observation, reward, *_ = env.step(action)
+        assert env.observation_space.contains(observation)
+        assert all(np.isfinite(value).all() for value in observation.values())
+        assert 0 <= reward <= 1
+
+
+def test_nan_is_refused_by_name(env: BMVTrackEnv) -> None:
+    env.reset(seed=0)
+    with pytest.raises(ValueError, match="NaN in sin θ"):
+        env.step(np.array([1, 1, np.nan, 0, 0], np.float32))
+    with pytest.raises(ValueError, match="five numbers"):
+        env.step(np.zeros(4, np.float32))
+
+
+def test_step_needs_a_reset(env: BMVTrackEnv) -> None:
+    with pytest.raises(gym.error.ResetNeeded):
+        env.step(np.ones(5, np.float32))
+
+
+def test_rendering_shows_the_frame_and_boxes(env: BMVTrackEnv) -> None:
+    env.reset(seed=0)
+    observation, *_ = env.step(true_motion(env))
+    picture = env.render()
+    frame = env.sequence.frame(env.frame_index)
+    assert picture.shape == frame.shape
+    assert picture.dtype == np.uint8
+    assert 0.005 < (picture != frame).any(axis=-1).mean() < 0.9
+    assert observation["prior_mean"].shape == (5,)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning")
+def test_record_video(env: BMVTrackEnv, tmp_path: Path) -> None:
+    recorded = RecordVideo(env, str(tmp_path), episode_trigger=lambda _: True)
+    recorded.reset(seed=0)
+    for _ in range(6):
+        recorded.step(true_motion(env))
+    recorded.close()
+    assert [path.suffix for path in tmp_path.glob("*.mp4")] == [".mp4"]
+
+
+def test_actions_are_clipped_to_the_bounds() -> None:
+    box = np.array([40.0, 30.0, 20.0, 10.0, 0.1])
+    low, high = ACTION_BOUNDS["object"]
+    space = action_space("object")
+    np.testing.assert_allclose(space.low, low, rtol=1e-6)
+    beyond = move(box, np.array(high) + 10, 80, 60, "object")[0]
+    np.testing.assert_allclose(beyond, move(box, np.array(high), 80, 60, "object")[0])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"coordinates": "polar"}, "coordinates must be one of"),
+        ({"reward": "giou"}, "reward must be one of"),
+        ({"clip_length": 0}, "at least 1"),
+        ({"render_mode": "ascii"}, "render_mode must be one of"),
+        ({"sequences": "nothing:here"}, "unknown data"),
+        ({"sequences": []}, "nothing to track"),
+        ({"weights": "no-such-weights"}, "no weights"),
+    ],
+)
+def test_bad_arguments_are_refused(
+    perception: Perception, arguments: dict[str, object], message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        BMVTrackEnv(**({"weights": perception} | arguments))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({"sequence": 9}, "no sequence 9"), ({"sequence": 0, "start": 29}, "cannot start")],
+)
+def test_bad_reset_options_are_refused(
+    env: BMVTrackEnv, options: dict[str, int], message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        env.reset(options=options)
+
+
+def test_sequences_that_cannot_be_started(perception: Perception) -> None:
+    env = BMVTrackEnv([vanishing(present=())], perception)
+    with pytest.raises(UserError, match="no sequence has an object"):
+        env.reset(seed=0)
+
+
+def test_make_by_name_with_arguments(perception: Perception) -> None:
+    make = partial(gym.make, "BMVTrack-v0", weights=perception)
+    assert make(coordinates="object").action_space.high[3] == pytest.approx(1.8)
+    assert make(clip_length=3).unwrapped.clip_length == 3

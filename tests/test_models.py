@@ -1,0 +1,345 @@
+"""One base test for every network of the family, and how networks are saved and loaded."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from bmvtrack import prior
+from bmvtrack.errors import UserError
+from bmvtrack.models import ARCHITECTURES, MultivariationalNetwork, ResNetUNet, load_network
+
+DAVIS = prior.named("davis16")
+
+
+class NetworkTests:
+    """What holds for every network. Subclasses name an architecture and options of small ones."""
+
+    architecture: type[MultivariationalNetwork]
+    small: dict = {}  # noqa: RUF012
+    shapes: tuple[dict, ...] = ({},)
+    """Options whose shapes are tested."""
+
+    def make(self, seed=0, **options):
+        torch.manual_seed(seed)
+        return self.architecture(**{"prior": DAVIS, **self.small, **options})
+
+    def patches(self, network, batch=3, seed=1):
+        size = network.input_size
+        generator = torch.Generator().manual_seed(seed)
+        return torch.randn(batch, network.input_channels, size, size, generator=generator)
+
+    def test_is_known_by_name(self):
+        assert ARCHITECTURES[self.architecture.__name__] is self.architecture
+
+    def test_shapes(self):
+        for options in self.shapes:
+            network = self.make(**options)
+            for name in {"input_size", "input_channels", "classes"} & options.keys():
+                assert getattr(network, name) == options[name]
+            output = network(self.patches(network, 2))
+            size, samples = network.input_size, network.bottleneck.samples
+            assert output.logits.shape == (2, network.classes, size, size)
+            assert output.features.shape == (2, network.feature_count)
+            assert output.posterior.mean.shape == (2, 5)
+            encoding = network.encode(self.patches(network, 2))
+            assert network.decode(torch.zeros(2, 5, samples), encoding).shape == output.logits.shape
+
+    def test_gradients_reach_every_parameter(self):
+        network = self.make()
+        output = network(self.patches(network))
+        kl = network.bottleneck.kl_divergence(output.posterior).mean()
+        (output.logits.square().mean() + kl).backward()
+        for name, parameter in network.named_parameters():
+            assert parameter.grad is not None, name
+            assert torch.isfinite(parameter.grad).all(), name
+            assert (parameter.grad != 0).any(), name
+
+    def test_the_mask_depends_on_the_latents(self):
+        network = self.make().eval()
+        x = self.patches(network)
+        encoding, shape = network.encode(x), (3, 5, network.bottleneck.samples)
+        masks = [network.decode(torch.full(shape, z), encoding) for z in (-1.0, 1.0)]
+        assert (masks[0] - masks[1]).abs().max() > 1e-5
+
+    def test_evaluation_is_deterministic_and_training_is_not(self):
+        network = self.make()
+        x = self.patches(network)
+        first, second = network(x), network(x)
+        assert not torch.equal(first.logits, second.logits)
+        assert torch.equal(first.posterior.mean, second.posterior.mean)
+        network.eval()
+        torch.testing.assert_close(network(x).logits, network(x).logits, rtol=0, atol=0)
+
+    def test_noise_is_asked_for_and_seeded(self):
+        network = self.make().eval()
+        x = self.patches(network)
+
+        def masks(seed):
+            generator = torch.Generator().manual_seed(seed)
+            return network(x, stochastic=True, generator=generator).logits
+
+        assert torch.equal(masks(1), masks(1))
+        assert not torch.equal(masks(1), masks(2))
+        assert not torch.equal(masks(1), network(x).logits)
+        network.train()
+        assert torch.equal(network(x, stochastic=False).logits, network(x, stochastic=False).logits)
+
+    def test_items_of_a_batch_do_not_meet_in_evaluation(self):
+        network = self.make(covariance="frame").eval()
+        x = self.patches(network)
+        together, alone = network(x), network(x[1:2])
+        torch.testing.assert_close(together.logits[1:2], alone.logits, rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(
+            together.posterior.covariance[1:2], alone.posterior.covariance, rtol=1e-3, atol=1e-4
+        )
+
+    def test_channels_last_changes_nothing(self):
+        network = self.make().eval()
+        x = self.patches(network)
+        expected = network(x).logits
+        network.to(memory_format=torch.channels_last)
+        result = network(x.contiguous(memory_format=torch.channels_last)).logits
+        torch.testing.assert_close(result, expected, rtol=1e-3, atol=1e-4)
+
+    def trained_a_little(self, **options):
+        """A network whose running statistics are not those of a fresh one."""
+        network = self.make(**options)
+        network(self.patches(network, seed=5))
+        return network.eval()
+
+    @pytest.mark.parametrize("half", [True, False])
+    def test_saved_weights_are_loaded(self, tmp_path, half):
+        network = self.trained_a_little(samples=11, reparameterization="affine")
+        network.save_weights(tmp_path / "weights", half=half)
+        assert {p.name for p in (tmp_path / "weights").iterdir()} == {
+            "config.json",
+            "model.safetensors",
+        }
+        loaded = load_network(tmp_path / "weights")
+        assert type(loaded) is self.architecture
+        assert not loaded.training
+        assert_same(loaded, network, 2e-2 if half else 0)
+        assert loaded.bottleneck.samples == 11
+        assert loaded.bottleneck.reparameterization == "affine"
+        weights = load_file(tmp_path / "weights" / "model.safetensors")
+        kinds = {w.dtype for w in weights.values() if w.is_floating_point()}
+        assert kinds == {torch.float16 if half else torch.float32}
+
+    def test_pretrained_networks_come_back_as_they_were(self, tmp_path):
+        network = self.trained_a_little(prior=prior.named("paper"), samples=10)
+        network.save_pretrained(tmp_path / "network")
+        for loaded in (
+            self.architecture.from_pretrained(tmp_path / "network"),
+            MultivariationalNetwork.from_pretrained(str(tmp_path / "network")),
+            load_network(tmp_path / "network"),
+        ):
+            assert type(loaded) is self.architecture
+            assert not loaded.training
+            assert_same(loaded, network, 0)
+        loaded.save_pretrained(tmp_path / "again")
+        for name in ("config.json", "model.safetensors"):
+            again, first = ((tmp_path / f / name).read_bytes() for f in ("again", "network"))
+            assert again == first
+
+    def test_saved_weights_are_pretrained_ones(self, tmp_path):
+        network = self.trained_a_little()
+        network.save_weights(tmp_path / "weights", half=False)
+        assert_same(self.architecture.from_pretrained(tmp_path / "weights"), network, 0)
+
+
+def assert_same(loaded, network, tolerance):
+    """Same weights and outputs (relative to the largest), and exactly the same prior."""
+    for name, value in network.state_dict().items():
+        found = loaded.state_dict()[name]
+        assert found.dtype == value.dtype
+        largest = value.abs().max().item() or 1.0
+        torch.testing.assert_close(found, value, rtol=0, atol=tolerance * largest)
+    for name in ("latent_mean", "latent_factor", "offset", "scale"):
+        assert torch.equal(getattr(loaded.bottleneck, name), getattr(network.bottleneck, name))
+    generator = torch.Generator().manual_seed(2)
+    size = network.input_size
+    x = torch.randn(2, network.input_channels, size, size, generator=generator)
+    first, second = loaded(x), network(x)
+    for found, expected in (
+        (first.logits, second.logits),
+        (first.posterior.mean, second.posterior.mean),
+        (first.posterior.covariance, second.posterior.covariance),
+    ):
+        largest = expected.abs().max().item()
+        torch.testing.assert_close(found, expected, rtol=0, atol=tolerance * largest)
+
+
+class TestResNetUNet(NetworkTests):
+    architecture = ResNetUNet
+    small = {"width": 4, "input_size": 64}  # noqa: RUF012
+    shapes = (
+        {},
+        {"input_channels": 3, "classes": 66, "covariance": "batch", "standardized": False},
+        {"width": 8, "input_size": 128, "samples": 10},
+        {"width": 1, "input_size": 192, "classes": 3},
+    )
+
+    def test_is_resnet18_at_its_width(self):
+        """The four stages of torchvision's, and one more."""
+        from torchvision.models import resnet18
+
+        network, reference = self.make(width=64, input_channels=3), resnet18()
+        sizes = [sum(p.numel() for p in stage.parameters()) for stage in network.stages]
+        layers = reference.layer1, reference.layer2, reference.layer3, reference.layer4
+        assert sizes[:4] == [sum(p.numel() for p in layer.parameters()) for layer in layers]
+        assert len(sizes) == 5
+
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            ({"input_size": 100}, "multiple of 64, not 100"),
+            ({"input_size": 0}, "multiple of 64, not 0"),
+            ({"input_channels": 5}, "input_channels must be 3 or 4"),
+            ({"classes": 1}, "classes ≥ 2"),
+            ({"width": 0}, "width ≥ 1"),
+            ({"samples": 5}, "samples > 5"),
+        ],
+    )
+    def test_sizes_that_cannot_be_are_refused(self, options, message):
+        with pytest.raises(ValueError, match=message):
+            self.make(**options)
+
+
+@pytest.fixture
+def saved(tmp_path):
+    """A folder of weights."""
+    torch.manual_seed(0)
+    ResNetUNet(DAVIS, width=4, input_size=64).save_weights(tmp_path / "weights")
+    return tmp_path / "weights"
+
+
+def change_config(folder, **changes):
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def test_the_configuration_is_for_people_too(saved):
+    config = json.loads((saved / "config.json").read_text())
+    assert config["architecture"] == "ResNetUNet"
+    assert config["width"] == 4
+    assert config["prior"] == DAVIS.to_json()
+    assert config["covariance"] == "frame"
+
+
+def test_half_precision_keeps_what_it_cannot_hold(tmp_path):
+    network = ResNetUNet(DAVIS, width=4, input_size=64)
+    network.stem[1].running_var.fill_(1e6)
+    network.save_weights(tmp_path)
+    assert load_network(tmp_path).stem[1].running_var[0] == 1e6
+
+
+def test_saving_replaces_what_was_there(saved):
+    (saved / "old.txt").touch()
+    ResNetUNet(DAVIS, width=2, input_size=64).save_weights(saved)
+    assert load_network(saved).feature_count == 8
+    assert not (saved / "old.txt").exists()
+    assert [p.name for p in saved.parent.iterdir()] == [saved.name]
+
+
+def test_a_failed_save_leaves_what_was_there(saved, monkeypatch):
+    def full_disk(*_):
+        raise OSError("no space left on device")
+
+    before = {p.name: p.read_bytes() for p in saved.iterdir()}
+    monkeypatch.setattr("bmvtrack.models.base.save_file", full_disk)
+    network = ResNetUNet(DAVIS, width=2, input_size=64)
+    for save in (network.save_weights, lambda folder: network.save_weights(folder / "new")):
+        with pytest.raises(OSError, match="no space"):
+            save(saved)
+    assert {p.name: p.read_bytes() for p in saved.iterdir()} == before
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
+def test_a_missing_file_is_named(saved, name):
+    (saved / name).unlink()
+    with pytest.raises(UserError, match=f"no weights in .*weights: {name} is missing"):
+        load_network(saved)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("not json", "config.json does not describe a network"),
+        ("[1, 2]", "config.json does not describe a network"),
+        ('{"width": 4}', "its architecture is None, not one of ResNetUNet"),
+        ('{"architecture": ["ResNetUNet"]}', "config.json does not describe a network"),
+        ('{"architecture": "ResNetUNet"}', "config.json does not describe a network: .*prior"),
+    ],
+)
+def test_a_configuration_of_nothing_is_refused(saved, content, message):
+    (saved / "config.json").write_text(content)
+    assert_refused(saved, message)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"architecture": "Transformer"},
+            "its architecture is 'Transformer', not one of ResNetUNet",
+        ),
+        ({"prior": {"mean": [1, 2]}}, "config.json does not describe a network: .*covariance"),
+        ({"input_size": 100}, "config.json does not describe a network: .*multiple of 64"),
+        ({"depth": 3}, "config.json does not describe a network: .*depth"),
+        ({"width": "wide"}, "config.json does not describe a network"),
+        ({"width": 8}, r"model.safetensors does not fit the network of .*: \S+ is \(.*\) in the"),
+        ({"input_channels": 3}, r"stem.0.weight is \(4, 4, 7, 7\) in the file and \(4, 3, 7, 7\)"),
+        ({"samples": 10}, "bottleneck.covariance_head.bias is"),
+    ],
+)
+def test_a_configuration_of_another_network_is_refused(saved, changes, message):
+    change_config(saved, **changes)
+    assert_refused(saved, message)
+
+
+def assert_refused(folder, message):
+    for load in (load_network, ResNetUNet.from_pretrained):
+        with pytest.raises(UserError, match=message) as error:
+            load(folder)
+        assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("keep", [0, 5, 500, -100])
+def test_damaged_weights_are_refused(saved, keep):
+    path = saved / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:keep])
+    assert_refused(saved, "model.safetensors is damaged")
+
+
+def test_weights_with_a_tensor_too_few_or_too_many_are_refused(saved):
+    path = saved / "model.safetensors"
+    tensors = load_file(path)
+    save_file(tensors | {"extra": torch.zeros(3)}, path)
+    assert_refused(saved, r"extra is \(3,\) in the file and absent in the network")
+    del tensors["stem.0.weight"]
+    save_file(tensors, path)
+    assert_refused(saved, r"stem.0.weight is missing in the file")
+
+
+def test_a_folder_that_is_not_there_is_named(tmp_path):
+    with pytest.raises(UserError, match=r"no weights in .*nowhere"):
+        load_network(tmp_path / "nowhere")
+    with pytest.raises(UserError, match=r"no folder .*nowhere, and not on the Hub either") as error:
+        ResNetUNet.from_pretrained(tmp_path / "nowhere")
+    assert "\n" not in str(error.value)
+
+
+def test_another_architecture_is_not_what_was_asked_for(saved):
+    class Other(ResNetUNet):
+        pass
+
+    with pytest.raises(UserError, match=r"holds a ResNetUNet, not a Other"):
+        Other.from_pretrained(saved)
+
+
+def test_a_copied_folder_works(saved, tmp_path):
+    shutil.copytree(saved, tmp_path / "copy")
+    assert_same(load_network(tmp_path / "copy"), load_network(saved), 0)

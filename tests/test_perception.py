@@ -1,0 +1,122 @@
+"""What the network sees and says, in the frame's own coordinates."""
+
+import numpy as np
+import pytest
+import torch
+
+from bmvtrack import prior
+from bmvtrack.data import patches
+from bmvtrack.data.synthetic import synthetic_sequence
+from bmvtrack.errors import UserError
+from bmvtrack.geometry import corners, from_points
+from bmvtrack.iou import rotated_iou
+from bmvtrack.models import ResNetUNet
+from bmvtrack.perception import Perception, mask_geometry, mask_in_frame, weights_folder
+from bmvtrack.tracking.learned import mask_box
+
+SIZE = 96
+
+
+def drawn(rbbox: np.ndarray, seen_through: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+    """A perfect mask of one box on the patch of another."""
+    through = torch.tensor(seen_through)[None]
+    window = patches.window(through)
+    return patches.fill_box(torch.tensor(rbbox)[None], window, SIZE), window
+
+
+@pytest.mark.parametrize("angle", [0.0, 0.4, -1.2])
+def test_geometry_of_the_box_itself_is_neutral(angle: float) -> None:
+    box = np.array([100.0, 80.0, 60.0, 30.0, angle])
+    mask, window = drawn(box, box)
+    values = mask_geometry(mask[:, 0], window, torch.tensor(box)[None])[0]
+    expected = [0, 0, 0, 1, 1, 0, 1, 1]
+    np.testing.assert_allclose(values, expected, atol=0.06)
+
+
+def test_geometry_tells_shift_and_scale() -> None:
+    box = np.array([100.0, 80.0, 60.0, 30.0, 0.3])
+    moved = np.array([106.0, 77.0, 66.0, 24.0, 0.3])
+    mask, window = drawn(moved, box)
+    values = mask_geometry(mask[:, 0], window, torch.tensor(box)[None])[0].double().numpy()
+    unit = np.sqrt(60 * 30)
+    np.testing.assert_allclose(values[1:3] * unit, [6, -3], atol=0.5)
+    np.testing.assert_allclose(values[3:5], [1.1, 0.8], atol=0.05)
+    assert values[0] == pytest.approx(np.log(1.1 * 0.8), abs=0.05)
+
+
+def test_geometry_of_an_empty_mask_is_finite() -> None:
+    box = torch.tensor([[100.0, 80.0, 60.0, 30.0, 0.3]], dtype=torch.float64)
+    values = mask_geometry(torch.zeros(1, SIZE, SIZE), patches.window(box), box)
+    assert torch.isfinite(values).all()
+    assert values[0, 7] == 0
+
+
+def test_mask_returns_to_where_it_was_in_the_frame() -> None:
+    box = np.array([150.0, 110.0, 90.0, 50.0, 0.5])
+    mask, window = drawn(box, np.array([140.0, 120.0, 80.0, 60.0, 0.2]))
+    in_frame = mask_in_frame(mask[0, 0], window[0], 320, 240)
+    rows, columns = np.nonzero(in_frame)
+    found = from_points(np.stack([columns, rows], axis=-1))
+    assert rotated_iou(found, box) > 0.93
+    from_patch = mask_box(mask[0, 0], window[0])
+    assert from_patch is not None
+    assert rotated_iou(from_patch, box) > 0.93
+
+
+def test_no_box_of_an_empty_mask() -> None:
+    assert mask_box(torch.zeros(SIZE, SIZE), torch.tensor([0.0, 0, 10, 10])) is None
+
+
+def test_a_batch_sees_what_single_looks_see(perception: Perception) -> None:
+    sequence = synthetic_sequence(3)
+    frames = [sequence.frame(t) for t in range(3)]
+    boxes = sequence.boxes[:3]
+    means = [frame.reshape(-1, 3).mean(axis=0) for frame in frames]
+    batch = perception(
+        torch.from_numpy(np.stack(frames)),
+        torch.from_numpy(boxes),
+        torch.tensor([sequence.size] * 3),
+        torch.tensor(np.array(means), dtype=torch.float32),
+    )
+    for i in range(3):
+        single = perception.look(frames[i], boxes[i])
+        for name in ("features", "mean", "covariance", "probabilities", "windows", "geometry"):
+            np.testing.assert_allclose(
+                getattr(single, name)[0], getattr(batch, name)[i], atol=2e-4, rtol=1e-3
+            )
+
+
+@pytest.mark.parametrize(
+    "box",
+    [
+        [-300.0, 900.0, 1.0, 1.0, 0.0],
+        [160.0, 120.0, 1280.0, 1280.0, 1.0],
+        [0.0, 0.0, 1.0, 900.0, -3.0],
+    ],
+    ids=["far outside", "huge", "thin"],
+)
+def test_any_box_gives_finite_numbers(perception: Perception, box: list[float]) -> None:
+    percept = perception.look(synthetic_sequence(3).frame(0), np.array(box))
+    for name in ("features", "mean", "covariance", "probabilities", "geometry"):
+        assert torch.isfinite(getattr(percept, name)).all()
+    assert corners(np.array(box)).shape == (4, 2)
+
+
+def test_networks_of_the_paper_mode_cannot_track() -> None:
+    network = ResNetUNet(
+        prior.named("paper"), width=8, input_size=64, input_channels=3, covariance="batch"
+    )
+    with pytest.raises(UserError, match="--mode tracking"):
+        Perception(network)
+
+
+def test_unknown_weights_name_those_there_are() -> None:
+    with pytest.raises(UserError, match=r"bundled: .*synthetic"):
+        weights_folder("no-such-weights")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_a_device_that_is_not_there_is_refused() -> None:
+    network = ResNetUNet(prior.named("davis16"), width=8, input_size=64)
+    with pytest.raises(UserError, match="no CUDA device"):
+        Perception(network, "cuda")

@@ -1,0 +1,445 @@
+"""The pretraining loop, from options to weights."""
+
+import dataclasses
+import io
+import json
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from rich.console import Console
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch.distributions import MultivariateNormal
+
+from bmvtrack import motion, prior
+from bmvtrack.data.samples import Batch
+from bmvtrack.errors import UserError
+from bmvtrack.losses import construction_loss
+from bmvtrack.models import Output, load_network
+from bmvtrack.models.bottleneck import Bottleneck, Posterior
+from bmvtrack.training import PretrainOptions, pretrain
+from bmvtrack.training.checkpoint import checkpoints, load_checkpoint
+from bmvtrack.training.objective import averaged, objective, validation_metrics
+from bmvtrack.training.pretrain import PretrainRun, build_network
+
+SCRIPT = Path(__file__).parents[1] / "scripts" / "pretrain_vae.py"
+LOOP = sys.modules[PretrainRun.__module__]  # the package gives the function of that name
+MODES = pytest.mark.parametrize("mode", ["paper", "tracking"])
+TRACKING_METRICS = {"motion_nll", "motion_error"}
+METRICS = {"loss", "mask_iou", "kl", "mahalanobis"}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """Two data sets for ``--data``: videos and stills of bright, turned rectangles."""
+    root = tmp_path_factory.mktemp("data")
+    generator = np.random.default_rng(0)
+    for number in range(4):
+        x, y, angle = generator.uniform((30, 30, 0), (50, 40, 180))
+        for t in range(4 if number < 3 else 6):
+            write_frame(root / "videos", f"v{number}/{t:05}", (x + 3 * t, y + t, angle + 4 * t))
+    for number in range(5):
+        x, y, angle = generator.uniform((30, 30, 0), (50, 40, 180))
+        write_frame(root / "stills", f"{number}", (x, y, angle), ("images", "masks"))
+    return f"davis16:{root / 'videos'}", f"stills:{root / 'stills'}"
+
+
+def write_frame(root, name, state, folders=("JPEGImages/480p", "Annotations/480p")):
+    x, y, angle = state
+    points = cv2.boxPoints(((x, y), (34, 16), angle)).round().astype(np.int32)
+    mask = np.zeros((72, 90), np.uint8)
+    cv2.fillPoly(mask, [points], 255)
+    image = np.where(mask[..., None] > 0, np.uint8(220), np.uint8([40, 70, 30]))
+    for folder, picture, suffix in zip(folders, (image, mask), ("jpg", "png"), strict=True):
+        path = root / folder / f"{name}.{suffix}"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        cv2.imwrite(str(path), picture)
+
+
+@pytest.fixture
+def options(data, tmp_path):
+    return PretrainOptions(
+        out=tmp_path / "run",
+        data=data,
+        width=4,
+        input_size=64,
+        samples=10,
+        steps=6,
+        batch_size=4,
+        validate_every=3,
+        validation_share=0.3,
+        device="cpu",
+    )
+
+
+def train(options, **changes):
+    """Train quietly; returns the metrics and what was printed."""
+    printed = io.StringIO()
+    console = Console(file=printed, width=200)
+    return pretrain(dataclasses.replace(options, **changes), console), printed.getvalue()
+
+
+def assert_equal(first, second, path=""):
+    """Nested dictionaries and lists of tensors and numbers, equal to the bit."""
+    assert type(first) is type(second), path
+    if isinstance(first, torch.Tensor):
+        assert torch.equal(first, second), path
+    elif isinstance(first, dict):
+        assert first.keys() == second.keys(), path
+        for key in first:
+            assert_equal(first[key], second[key], f"{path}/{key}")
+    elif isinstance(first, (list, tuple)):
+        assert len(first) == len(second), path
+        for i, pair in enumerate(zip(first, second, strict=True)):
+            assert_equal(*pair, f"{path}/{i}")
+    else:
+        assert first == second, path
+
+
+def final_state(out):
+    """What a run ended with, apart from its best loss so far (a stop adds a validation)."""
+    state = load_checkpoint(out / "checkpoints")
+    del state["best"]
+    return state
+
+
+@MODES
+def test_a_run_leaves_weights_checkpoints_and_logs(options, mode, monkeypatch):
+    monkeypatch.setattr(LOOP, "_LOG_EVERY", 2)
+    metrics, printed = train(options, mode=mode)
+    out = options.out
+    expected = METRICS | (TRACKING_METRICS if mode == "tracking" else set())
+    assert metrics.keys() == expected
+    assert json.loads((out / "metrics.json").read_text()) == {"step": 6, **metrics}
+    assert 0 <= metrics["mask_iou"] <= 1
+    assert {p.name for p in out.iterdir()} == {
+        "best", "last", "checkpoints", "tensorboard", "metrics.json", "options.json",
+    }  # fmt: skip
+    assert [p.name for p in checkpoints(out / "checkpoints")] == [
+        "step-00000003.pt",
+        "step-00000006.pt",
+    ]
+    assert "step 3: " in printed
+    assert "step 6: " in printed
+    last, best = load_network(out / "last"), load_network(out / "best")
+    assert last.input_channels == best.input_channels == (4 if mode == "tracking" else 3)
+    state = load_checkpoint(out / "checkpoints")
+    for name, value in last.state_dict().items():
+        torch.testing.assert_close(value, state["network"][name], rtol=1e-3, atol=1e-4)
+    events = EventAccumulator(str(out / "tensorboard")).Reload()
+    tags = set(events.Tags()["scalars"])
+    assert {f"validation/{name}" for name in expected} <= tags
+    terms = {"total", "cross_entropy", "jaccard", "kl", "learning_rate"}
+    assert {f"train/{name}" for name in terms} <= tags
+    assert ("train/motion_nll" in tags) == (mode == "tracking")
+    assert [e.step for e in events.Scalars("train/total")] == [2, 4, 6]
+    assert [e.step for e in events.Scalars("validation/loss")] == [3, 6]
+
+
+def test_modes_set_what_is_left_open(options):
+    paper = dataclasses.replace(options, mode="paper").resolved()
+    assert (paper.prior, paper.covariance, paper.reparameterization) == ("paper", "batch", "affine")
+    assert (paper.beta, paper.likelihood, paper.learning_rate) == (5, 0, 1e-4)
+    assert paper.shares == (1, 1)
+    network = build_network(paper)
+    assert network.input_channels == 3
+    assert torch.equal(network.bottleneck.scale, torch.ones(5))
+    tracking = dataclasses.replace(options, beta=0.5, prior="paper").resolved()
+    assert (tracking.prior, tracking.covariance, tracking.beta) == ("paper", "frame", 0.5)
+    network = build_network(tracking)
+    assert network.input_channels == 4
+    scale = prior.named("paper").standard_deviations
+    np.testing.assert_allclose(network.bottleneck.scale, scale, rtol=1e-6)
+
+
+@MODES
+def test_a_seed_makes_a_run(options, tmp_path, mode):
+    states = []
+    for name, seed in (("first", 1), ("again", 1), ("other", 2)):
+        torch.manual_seed(len(states))  # what happened before does not matter
+        train(options, out=tmp_path / name, mode=mode, seed=seed, steps=2)
+        states.append(load_checkpoint(tmp_path / name / "checkpoints"))
+    assert_equal(*states[:2])
+    weights = [state["network"]["bottleneck.mean_head.weight"] for state in states]
+    assert not torch.equal(weights[2], weights[0])
+
+
+@MODES
+def test_stopped_by_the_clock_and_resumed_equals_not_stopped(options, tmp_path, mode, monkeypatch):
+    train(options, out=tmp_path / "straight", mode=mode)
+    minutes = iter(range(100))  # every look at the clock takes a minute
+    clock = SimpleNamespace(monotonic=lambda: 60.0 * next(minutes))
+    with monkeypatch.context() as patch:
+        patch.setattr(LOOP, "time", clock)
+        metrics, printed = train(options, mode=mode, max_minutes=2.5)
+    assert "time is up at step 2; go on with --resume" in printed
+    assert json.loads((options.out / "metrics.json").read_text()) == {"step": 2, **metrics}
+    (events,) = (options.out / "tensorboard").iterdir()
+    events.rename(events.with_name("events.out.tfevents.1"))  # written in an earlier second
+    _, printed = train(options, mode=mode, resume=True)
+    assert "at step 2 of 6" in printed
+    assert_equal(final_state(options.out), final_state(tmp_path / "straight"))
+    events = EventAccumulator(str(options.out / "tensorboard")).Reload()
+    assert [e.step for e in events.Scalars("validation/loss")] == [2, 3, 6]
+
+
+@MODES
+def test_killed_and_resumed_equals_not_stopped(options, tmp_path, mode, monkeypatch):
+    straight, _ = train(options, out=tmp_path / "straight", mode=mode)
+    step = PretrainRun.training_step
+
+    def killed(run):
+        if run.step == 5:
+            raise KeyboardInterrupt
+        return step(run)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(PretrainRun, "training_step", killed)
+        with pytest.raises(KeyboardInterrupt):
+            train(options, mode=mode)
+    metrics, printed = train(options, mode=mode, resume=True)
+    assert "at step 3 of 6" in printed
+    assert metrics == straight
+    runs = [load_checkpoint(out / "checkpoints") for out in (options.out, tmp_path / "straight")]
+    assert_equal(*runs)
+    for folder in ("best", "last"):
+        weights = [
+            out / folder / "model.safetensors" for out in (options.out, tmp_path / "straight")
+        ]
+        assert weights[0].read_bytes() == weights[1].read_bytes()
+
+
+def test_a_corrupt_checkpoint_is_passed_over(options, tmp_path):
+    train(options, out=tmp_path / "straight")
+    train(options)
+    newest = checkpoints(options.out / "checkpoints")[-1]
+    newest.write_bytes(newest.read_bytes()[:1000])
+    _, printed = train(options, resume=True)
+    assert "at step 3 of 6" in printed
+    assert_equal(final_state(options.out), final_state(tmp_path / "straight"))
+
+
+def test_a_finished_run_is_only_validated_again(options):
+    metrics, _ = train(options)
+    again, printed = train(options, resume=True)
+    assert again == metrics
+    assert "at step 6 of 6" in printed
+
+
+def contents(folder):
+    return {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def test_a_run_is_neither_overwritten_nor_resumed_with_other_options(options):
+    train(options)
+    before = contents(options.out)
+    with pytest.raises(UserError, match=r"run already holds a run; add --resume, or give another"):
+        train(options)
+    with pytest.raises(UserError, match=r"run with other options \(width, batch_size\)"):
+        train(options, resume=True, width=8, batch_size=2)
+    with pytest.raises(UserError, match=r"run with other options \(mode, prior, .*\)"):
+        train(options, resume=True, mode="paper")
+    with pytest.raises(UserError, match=r"run with other options \(shares\)"):
+        train(options, resume=True, shares=(2, 1))
+    assert contents(options.out) == before
+
+
+def test_there_must_be_something_to_resume(options):
+    with pytest.raises(UserError, match=r"nothing to resume in .*run/checkpoints"):
+        train(options, resume=True)
+    assert not options.out.exists()
+
+
+def test_a_moved_run_can_be_resumed(options, tmp_path):
+    train(options)
+    options.out.rename(tmp_path / "moved")
+    _, printed = train(options, out=tmp_path / "moved", resume=True, max_minutes=5)
+    assert "at step 6" in printed
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"data": ("youtube",)}, "unknown data 'youtube'"),
+        ({"data": ("davis16:nowhere",)}, "no folder nowhere"),
+        ({"data": ()}, "--shares needs one positive number for each"),
+        ({"shares": (1,)}, "--shares needs one positive number for each"),
+        ({"shares": (1, -1)}, "--shares needs one positive number for each"),
+        ({"steps": 0}, "--steps must be at least 1"),
+        ({"batch_size": 0}, "--batch-size must be at least 1"),
+        ({"validate_every": 0}, "--validate-every must be at least 1"),
+        ({"width": 0}, "--width must be at least 1"),
+        ({"input_size": 100}, "--input-size must be a multiple of 64, not 100"),
+        ({"samples": 5}, "--samples must be at least 6"),
+        ({"validation_share": 1.0}, r"--validation-share must lie in \(0, 1\)"),
+        ({"longest_side": 8}, "--longest-side must be at least 32"),
+        ({"max_minutes": 0}, "--max-minutes must be positive"),
+        ({"max_minutes": float("nan")}, "--max-minutes must be positive"),
+        ({"prior": "mine"}, "no prior named 'mine'"),
+        ({"device": "tpu"}, "unknown --device 'tpu'"),
+    ],
+)
+def test_mistakes_are_named_before_anything_is_written(options, changes, message):
+    with pytest.raises(UserError, match=message) as error:
+        train(options, **changes)
+    assert "\n" not in str(error.value)
+    assert not options.out.exists()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_a_missing_gpu_is_named(options):
+    with pytest.raises(UserError, match="no CUDA device; use --device cpu"):
+        train(options, device="cuda")
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_is_not_saved(options):
+    with pytest.raises(UserError, match=r"the loss is .* at step .*; try a lower --learning-rate"):
+        train(options, learning_rate=1e30)
+    assert not checkpoints(options.out / "checkpoints")
+    assert not (options.out / "last").exists()
+
+
+@MODES
+def test_the_loss_falls(options, mode, recwarn):
+    """A few samples of bright rectangles are soon known by heart."""
+    rate = 3e-3 if mode == "tracking" else 1e-2
+    run = PretrainRun(
+        dataclasses.replace(
+            options, mode=mode, width=8, batch_size=8, steps=60, learning_rate=rate
+        ).resolved()
+    )
+    totals = torch.stack([run.training_step()["total"].detach() for _ in range(60)])
+    assert totals[-10:].mean() < 0.6 * totals[:10].mean()
+    assert not [w for w in recwarn if "requires_grad" in str(w.message)]
+
+
+def test_synthetic_data_needs_no_files(options):
+    metrics, _ = train(
+        options, data=("synthetic",), synthetic_count=2, steps=1, batch_size=2, longest_side=64
+    )
+    assert metrics.keys() == METRICS | TRACKING_METRICS
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@MODES
+def test_the_gpu_trains_in_bfloat16(options, mode):
+    metrics, _ = train(options, mode=mode, device="cuda")
+    assert all(np.isfinite(value) for value in metrics.values())
+    assert load_network(options.out / "last").stem[0].weight.device.type == "cpu"
+
+
+def example(count=3, covariance="frame"):
+    """An output, its batch and its bottleneck."""
+    torch.manual_seed(0)
+    bottleneck = Bottleneck(7, prior.named("davis16"), covariance=covariance, standardized=True)
+    posterior = bottleneck(torch.randn(count, 7))
+    output = Output(torch.randn(count, 2, 8, 8), posterior, torch.zeros(count, 7))
+    boxes = torch.tensor([[50.0, 40, 30, 20, 0.3]]).double().expand(count, 5)
+    true_motion = torch.tensor([1.05, 0.98, 0.1, 0.05, -0.1]).expand(count, 5)
+    labels = torch.randint(2, (count, 8, 8))
+    return output, Batch(torch.zeros(count, 4, 8, 8), labels, boxes, true_motion), bottleneck
+
+
+@pytest.mark.parametrize("covariance", ["frame", "batch"])
+@pytest.mark.parametrize("direction", ["posterior", "prior"])
+def test_the_objective_is_the_weighted_sum_of_its_terms(direction, covariance):
+    output, batch, bottleneck = example(covariance=covariance)
+    terms = objective(output, batch, bottleneck, 5.0, 0.1, direction)
+    posterior = bottleneck.to_motion(output.posterior)
+    likelihood = MultivariateNormal(posterior.mean, posterior.covariance).log_prob(batch.motion)
+    kl = bottleneck.kl_divergence(output.posterior, direction).mean()
+    expected = construction_loss(output.logits, batch.labels) + 5 * kl - 0.1 * likelihood.mean()
+    torch.testing.assert_close(terms["total"], expected, rtol=1e-4, atol=1e-4)
+    without = objective(output, batch, bottleneck, 5.0, 0.0, direction)
+    assert "motion_nll" not in without
+    torch.testing.assert_close(
+        without["total"], expected + 0.1 * likelihood.mean(), rtol=1e-4, atol=1e-4
+    )
+
+
+def test_metrics_of_a_perfect_output():
+    output, batch, bottleneck = example()
+    output.logits = torch.nn.functional.one_hot(batch.labels, 2).movedim(-1, 1).float()
+    latent = (batch.motion - bottleneck.offset) / bottleneck.scale
+    output.posterior = Posterior(latent, output.posterior.covariance, output.posterior.factor)
+    metrics = validation_metrics(output, batch, bottleneck, with_motion=True)
+    assert all(values.shape == (3,) for values in metrics.values())
+    torch.testing.assert_close(metrics["mask_iou"], torch.ones(3))
+    torch.testing.assert_close(metrics["motion_error"], torch.zeros(3), atol=1e-4, rtol=0)
+
+
+def test_the_motion_error_is_the_distance_of_centres_in_pixels():
+    output, batch, bottleneck = example()
+    metrics = validation_metrics(output, batch, bottleneck, with_motion=True)
+    mean = bottleneck.to_motion(output.posterior).mean.detach().double().numpy()
+    boxes = batch.boxes.numpy()
+    predicted = motion.apply(boxes, mean, 1, 1, "object")
+    true = motion.apply(boxes, batch.motion.double().numpy(), 1, 1, "object")
+    expected = np.hypot(*(predicted - true)[:, :2].T)
+    np.testing.assert_allclose(metrics["motion_error"].detach(), expected, rtol=1e-4)
+
+
+def test_mask_iou_is_of_the_foreground():
+    output, batch, bottleneck = example(covariance="batch")
+    batch.labels.zero_()
+    batch.labels[0, :4], batch.labels[1, :4] = 1, 1
+    guess = torch.zeros(3, 8, 8, dtype=torch.int64)
+    guess[0, 2:6] = 1  # overlaps by 2 of 6 rows; the second is missed; the third is rightly empty
+    output.logits = torch.nn.functional.one_hot(guess, 2).movedim(-1, 1).float()
+    metrics = validation_metrics(output, batch, bottleneck, with_motion=False)
+    torch.testing.assert_close(metrics["mask_iou"], torch.tensor([2 / 6, 0, 1]))
+    assert metrics["kl"].shape == metrics["mahalanobis"].shape == (3,)
+    assert metrics.keys() == {"mask_iou", "kl", "mahalanobis"}
+
+
+def test_averages_are_over_samples():
+    parts = [{"a": torch.tensor([1.0, 2, 3]), "b": torch.tensor(1.0)}, {"a": torch.tensor([6.0])}]
+    assert averaged(parts) == {"a": 3.0, "b": 1.0}
+
+
+def test_help_teaches():
+    result = subprocess.run(
+        [sys.executable, str(SCRIPT), "--help"], capture_output=True, text=True, check=True
+    )
+    for option in ("--data", "--mode", "--max-minutes", "--resume", "davis16:FOLDER", "Examples"):
+        assert option in result.stdout
+    assert not result.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--data", "youtube"], "error: unknown data 'youtube': it starts with one of synthetic"),
+        (["--data", "duts:nowhere"], "error: no folder nowhere"),
+        (["--steps", "0"], "error: --steps must be at least 1"),
+        (["--out", "run", "--resume", "--synthetic-count", "2"], "error: nothing to resume in run"),
+    ],
+)
+def test_mistakes_end_in_one_line_and_status_2(arguments, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    tiny = ["--width", "2", "--input-size", "64", "--longest-side", "32", "--device", "cpu"]
+    monkeypatch.setattr(sys, "argv", [str(SCRIPT), *arguments, *tiny])
+    with pytest.raises(SystemExit) as stop:
+        runpy.run_path(str(SCRIPT), run_name="__main__")
+    assert stop.value.code == 2
+    errors = capsys.readouterr().err
+    assert errors.startswith(message)
+    assert errors.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_unknown_value_is_named(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", [str(SCRIPT), "--mode", "fast"])
+    with pytest.raises(SystemExit) as stop:
+        runpy.run_path(str(SCRIPT), run_name="__main__")
+    assert stop.value.code == 2
+    assert "fast" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())

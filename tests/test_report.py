@@ -1,0 +1,260 @@
+"""From runs to summary, tables, files and pictures; and the script that makes them."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from rich.console import Console
+
+from bmvtrack import visualization
+from bmvtrack.data.davis import load_davis16
+from bmvtrack.tracking import report
+from bmvtrack.tracking.evaluation import evaluate
+from bmvtrack.tracking.plots import write_plots
+from bmvtrack.tracking.trackers import OracleTracker, static_tracker
+
+SCRIPT = Path(__file__).parents[1] / "scripts" / "evaluate_davis16.py"
+METRICS = {"ao", "sr50", "sr75", "auc", "precision20"}
+FACTORIES = {"static": static_tracker, "oracle": OracleTracker}
+
+
+def write_tree(root: Path, names: tuple[str, ...] = ("ant", "bee"), length: int = 6) -> Path:
+    """A DAVIS16 folder of small sequences: a bright tilted bar that moves."""
+    for number, name in enumerate(names):
+        images, masks = root / "JPEGImages/480p" / name, root / "Annotations/480p" / name
+        images.mkdir(parents=True)
+        masks.mkdir(parents=True)
+        for t in range(length):
+            mask = np.zeros((61, 81), dtype=np.uint8)
+            rectangle = ((25.0 + (3 + number) * t, 30.0), (24.0, 10.0), 20.0 + 2 * t)
+            cv2.fillPoly(mask, [cv2.boxPoints(rectangle).astype(np.int32)], 255)
+            cv2.imwrite(str(images / f"{t:05d}.jpg"), cv2.merge([mask // 2 + 60] * 3))
+            cv2.imwrite(str(masks / f"{t:05d}.png"), mask)
+    return root
+
+
+@pytest.fixture
+def davis(tmp_path):
+    return write_tree(tmp_path / "davis")
+
+
+@pytest.fixture
+def results(davis):
+    return evaluate(FACTORIES, load_davis16(davis))
+
+
+def run_script(*arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(SCRIPT), *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def test_summary_has_the_structure_that_is_promised(results):
+    summary = report.build_summary("small", "ope", results)
+    assert set(summary) == {"dataset", "protocol", "trackers"}
+    assert list(summary["trackers"]) == ["static", "oracle"]
+    for tracker in summary["trackers"].values():
+        assert set(tracker) == {"axis_aligned", "rotated", "fps", "frames", "per_sequence"}
+        assert set(tracker["axis_aligned"]) == set(tracker["rotated"]) == METRICS
+        assert list(tracker["per_sequence"]) == ["ant", "bee"]
+        assert tracker["frames"] == 12
+        assert tracker["fps"] > 0
+        for geometry in ("axis_aligned", "rotated"):
+            overlaps = [s[geometry] for s in tracker["per_sequence"].values()]
+            assert tracker[geometry]["ao"] == pytest.approx(np.mean(overlaps))
+    assert summary["trackers"]["oracle"]["rotated"]["ao"] == pytest.approx(1, abs=1e-6)
+    assert summary["trackers"]["static"]["rotated"]["ao"] < 0.8
+
+
+def test_robustness_protocols_add_intervals_and_paired_differences(davis):
+    runs = evaluate(FACTORIES, load_davis16(davis), "tre", segments=3)
+    summary = report.build_summary("small", "tre", runs, seed=1)
+    assert summary == report.build_summary("small", "tre", runs, seed=1)
+    static, oracle = summary["trackers"].values()
+    assert "ao_above_first" not in static
+    for geometry in ("axis_aligned", "rotated"):
+        low, high = static["ao_interval"][geometry]
+        assert low <= static[geometry]["ao"] <= high
+        mean, low, high = oracle["ao_above_first"][geometry]
+        assert low <= mean <= high
+        assert mean == pytest.approx(oracle[geometry]["ao"] - static[geometry]["ao"])
+    assert text_of(report.interval_table(summary)).count("[") == 6
+
+
+def test_averages_go_over_runs_first(davis):
+    sequences = load_davis16(davis)
+    runs = evaluate({"static": static_tracker}, sequences, "tre", segments=3)["static"]
+    lone = runs[:3] + runs[3:4]  # three runs of the first sequence, one of the second
+    overlaps = [run.scores["rotated"].ao for run in lone]
+    expected = (np.mean(overlaps[:3]) + overlaps[3]) / 2
+    assert report.overall(lone, "rotated").ao == pytest.approx(expected)
+
+
+def test_csv_has_a_line_a_frame_and_its_mean_is_the_overlap(results):
+    run = results["static"][0]
+    lines = report.run_csv(run).splitlines()
+    assert lines[0] == "frame,x,y,w,h,angle,iou_rotated,iou_axis_aligned"
+    rows = [line.split(",") for line in lines[1:]]
+    assert [int(row[0]) for row in rows] == list(range(6))
+    assert rows[0][6:] == ["", ""]
+    for column, geometry in ((6, "rotated"), (7, "axis_aligned")):
+        mean = np.mean([float(row[column]) for row in rows[1:]])
+        assert mean == pytest.approx(run.scores[geometry].ao, abs=1e-6)
+    assert [float(v) for v in rows[2][1:6]] == pytest.approx(run.boxes[2], abs=1e-4)
+
+
+def text_of(table: object) -> str:
+    console = Console(width=160)
+    with console.capture() as capture:
+        console.print(table)
+    return capture.get()
+
+
+def test_tables_hold_the_numbers(results):
+    summary = report.build_summary("small", "ope", results)
+    text = text_of(report.summary_table(summary))
+    assert f"{summary['trackers']['static']['rotated']['ao']:.3f}" in text
+    assert "small, OPE" in text
+    per_sequence = text_of(report.sequence_table(summary))
+    assert "bee" in per_sequence
+    assert "/ 1.00" in per_sequence
+
+
+def test_plots_are_pictures(results, tmp_path):
+    write_plots(tmp_path / "plots", results)
+    for name in ("success.png", "precision.png"):
+        image = cv2.imread(str(tmp_path / "plots" / name))
+        assert image is not None
+        assert len(np.unique(image.reshape(-1, 3), axis=0)) > 20
+
+
+def test_overlay_draws_on_a_copy():
+    frame = np.full((360, 480, 3), 128, dtype=np.uint8)
+    box, nothing = np.array([240.0, 180, 180, 120, 0.2]), np.full(5, np.nan)
+    plain = visualization.draw_overlay(frame, nothing, nothing)
+    assert (plain == frame).all()
+    assert plain is not frame
+    mask = np.zeros((360, 480), dtype=bool)
+    mask[300:, :] = True
+    other = box + np.array([30, 15, 0, 0, 0])
+    image = visualization.draw_overlay(frame, box, other, mask, "IoU 0.50")
+    assert (frame == 128).all()
+    colours = {tuple(colour) for colour in image.reshape(-1, 3)}
+    assert {visualization.TRUE_COLOUR, visualization.PREDICTED_COLOUR} <= colours
+    assert (image[330, :, 2] > 128).all()
+    assert (image[:40, :160] == 255).any()
+
+
+def test_videos_can_be_read_and_odd_sizes_are_padded(tmp_path):
+    frames = (np.full((61, 81, 3), 20 * i, dtype=np.uint8) for i in range(5))
+    visualization.write_video(tmp_path / "new" / "clip.mp4", frames, 10)
+    video = cv2.VideoCapture(str(tmp_path / "new" / "clip.mp4"))
+    assert (video.get(cv2.CAP_PROP_FRAME_WIDTH), video.get(cv2.CAP_PROP_FRAME_HEIGHT)) == (82, 62)
+    read = []
+    while (answer := video.read())[0]:
+        read.append(answer[1].mean())
+    assert read == pytest.approx([0, 20, 40, 60, 80], abs=4)
+
+
+def test_a_video_that_fails_leaves_nothing(tmp_path):
+    def frames():
+        yield np.zeros((60, 80, 3), dtype=np.uint8)
+        raise RuntimeError("broken")
+
+    with pytest.raises(RuntimeError, match="broken"):
+        visualization.write_video(tmp_path / "clip.mp4", frames(), 10)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_script_writes_what_it_says(davis, tmp_path):
+    out = tmp_path / "out"
+    done = run_script("--root", davis, "--trackers", "static", "oracle", "--out", out, "--video")
+    assert done.returncode == 0, done.stderr
+    assert "axis-aligned" in done.stdout
+    files = sorted(str(p.relative_to(out)) for p in out.rglob("*") if p.is_file())
+    per_run = [f"{t}/{s}" for t in ("oracle", "static") for s in ("ant", "bee")]
+    expected = ["precision.png", "success.png", "summary.json"]
+    expected += [f"results/{name}.csv" for name in per_run]
+    expected += [f"videos/{name}.mp4" for name in per_run]
+    assert files == sorted(expected)
+    summary = json.loads((out / "summary.json").read_text())
+    assert summary["dataset"] == "davis"
+    assert summary["trackers"]["oracle"]["rotated"]["ao"] > 0.999
+
+
+def break_nothing(root: Path) -> None:
+    """The fault is in the options."""
+
+
+def remove_masks(root: Path) -> None:
+    for mask in (root / "Annotations/480p/bee").iterdir():
+        mask.unlink()
+
+
+def resize_mask(root: Path) -> None:
+    cv2.imwrite(str(root / "Annotations/480p/bee/00003.png"), np.full((30, 40), 255, np.uint8))
+
+
+def spoil_frame(root: Path) -> None:
+    (root / "JPEGImages/480p/bee/00004.jpg").write_bytes(b"not a picture")
+
+
+def empty_first_mask(root: Path) -> None:
+    cv2.imwrite(str(root / "Annotations/480p/bee/00000.png"), np.zeros((61, 81), np.uint8))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "options", "message"),
+    [
+        (break_nothing, ("--root", "nowhere"), "no folder nowhere"),
+        (break_nothing, ("--sequences", "cat"), "no sequence cat"),
+        (break_nothing, ("--split", "val"), "no split 'val'"),
+        (break_nothing, ("--segments", "0"), "--segments must be at least 1"),
+        (break_nothing, ("--out", SCRIPT), "is a file; give a folder"),
+        (break_nothing, ("--trackers",), "no trackers"),
+        (remove_masks, (), "'bee' lacks 6 of 6 masks"),
+        (resize_mask, (), "'bee', frame 3: the mask is 40×30 but the frame is 81×61"),
+        (spoil_frame, (), "cannot read the image"),
+        (empty_first_mask, (), "'bee': the mask of its first frame is empty"),
+    ],
+)
+def test_bad_input_is_one_line_and_nothing_is_written(
+    spoil, options, message, davis, tmp_path, monkeypatch, capsys
+):
+    spoil(davis)
+    out = tmp_path / "out"
+    arguments = ["--root", str(davis), "--trackers", "static", "--out", str(out)]
+    arguments += map(str, options)
+    error = run_in_process(arguments, monkeypatch, capsys)
+    assert error.count("\n") == 1
+    assert error.startswith("error: ")
+    assert message in error
+    assert not out.exists()
+
+
+def test_unknown_trackers_are_refused(davis, tmp_path, monkeypatch, capsys):
+    arguments = ["--root", str(davis), "--trackers", "sort", "--out", str(tmp_path / "out")]
+    assert "sort" in run_in_process(arguments, monkeypatch, capsys)
+    assert not (tmp_path / "out").exists()
+
+
+def run_in_process(arguments: list[str], monkeypatch, capsys) -> str:
+    """What the script writes to stderr as it exits with status 2; a process each would be slow."""
+    import importlib.util
+
+    from bmvtrack.errors import run_script as run
+
+    spec = importlib.util.spec_from_file_location("evaluate_davis16", SCRIPT)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, "evaluate_davis16", module)
+    spec.loader.exec_module(module)
+    monkeypatch.setattr(sys, "argv", [str(SCRIPT), *arguments])
+    with pytest.raises(SystemExit) as exit_status:
+        run(module.main)
+    assert exit_status.value.code == 2
+    return capsys.readouterr().err

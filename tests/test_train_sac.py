@@ -1,0 +1,115 @@
+"""Training an agent end to end, small: what is left behind, stopping, resuming, refusing."""
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from agents.storage import load_actor
+from agents.tracker import agent_tracker
+from agents.training import TrainOptions, train_agent
+from bmvtrack.data.synthetic import synthetic_sequence
+from bmvtrack.errors import UserError
+from bmvtrack.perception import Perception
+from bmvtrack.training.checkpoint import load_checkpoint
+from bmvtrack.training.curves import plot_curves, read_scalars
+
+SCRIPT = Path(__file__).parents[1] / "scripts" / "train_sac.py"
+
+
+@pytest.fixture(scope="module")
+def weights(perception: Perception, tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("weights") / "encoder"
+    perception.network.save_weights(folder)
+    return str(folder)
+
+
+@pytest.fixture
+def options(weights: str, tmp_path: Path) -> TrainOptions:
+    return TrainOptions(
+        out=tmp_path / "run",
+        weights=weights,
+        steps=48,
+        environments=2,
+        clip_length=6,
+        batch_size=8,
+        learning_starts=10,
+        buffer_size=500,
+        hidden=(16,),
+        synthetic_count=3,
+        validation_clips=2,
+        validate_every=24,
+        device="cpu",
+    )
+
+
+@pytest.mark.parametrize("policy", ["latent-prior", "plain"])
+def test_training_leaves_all_that_tracking_needs(options: TrainOptions, policy: str) -> None:
+    reward = train_agent(replace(options, policy=policy))
+    assert 0 <= reward <= options.clip_length
+    for name in ("best", "last"):
+        assert load_actor(options.out / name).coordinates == "frame"
+        tracker = agent_tracker(options.out / name)(synthetic_sequence(1), 0)
+        tracker.init(synthetic_sequence(1).frame(0), synthetic_sequence(1).boxes[0])
+        assert tracker.update(synthetic_sequence(1).frame(1)).shape == (5,)
+    scalars = read_scalars(options.out / "tensorboard")
+    assert ("train/kl_to_prior" in scalars) == (policy == "latent-prior")
+    plot_curves(scalars, ["eval/mean_reward", "train/ent_coef"], options.out / "curves.png")
+    assert (options.out / "curves.png").stat().st_size > 1000
+
+
+def test_training_goes_on_where_it_stopped(options: TrainOptions) -> None:
+    train_agent(options)
+    with pytest.raises(UserError, match="--resume"):
+        train_agent(options)
+    longer = replace(options, resume=True, steps=72)
+    with pytest.raises(UserError, match="other options \\(gamma\\)"):
+        train_agent(replace(longer, gamma=0.5))
+    train_agent(longer)
+    state = load_checkpoint(options.out / "checkpoints")
+    assert state["num_timesteps"] == 72
+    assert len(state["replay"]["actions"]) == 36  # of two environments each
+
+
+def test_time_limit_leaves_a_checkpoint(options: TrainOptions) -> None:
+    train_agent(replace(options, max_minutes=1e-6))
+    assert load_checkpoint(options.out / "checkpoints")["num_timesteps"] < options.steps
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"data": "stills:x"}, "no motion"),
+        ({"data": "davis16:/nowhere"}, "no folder"),
+        ({"weights": "nowhere"}, "no weights"),
+        ({"environments": 0}, "--environments"),
+        ({"gamma": 1.5}, "--gamma"),
+        ({"target_kl": 0.0}, "--target-kl"),
+        ({"resume": True}, "nothing to resume"),
+        ({"device": "tpu"}, "--device"),
+    ],
+)
+def test_bad_options_are_refused_before_anything_is_written(
+    options: TrainOptions, change: dict[str, object], message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        train_agent(replace(options, **change))
+    assert not options.out.exists()
+
+
+def test_script_says_what_is_wrong_in_one_line(tmp_path: Path) -> None:
+    command = [sys.executable, str(SCRIPT), "--weights", "nowhere", "--out", str(tmp_path / "x")]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode == 2
+    assert result.stderr.strip().startswith("error: no weights 'nowhere'")
+    assert len(result.stderr.strip().splitlines()) == 1
+    assert not (tmp_path / "x").exists()
+
+
+def test_options_are_recorded(options: TrainOptions) -> None:
+    train_agent(replace(options, steps=2))
+    recorded = json.loads((options.out / "options.json").read_text())
+    assert recorded["target_kl"] == options.target_kl
