@@ -86,7 +86,7 @@ class BMVTrackEnv(gym.Env[Observation, NDArray[np.float32]]):
 
     | argument | default | what |
     |---|---|---|
-    | `sequences` | None | `VideoSequence`s, or data by name (`davis16:FOLDER`); None: synthetic, new each time |
+    | `sequences` | None | `VideoSequence`s, or data by name (`davis16:FOLDER`); None: synthetic, always new |
     | `weights` | `"synthetic"` | encoder: name of bundled weights or a folder; or a `Perception` |
     | `device` | `"cpu"` | of the encoder |
     | `clip_length` | 32 | steps of an episode at most |

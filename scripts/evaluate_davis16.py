@@ -4,7 +4,7 @@ Prints tables and writes to --out: summary.json, results/TRACKER/SEQUENCE.csv, s
 precision.png and, with --video, videos/TRACKER/SEQUENCE.mp4. All trackers run on one CPU thread.
 
     python scripts/evaluate_davis16.py
-    python scripts/evaluate_davis16.py --root DAVIS --split val --trackers agent csrt kcf --video
+    python scripts/evaluate_davis16.py --root DAVIS --split val --weights runs/sac/best --video
     python scripts/evaluate_davis16.py --root DAVIS --split val --protocol tre
 """
 
@@ -60,10 +60,9 @@ class Options:
     """One pass; from starts along each sequence (tre); from shifted and scaled boxes (sre)."""
     segments: int = 10
     """Starts per sequence of tre."""
-    encoder: str = DEFAULT_WEIGHTS
-    """Bundled weights by name, or a folder: of prior and mask."""
-    agent: str = DEFAULT_WEIGHTS
-    """Bundled weights by name, or a folder: of agent."""
+    weights: str = DEFAULT_WEIGHTS
+    """Bundled weights by name, or a folder: of agent, prior and mask. A folder that train_sac.py
+    wrote (best, last) holds all three; one that pretrain_vae.py wrote has no agent."""
     device: str = "cpu"
     """cpu or cuda: for the networks."""
     synthetic_count: int = 10
@@ -120,9 +119,9 @@ def check_options(options: Options) -> None:
 def tracker_factories(options: Options) -> dict[str, TrackerFactory]:
     """The factories of the trackers asked for, by name; networks are loaded here, once."""
     assembly: dict[str, Callable[[], TrackerFactory]] = {
-        "agent": lambda: agent_tracker(options.agent, options.device),
-        "prior": lambda: learned_tracker("prior", options.encoder, options.device),
-        "mask": lambda: learned_tracker("mask", options.encoder, options.device),
+        "agent": lambda: agent_tracker(options.weights, options.device),
+        "prior": lambda: learned_tracker("prior", options.weights, options.device),
+        "mask": lambda: learned_tracker("mask", options.weights, options.device),
         "static": lambda: static_tracker,
         "oracle": lambda: OracleTracker,
         **{name: partial(opencv_tracker, name) for name in PEERS},
