@@ -85,7 +85,8 @@ class ResNetUNet(MultivariationalNetwork):
             nn.AdaptiveAvgPool2d(_POOLED),
             nn.Flatten(),
             nn.Linear(stages[-1] * _POOLED**2, self.feature_count),
-            nn.ReLU(inplace=True),
+            nn.LayerNorm(self.feature_count),
+            nn.SiLU(inplace=True),  # ReLU died here: three quarters of the features were constant
         )
         self.bottleneck = Bottleneck(
             self.feature_count,
@@ -164,5 +165,5 @@ def _convolution(before: int, after: int, kernel: int = 3) -> nn.Sequential:
 
 
 def _initialize(module: nn.Module) -> None:
-    if isinstance(module, nn.Conv2d):
+    if isinstance(module, nn.Conv2d) and module.bias is None:  # those that a batch norm follows
         nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
