@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.progress import track
 from stable_baselines3 import SAC
 from stable_baselines3.common.callbacks import BaseCallback, CallbackList, EvalCallback
+from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 
@@ -166,8 +167,13 @@ def train_agent(options: TrainOptions, console: Console | None = None) -> float:
         log_path=str(options.out / "evaluations"),
         verbose=0,
     )
-    evaluator.best_mean_reward = best
     keeper.evaluator = evaluator
+    evaluator.best_mean_reward = best
+    if not options.resume:  # the agent to beat is the one that has learned nothing
+        keeper.init_callback(model)
+        evaluator.best_mean_reward = _mean_reward(model, evaluation, options.validation_clips)
+        console.print(f"untrained: {evaluator.best_mean_reward:.2f} a clip")
+        keeper.export("best")
     write_text(options.out / "options.json", json.dumps(options.fixed(), indent=2) + "\n")
     model.learn(
         max(0, options.steps - model.num_timesteps),
@@ -276,6 +282,12 @@ class _Best(BaseCallback):
     def _on_step(self) -> bool:
         self._keeper.export("best")
         return True
+
+
+def _mean_reward(model: SAC, environment: VecEnv, clips: int) -> float:
+    mean, _ = evaluate_policy(model, environment, clips)
+    assert isinstance(mean, float)
+    return mean
 
 
 def _resume(model: SAC, options: TrainOptions, folder: Path) -> float:

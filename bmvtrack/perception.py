@@ -31,6 +31,7 @@ GEOMETRY = (
     "highest probability",
 )
 """What the numbers of the mask geometry are."""
+MASK_AREA, CENTRE_X, CENTRE_Y, EXTENT_W, EXTENT_H, CORRELATION = range(6)
 _BUNDLED = Path(__file__).parent / "weights"
 _LEAST_SCALE, _MOST_SINE = 0.05, 0.95  # a posterior mean is kept where motion is defined
 
@@ -218,6 +219,40 @@ def mask_geometry(
         flat.amax(dim=1),
     ]
     return torch.stack(values, dim=-1).float()
+
+
+def mask_motion(geometry: torch.Tensor, boxes: torch.Tensor) -> torch.Tensor:
+    """The motion that the mask's moments alone suggest.
+
+    Scales are the mask's extents over the box's; the turn is that of its principal axis against the
+    box's, counted less the rounder mask and box are; the translation is that of its centre.
+
+    Args:
+        geometry: ``(B, 8)`` of :func:`mask_geometry`.
+        boxes: ``(B, 5)``.
+
+    Returns:
+        ``(B, 5)`` float64 in ``object`` coordinates; of an empty mask, the motion at rest.
+    """
+    values = geometry.double()
+    width = values[:, EXTENT_W] * boxes[:, 2]
+    height = values[:, EXTENT_H] * boxes[:, 3]
+    across = 2 * values[:, CORRELATION] * width * height
+    along = width.square() - height.square()
+    turn = 0.5 * torch.atan2(across, along.abs() + 1e-9) * torch.sign(along)
+    elongation = along.abs() / (width.square() + height.square()).clamp_min(1e-9)
+    motion = torch.stack(
+        [
+            values[:, EXTENT_W],
+            values[:, EXTENT_H],
+            torch.sin(turn) * elongation,
+            values[:, CENTRE_X],
+            values[:, CENTRE_Y],
+        ],
+        dim=-1,
+    )
+    at_rest = motion.new_tensor([1.0, 1.0, 0.0, 0.0, 0.0])
+    return torch.where((values[:, EXTENT_W] > 0)[:, None], motion, at_rest)
 
 
 def mask_in_frame(

@@ -12,11 +12,12 @@ from numpy.typing import NDArray
 from bmvtrack import gaussian, geometry, motion
 from bmvtrack.arrays import FloatArray
 from bmvtrack.motion import Coordinates
-from bmvtrack.perception import GEOMETRY, Percept
+from bmvtrack.perception import GEOMETRY, Percept, mask_motion
 from bmvtrack.prior import push_forward
 
 Observation = dict[str, NDArray[np.float32]]
 
+_MOST_RESIDUAL = 5.0  # standard deviations
 ACTION_BOUNDS: dict[Coordinates, tuple[tuple[float, ...], tuple[float, ...]]] = {
     "object": ((0.1, 0.1, -0.8, -1.8, -0.9), (4.6, 4.6, 0.8, 1.8, 0.9)),
     "frame": ((0.1, 0.1, -0.8, -0.9, -1.4), (4.6, 4.6, 0.8, 0.9, 1.4)),
@@ -43,6 +44,7 @@ def observation_space(feature_count: int) -> spaces.Dict:
         "prior_mean": 5,
         "prior_cholesky": 15,
         "mask_geometry": len(GEOMETRY),
+        "mask_residual": 5,
         "box": 6,
         "previous_motion": 5,
     }
@@ -72,17 +74,21 @@ def observe(
     Returns:
         See :func:`observation_space`; every value is finite.
     """
+    box = torch.from_numpy(np.asarray(rbbox, dtype=np.float64))
     mean, covariance = percept.mean[0].cpu(), percept.covariance[0].cpu()
+    suggested = mask_motion(percept.geometry.cpu(), box[None])[0]
     if coordinates == "frame":
-        box = torch.from_numpy(np.asarray(rbbox, dtype=np.float64))
         mean, covariance = push_forward(mean, covariance, box, width, height)
+        suggested = motion.to_frame(suggested, box, width, height)
     factor = gaussian.cholesky(covariance)
+    residual = gaussian.whiten(suggested, mean, factor).clamp(-_MOST_RESIDUAL, _MOST_RESIDUAL)
     x, y, w, h, angle = rbbox
     values: dict[str, Any] = {
         "features": percept.features[0].cpu().numpy(),
         "prior_mean": mean.numpy(),
         "prior_cholesky": gaussian.pack_lower(factor).numpy(),
         "mask_geometry": percept.geometry[0].cpu().numpy(),
+        "mask_residual": residual.numpy(),
         "box": [x / width, y / height, w / width, h / height, np.sin(angle), np.cos(angle)],
         "previous_motion": previous_motion,
     }

@@ -41,6 +41,8 @@ class Options:
     """optimiser steps of the encoder"""
     agent_steps: int = 4000
     """environment steps of the agent"""
+    synthetic_count: int = 96
+    """synthetic sequences to pretrain on; the agent trains on a quarter as many"""
     test_sequences: int = 8
     """sequences in the table"""
     pretrain_minutes: float = 3.5
@@ -54,8 +56,10 @@ class Options:
 def main() -> None:
     """Run the four parts one after another."""
     options = tyro.cli(Options, description=__doc__)
-    if options.test_sequences < 1 or options.pretrain_steps < 1 or options.agent_steps < 1:
+    if min(options.test_sequences, options.pretrain_steps, options.agent_steps) < 1:
         raise UserError("--test-sequences, --pretrain-steps and --agent-steps are at least 1")
+    if options.synthetic_count < 4:
+        raise UserError(f"--synthetic-count must be at least 4, not {options.synthetic_count}")
     console, started = Console(), time.monotonic()
     run = options.out / time.strftime("run-%Y%m%d-%H%M%S")
     console.rule("1 of 3: pretraining the encoder")
@@ -65,7 +69,7 @@ def main() -> None:
             width=16,
             input_size=64,
             steps=options.pretrain_steps,
-            synthetic_count=96,
+            synthetic_count=options.synthetic_count,
             longest_side=320,
             validate_every=150,
             max_minutes=options.pretrain_minutes,
@@ -79,7 +83,7 @@ def main() -> None:
             out=run / "agent",
             weights=str(run / "encoder" / "best"),
             steps=options.agent_steps,
-            synthetic_count=24,
+            synthetic_count=max(4, options.synthetic_count // 4),
             validate_every=1000,
             max_minutes=options.agent_minutes,
             seed=options.seed,

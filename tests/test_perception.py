@@ -11,7 +11,14 @@ from bmvtrack.errors import UserError
 from bmvtrack.geometry import corners, from_points
 from bmvtrack.iou import rotated_iou
 from bmvtrack.models import ResNetUNet
-from bmvtrack.perception import Perception, mask_geometry, mask_in_frame, weights_folder
+from bmvtrack.motion import solve
+from bmvtrack.perception import (
+    Perception,
+    mask_geometry,
+    mask_in_frame,
+    mask_motion,
+    weights_folder,
+)
 from bmvtrack.tracking.learned import mask_box
 
 SIZE = 96
@@ -120,3 +127,22 @@ def test_a_device_that_is_not_there_is_refused() -> None:
     network = ResNetUNet(prior.named("davis16"), width=8, input_size=64)
     with pytest.raises(UserError, match="no CUDA device"):
         Perception(network, "cuda")
+
+
+@pytest.mark.parametrize("angle", [0.0, 0.9, -1.2])
+def test_mask_motion_is_the_motion_of_an_elongated_mask(angle: float) -> None:
+    box = np.array([100.0, 80.0, 90.0, 25.0, angle])
+    moved = np.array([106.0, 77.0, 95.0, 24.0, angle + 0.2])
+    mask, window = drawn(moved, box)
+    boxes = torch.tensor(box)[None]
+    values = mask_geometry(mask[:, 0], window, boxes)
+    expected = solve(box, moved, 1.0, 1.0, "object")
+    found = mask_motion(values, boxes)[0].numpy()
+    np.testing.assert_allclose(found[2:], expected[2:], atol=0.05)
+    np.testing.assert_allclose(found[0], expected[0], atol=0.05)
+
+
+def test_mask_motion_of_an_empty_mask_is_rest() -> None:
+    box = torch.tensor([[100.0, 80.0, 60.0, 30.0, 0.3]], dtype=torch.float64)
+    values = mask_geometry(torch.zeros(1, SIZE, SIZE), patches.window(box), box)
+    np.testing.assert_array_equal(mask_motion(values, box)[0], [1, 1, 0, 0, 0])
