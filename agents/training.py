@@ -58,8 +58,8 @@ class TrainOptions:
     policy: PolicyName = "latent-prior"
     """`latent-prior`: full-covariance residual of the encoder's Gaussian, KL for entropy.
     `plain`: Stable-Baselines3's own SAC on the same states, for comparison"""
-    coordinates: Coordinates = "frame"
-    """of the action: `frame` (the paper's G_t) or `object`"""
+    coordinates: Coordinates = "object"
+    """of the action: `object`, where the encoder's Gaussian is exact, or `frame` (the paper's G_t)"""
     reward: Literal["rotated", "axis_aligned"] = "rotated"
     """IoU of the rotated boxes, or of their axis-aligned bounds"""
     steps: int = 20_000
@@ -68,17 +68,18 @@ class TrainOptions:
     """clips stepped side by side"""
     clip_length: int = 32
     """steps of an episode at most"""
-    updates: int = 2
+    updates: int = 4
     """gradient steps after each step of all environments"""
     batch_size: int = 256
     """transitions in a gradient step"""
     learning_rate: float = 3e-4
     """of actor, critics and temperature"""
-    gamma: float = 0.9
+    gamma: float = 0.8
     """discount: drift costs later IoU, but not for ever"""
-    target_kl: float = 1.0
-    """nats the policy may spend on leaving the prior (`latent-prior` only)"""
-    initial_temperature: float = 0.05
+    target_kl: float = 5.0
+    """nats the policy may spend on leaving the prior (`latent-prior` only); about 4 of them go
+    into acting with a fifth of the prior's noise"""
+    initial_temperature: float = 0.02
     """weight of KL (or of entropy, for `plain`) at the start; tuned from there"""
     buffer_size: int = 100_000
     """transitions kept for replay"""
@@ -90,7 +91,7 @@ class TrainOptions:
     """synthetic sequences to make, where data is `synthetic`"""
     validation_share: float = 0.2
     """of the sequences, held out to choose the best agent"""
-    validation_clips: int = 12
+    validation_clips: int = 24
     """clips in an evaluation, the same ones each time"""
     validate_every: int = 2000
     """steps between evaluations; a checkpoint is written at each"""

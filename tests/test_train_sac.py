@@ -51,7 +51,7 @@ def test_training_leaves_all_that_tracking_needs(options: TrainOptions, policy: 
     reward = train_agent(replace(options, policy=policy))
     assert 0 <= reward <= options.clip_length
     for name in ("best", "last"):
-        assert load_actor(options.out / name).coordinates == "frame"
+        assert load_actor(options.out / name).coordinates == "object"
         tracker = agent_tracker(options.out / name)(synthetic_sequence(1), 0)
         tracker.init(synthetic_sequence(1).frame(0), synthetic_sequence(1).boxes[0])
         assert tracker.update(synthetic_sequence(1).frame(1)).shape == (5,)

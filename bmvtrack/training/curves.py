@@ -40,14 +40,14 @@ def read_scalars(folder: Path) -> dict[str, tuple[FloatArray, FloatArray]]:
 def plot_curves(
     scalars: dict[str, tuple[FloatArray, FloatArray]], tags: Sequence[str], path: Path
 ) -> None:
-    """Write one panel a tag, side by side, as PNG; tags that were not logged are left out."""
-    there = [tag for tag in tags if tag in scalars]
-    if not there:
-        raise UserError(f"none of {', '.join(tags)} was logged")
-    figure = Figure(figsize=(3.2 * len(there), 2.6), layout="constrained")
+    """Write one panel a tag, side by side, as PNG; a tag that was not logged has an empty panel."""
+    figure = Figure(figsize=(3.2 * len(tags), 2.6), layout="constrained")
     FigureCanvasAgg(figure)
-    for axes, tag in zip(np.atleast_1d(figure.subplots(1, len(there))), there, strict=True):
-        axes.plot(*scalars[tag], color="#0072B2", linewidth=1.2)
+    for axes, tag in zip(np.atleast_1d(figure.subplots(1, len(tags))), tags, strict=True):
+        if tag in scalars:
+            axes.plot(*scalars[tag], color="#0072B2", linewidth=1.2)
+        else:
+            axes.text(0.5, 0.5, "nothing logged", ha="center", transform=axes.transAxes)
         axes.set(title=tag, xlabel="step")
         axes.grid(color="0.9", linewidth=0.6)
         axes.spines[["top", "right"]].set_visible(False)
