@@ -25,6 +25,7 @@ from agents.sac import LatentPriorSAC
 from agents.storage import PolicyName, restore_training_state, save_actor, training_state
 from bmvtrack.data import sources
 from bmvtrack.data.sequence import VideoSequence
+from bmvtrack.data.synthetic import synthetic_sequences
 from bmvtrack.errors import UserError
 from bmvtrack.files import write_text
 from bmvtrack.motion import Coordinates
@@ -41,7 +42,6 @@ _AT_LEAST_ONE = (
     "buffer_size",
     "validation_clips",
     "validate_every",
-    "synthetic_count",
 )
 
 
@@ -52,7 +52,7 @@ class TrainOptions:
     out: Path = Path("runs/sac")
     """folder for checkpoints, TensorBoard logs, evaluations, and the agents `best` and `last`"""
     data: str = "synthetic"
-    """synthetic, davis16:FOLDER or davis16:FOLDER:SPLIT"""
+    """synthetic (a new sequence for every clip), davis16:FOLDER or davis16:FOLDER:SPLIT"""
     weights: str = DEFAULT_WEIGHTS
     """encoder: name of bundled weights, or a folder that pretrain_vae.py wrote"""
     policy: PolicyName = "latent-prior"
@@ -87,11 +87,9 @@ class TrainOptions:
     """steps before the first update"""
     hidden: tuple[int, ...] = (256, 256)
     """sizes of the hidden layers of actor and critics"""
-    synthetic_count: int = 64
-    """synthetic sequences to make, where data is `synthetic`"""
     validation_share: float = 0.2
-    """of the sequences, held out to choose the best agent"""
-    validation_clips: int = 24
+    """of the sequences of a folder, held out to choose the best agent"""
+    validation_clips: int = 48
     """clips in an evaluation, the same ones each time"""
     validate_every: int = 2000
     """steps between evaluations; a checkpoint is written at each"""
@@ -152,7 +150,7 @@ def train_agent(options: TrainOptions, console: Console | None = None) -> float:
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     perception = Perception.load(options.weights, device)
-    training, validation = _split(_sequences(options), options)
+    training, validation = _sequences(options)
     model = make_model(options, make_environments(training, perception, options), device)
     best = float("-inf")
     if options.resume:
@@ -306,29 +304,31 @@ def _resume(model: SAC, options: TrainOptions, folder: Path) -> float:
     return float(state["best"])
 
 
-def _sequences(options: TrainOptions) -> list[VideoSequence]:
-    sequences = sources.load_sequences(
-        options.data, synthetic_count=options.synthetic_count, seed=options.seed
-    )
-    loaded = [s.in_memory() for s in track(sequences, f"reading {options.data}")]
-    usable = [s for s in loaded if len(s) > 1 and s.present[:-1].any()]
+def _sequences(
+    options: TrainOptions,
+) -> tuple[list[VideoSequence] | None, list[VideoSequence]]:
+    """Sequences to train on (None: synthetic, new for every clip) and held-out ones."""
+    if sources.parse(options.data)[0] == "synthetic":
+        return None, _loaded(
+            synthetic_sequences(options.validation_clips, options.seed), "synthetic"
+        )
+    sequences = _loaded(sources.load_sequences(options.data), options.data)
+    usable = [s for s in sequences if len(s) > 1 and s.present[:-1].any()]
     if len(usable) < 2:
         raise UserError(f"{options.data} has {len(usable)} usable sequences; at least 2 are needed")
-    return usable
-
-
-def _split(
-    sequences: list[VideoSequence], options: TrainOptions
-) -> tuple[list[VideoSequence], list[VideoSequence]]:
-    order = np.random.default_rng(options.seed).permutation(len(sequences))
-    count = max(1, min(len(sequences) - 1, round(options.validation_share * len(sequences))))
+    order = np.random.default_rng(options.seed).permutation(len(usable))
+    count = max(1, min(len(usable) - 1, round(options.validation_share * len(usable))))
     held_out = set(order[:count].tolist())
-    training = [s for i, s in enumerate(sequences) if i not in held_out]
-    return training, [s for i, s in enumerate(sequences) if i in held_out]
+    training = [s for i, s in enumerate(usable) if i not in held_out]
+    return training, [s for i, s in enumerate(usable) if i in held_out]
+
+
+def _loaded(sequences: list[VideoSequence], name: str) -> list[VideoSequence]:
+    return [sequence.in_memory() for sequence in track(sequences, f"reading {name}")]
 
 
 def make_environments(
-    sequences: list[VideoSequence], perception: Perception, options: TrainOptions
+    sequences: list[VideoSequence] | None, perception: Perception, options: TrainOptions
 ) -> VecEnv:
     """Training environments side by side, sharing one encoder."""
 
@@ -340,7 +340,7 @@ def make_environments(
 
 
 def make_environment(
-    sequences: list[VideoSequence], perception: Perception, options: TrainOptions
+    sequences: list[VideoSequence] | None, perception: Perception, options: TrainOptions
 ) -> BMVTrackEnv:
     """One environment as the options want it."""
     return BMVTrackEnv(

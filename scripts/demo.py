@@ -42,7 +42,7 @@ class Options:
     agent_steps: int = 4000
     """environment steps of the agent"""
     synthetic_count: int = 96
-    """synthetic sequences to pretrain on; the agent trains on a quarter as many"""
+    """synthetic sequences to pretrain on; the agent gets a new one for every clip"""
     test_sequences: int = 8
     """sequences in the table"""
     pretrain_minutes: float = 3.5
@@ -83,7 +83,7 @@ def main() -> None:
             out=run / "agent",
             weights=str(run / "encoder" / "best"),
             steps=options.agent_steps,
-            synthetic_count=max(4, options.synthetic_count // 4),
+            validation_clips=12,
             validate_every=1000,
             max_minutes=options.agent_minutes,
             seed=options.seed,

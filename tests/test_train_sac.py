@@ -39,7 +39,6 @@ def options(weights: str, tmp_path: Path) -> TrainOptions:
         learning_starts=10,
         buffer_size=500,
         hidden=(16,),
-        synthetic_count=3,
         validation_clips=2,
         validate_every=24,
         device="cpu",
