@@ -74,12 +74,12 @@ class TrainOptions:
     """transitions in a gradient step"""
     learning_rate: float = 3e-4
     """of actor, critics and temperature"""
-    gamma: float = 0.8
+    gamma: float = 0.7
     """discount: drift costs later IoU, but not for ever"""
-    target_kl: float = 5.0
-    """nats the policy may spend on leaving the prior (`latent-prior` only); about 4 of them go
-    into acting with a fifth of the prior's noise"""
-    initial_temperature: float = 0.02
+    target_kl: float = 2.5
+    """nats the policy may spend on leaving the prior (`latent-prior` only): acting with half of the
+    prior's noise takes 1.6 of them, a shift by one standard deviation takes half of one"""
+    initial_temperature: float = 0.05
     """weight of KL (or of entropy, for `plain`) at the start; tuned from there"""
     buffer_size: int = 100_000
     """transitions kept for replay"""
