@@ -33,6 +33,8 @@ from bmvtrack.perception import DEFAULT_WEIGHTS, Perception
 from bmvtrack.training.checkpoint import checkpoints, load_checkpoint, save_checkpoint
 from envs.bmvtrack_env import BMVTrackEnv
 
+_VALIDATION_SEED = 500  # away from the small seeds that encoders are trained with
+
 _AT_LEAST_ONE = (
     "steps",
     "environments",
