@@ -5,22 +5,19 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from agents.storage import StoredActor, load_actor
-from bmvtrack import geometry
-from bmvtrack.arrays import BoolArray, ByteArray, FloatArray
+from bmvtrack.arrays import ByteArray, FloatArray
 from bmvtrack.data.sequence import VideoSequence
 from bmvtrack.errors import UserError
-from bmvtrack.perception import DEFAULT_WEIGHTS, Percept, Perception, mask_in_frame, weights_folder
-from bmvtrack.tracking.learned import bounds_of_mask
+from bmvtrack.motion import AT_REST
+from bmvtrack.perception import DEFAULT_WEIGHTS, Percept, Perception, weights_folder
+from bmvtrack.tracking.learned import PerceptionTracker
 from bmvtrack.tracking.trackers import Tracker, TrackerFactory
 from envs.state import move, observe
 
-_AT_REST = np.array([1.0, 1.0, 0.0, 0.0, 0.0])
 
-
-class AgentTracker(Tracker):
+class AgentTracker(PerceptionTracker):
     """Moves the box by the agent's mean action: what the environment does, without the truth.
 
     Args:
@@ -40,40 +37,20 @@ class AgentTracker(Tracker):
                 f"the agent was trained on an encoder with {expected} features, not "
                 f"{perception.feature_count}; give the weights that belong together"
             )
-        self.perception, self.stored = perception, stored
+        super().__init__(perception)
+        self.stored = stored
 
     def init(self, frame: ByteArray, rbbox: FloatArray) -> None:
         """See ``Tracker``."""
-        self._box: FloatArray = np.asarray(rbbox, dtype=np.float64)
-        self._motion = _AT_REST
-        self._percept: Percept | None = None
-        self._size = frame.shape[1], frame.shape[0]
+        super().init(frame, rbbox)
+        self._motion = np.array(AT_REST)
 
-    @torch.inference_mode()
-    def update(self, frame: ByteArray) -> FloatArray:
-        """See ``Tracker``."""
-        width, height = self._size
-        coordinates = self.stored.coordinates
-        self._percept = self.perception.look(frame, self._box)
-        observation = observe(self._percept, self._box, self._motion, width, height, coordinates)
+    def _next_box(self, percept: Percept) -> FloatArray:
+        size, coordinates = self._size, self.stored.coordinates
+        observation = observe(percept, self._box, self._motion, *size, coordinates)
         action, _ = self.stored.actor.predict(observation, deterministic=True)
-        self._box, self._motion = move(self._box, action, width, height, coordinates)
-        return self._box.copy()
-
-    def axis_aligned(self, rbbox: FloatArray) -> FloatArray:
-        """See ``Tracker``: those of the mask within the box."""
-        return (
-            geometry.bounds(rbbox)
-            if self._percept is None
-            else bounds_of_mask(self._percept, rbbox)
-        )
-
-    @property
-    def mask(self) -> BoolArray | None:
-        """The mask predicted in the last frame, ``(H, W)``; None before the first update."""
-        if self._percept is None:
-            return None
-        return mask_in_frame(self._percept.probabilities[0], self._percept.windows[0], *self._size)
+        box, self._motion = move(self._box, action, *size, coordinates)
+        return box
 
 
 def agent_tracker(weights: str | Path = DEFAULT_WEIGHTS, device: str = "cpu") -> TrackerFactory:

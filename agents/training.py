@@ -30,7 +30,7 @@ from bmvtrack.errors import UserError
 from bmvtrack.files import write_text
 from bmvtrack.motion import Coordinates
 from bmvtrack.perception import DEFAULT_WEIGHTS, Perception
-from bmvtrack.training.checkpoint import checkpoints, load_checkpoint, save_checkpoint
+from bmvtrack.training.checkpoint import refuse_existing_run, resumed_state, save_checkpoint
 from envs.bmvtrack_env import BMVTrackEnv
 
 _VALIDATION_SEED = 500  # away from the small seeds that encoders are trained with
@@ -145,9 +145,7 @@ def train_agent(options: TrainOptions, console: Console | None = None) -> float:
     """
     options.check()
     console = console or Console()
-    folder = options.out / "checkpoints"
-    if checkpoints(folder) and not options.resume:
-        raise UserError(f"{options.out} already holds a run; add --resume, or give another --out")
+    refuse_existing_run(options.out, options.resume)
     device = options.device
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -156,7 +154,9 @@ def train_agent(options: TrainOptions, console: Console | None = None) -> float:
     model = make_model(options, make_environments(training, perception, options), device)
     best = float("-inf")
     if options.resume:
-        best = _resume(model, options, folder)
+        state = resumed_state(options.out / "checkpoints", options.fixed())
+        restore_training_state(model, state)
+        best = float(state["best"])
         console.print(f"resuming {options.out} at step {model.num_timesteps} of {options.steps}")
     evaluation = _evaluation_environment(validation, perception, options)
     keeper = _Keeper(options, perception)
@@ -289,21 +289,6 @@ def _mean_reward(model: SAC, environment: VecEnv, clips: int) -> float:
     mean, _ = evaluate_policy(model, environment, clips)
     assert isinstance(mean, float)
     return mean
-
-
-def _resume(model: SAC, options: TrainOptions, folder: Path) -> float:
-    state = load_checkpoint(folder, "cpu")
-    if state is None:
-        raise UserError(f"nothing to resume in {folder}; leave --resume out to start")
-    before, now = json.loads(state["options"]), options.fixed()
-    changed = [name for name in now if before.get(name) != now[name]]
-    if changed:
-        raise UserError(
-            f"{folder} belongs to a run with other options ({', '.join(changed)}); "
-            "resume with the same ones, or give another --out"
-        )
-    restore_training_state(model, state)
-    return float(state["best"])
 
 
 def _sequences(

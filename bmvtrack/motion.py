@@ -18,6 +18,8 @@ from bmvtrack.arrays import Array, namespace
 
 Coordinates = Literal["frame", "object"]
 COORDINATES: tuple[Coordinates, ...] = get_args(Coordinates)
+AT_REST = (1.0, 1.0, 0.0, 0.0, 0.0)
+"""In ``object`` coordinates: the box stays as it is."""
 PARAMETERS = ("Δs_x", "Δs_y", "sin θ", "Δx", "Δy")
 
 

@@ -18,6 +18,7 @@ from bmvtrack.data import patches
 from bmvtrack.data.samples import normalize
 from bmvtrack.errors import UserError
 from bmvtrack.models import MultivariationalNetwork, load_network
+from bmvtrack.motion import AT_REST
 
 DEFAULT_WEIGHTS = "synthetic"
 GEOMETRY = (
@@ -251,7 +252,7 @@ def mask_motion(geometry: torch.Tensor, boxes: torch.Tensor) -> torch.Tensor:
         ],
         dim=-1,
     )
-    at_rest = motion.new_tensor([1.0, 1.0, 0.0, 0.0, 0.0])
+    at_rest = motion.new_tensor(AT_REST)
     return torch.where((values[:, EXTENT_W] > 0)[:, None], motion, at_rest)
 
 

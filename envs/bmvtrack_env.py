@@ -32,7 +32,6 @@ _OVERLAPS: dict[Reward, Callable[[FloatArray, FloatArray], FloatArray]] = {
     "rotated": rotated_iou,
     "axis_aligned": lambda a, b: bounds_iou(geometry.bounds(a), geometry.bounds(b)),
 }
-_AT_REST = np.array([1.0, 1.0, 0.0, 0.0, 0.0])
 
 
 class BMVTrackEnv(gym.Env[Observation, NDArray[np.float32]]):
@@ -168,7 +167,7 @@ class BMVTrackEnv(gym.Env[Observation, NDArray[np.float32]]):
         self.frame_index = self._choose_start(self.sequence, options.get("start"))
         self.last_index = min(self.frame_index + self.clip_length, len(self.sequence) - 1)
         self.rbbox = self.sequence.boxes[self.frame_index].copy()
-        self._previous_motion = _AT_REST
+        self._previous_motion: FloatArray = np.array(motion.AT_REST)
         self._frames_lost = 0
         self._seen: Percept | None = None
         self._iou = 1.0

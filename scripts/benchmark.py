@@ -24,6 +24,7 @@ from agents.training import TrainOptions, make_environments, make_model
 from bmvtrack.data.synthetic import synthetic_sequences
 from bmvtrack.errors import UserError, run_script
 from bmvtrack.files import write_text
+from bmvtrack.motion import AT_REST
 from bmvtrack.perception import DEFAULT_WEIGHTS, Perception
 from bmvtrack.tracking.learned import learned_tracker
 from bmvtrack.training import PretrainOptions
@@ -118,7 +119,7 @@ def agent_rates(options: Options, device: str) -> dict[str, float]:
         environments = make_environments(sequences, perception, train)
         model = make_model(train, environments, device)
         environments.reset()
-        at_rest = np.array([[1.0, 1.0, 0.0, 0.0, 0.0]], np.float32)  # in object coordinates
+        at_rest = np.array([AT_REST], np.float32)
 
         def step() -> None:
             environments.step(at_rest)

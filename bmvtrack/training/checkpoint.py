@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 import zipfile
 from pathlib import Path
@@ -63,3 +64,39 @@ def _check_sums(path: Path) -> None:
         damaged = archive.testzip()
     if damaged is not None:
         raise zipfile.BadZipFile(damaged)
+
+
+def refuse_existing_run(out: Path, resume: bool) -> None:
+    """Keep a run from being overwritten by another.
+
+    Raises:
+        UserError: if ``out`` holds checkpoints and the run is not resumed.
+    """
+    if checkpoints(out / "checkpoints") and not resume:
+        raise UserError(f"{out} already holds a run; add --resume, or give another --out")
+
+
+def resumed_state(
+    folder: Path, options: dict[str, Any], device: torch.device | str = "cpu"
+) -> dict[str, Any]:
+    """The newest readable checkpoint of a run, whose ``options`` (a JSON text) must be the same.
+
+    Args:
+        folder: of checkpoints.
+        options: what may not change when a run is resumed.
+        device: to load to.
+
+    Raises:
+        UserError: if there is none, or it belongs to a run with other options.
+    """
+    state = load_checkpoint(folder, device)
+    if state is None:
+        raise UserError(f"nothing to resume in {folder}; leave --resume out to start")
+    before = json.loads(state["options"])
+    changed = [name for name, value in options.items() if before.get(name) != value]
+    if changed:
+        raise UserError(
+            f"{folder} belongs to a run with other options ({', '.join(changed)}); "
+            "resume with the same ones, or give another --out"
+        )
+    return state

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import time
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,7 +19,7 @@ from bmvtrack.data.samples import Batch, Jitter, MixedSampler, Sampler
 from bmvtrack.errors import UserError
 from bmvtrack.files import write_text
 from bmvtrack.models import MultivariationalNetwork, ResNetUNet
-from bmvtrack.training.checkpoint import checkpoints, load_checkpoint, save_checkpoint
+from bmvtrack.training.checkpoint import refuse_existing_run, resumed_state, save_checkpoint
 from bmvtrack.training.objective import averaged, objective, validation_metrics
 from bmvtrack.training.options import PretrainOptions
 
@@ -40,7 +39,7 @@ def pretrain(options: PretrainOptions, console: Console | None = None) -> dict[s
     """
     options = options.resolved()
     console = console or Console()
-    _check_output(options)
+    refuse_existing_run(options.out, options.resume)
     run = PretrainRun(options)
     if options.resume:
         run.load()
@@ -154,16 +153,7 @@ class PretrainRun:
             UserError: if there is none, or it belongs to a run with other options.
         """
         folder = self.options.out / "checkpoints"
-        state = load_checkpoint(folder, self.fabric.device)
-        if state is None:
-            raise UserError(f"nothing to resume in {folder}; leave --resume out to start")
-        before, now = json.loads(state["options"]), self.options.fixed()
-        changed = [name for name in now if before.get(name) != json.loads(json.dumps(now[name]))]
-        if changed:
-            raise UserError(
-                f"{folder} belongs to a run with other options ({', '.join(changed)}); "
-                "resume with the same ones, or give another --out"
-            )
+        state = resumed_state(folder, self.options.fixed(), self.fabric.device)
         self.network.load_state_dict(state["network"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.scheduler.load_state_dict(state["scheduler"])
@@ -237,12 +227,6 @@ def make_fabric(device: str, precision: str) -> Fabric:
     if accelerator == "cuda":
         torch.set_float32_matmul_precision("high")
     return Fabric(accelerator=accelerator, devices=1, precision=precision)  # type: ignore[arg-type]
-
-
-def _check_output(options: PretrainOptions) -> None:
-    there: list[Path] = checkpoints(options.out / "checkpoints")
-    if there and not options.resume:
-        raise UserError(f"{options.out} already holds a run; add --resume, or give another --out")
 
 
 def _samplers(options: PretrainOptions, device: torch.device) -> tuple[MixedSampler, MixedSampler]:
