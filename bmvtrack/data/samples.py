@@ -8,8 +8,9 @@ explain.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol
 
 import torch
 from torch.nn import functional
@@ -50,8 +51,10 @@ class Batch:
 
     Attributes:
         patches: ``(B, 3 or 4, S, S)`` float32, normalised.
-        labels: ``(B, S, S)`` int64, 0 background, 1 object.
-        boxes: ``(B, 5)`` the boxes the frames are seen through, in pixels of the bank's canvas.
+        labels: ``(B, S, S)`` int64, 0 background, the number of the object's class elsewhere (1 where
+            the data has no classes).
+        boxes: ``(B, 5)`` the boxes the frames are seen through, in pixels of the frames as they are
+            kept (a bank may have reduced them).
         motion: ``(B, 5)`` float32, true motion from there, in ``object`` coordinates.
     """
 
@@ -59,6 +62,14 @@ class Batch:
     labels: torch.Tensor
     boxes: torch.Tensor
     motion: torch.Tensor
+
+
+class BatchSource(Protocol):
+    """Whatever training batches are drawn from."""
+
+    def draw(self, count: int, generator: torch.Generator) -> Batch:
+        """A batch of ``count`` samples; all randomness comes from ``generator``."""
+        ...
 
 
 class Sampler:
@@ -106,12 +117,15 @@ class Sampler:
         images, labels = seen[:, :3], seen[:, 3] > 0.5
         moved = motion.solve(box, geometry.nearest_label(truth, box), 1.0, 1.0, "object").float()
         if self.augment:
-            images = self._augmented(images, generator)
+            chance = torch.rand(5, count, generator=generator, device=images.device)
+            images = recoloured(images, chance, self.jitter)
         channels = [normalize(images)]
         if self.channels == 4:
             channels.append(2 * patches.fill_box(box, windows, self.size) - 1)
         batch = Batch(torch.cat(channels, dim=1), labels.long(), box, moved)
-        return self._flipped(batch, generator) if self.augment else batch
+        if not self.augment:
+            return batch
+        return mirrored(batch, torch.rand(count, generator=generator, device=images.device) < 0.5)
 
     def _moved(self, target: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
         """The box to look through: last frame's where there is one, moved and relabelled."""
@@ -137,34 +151,6 @@ class Sampler:
         swap = torch.randint(2, (count,), generator=generator, device=device).to(dtype)
         return geometry.relabel(box, swap)
 
-    def _augmented(self, images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-        """Brightness, contrast, saturation and blur of ``(B, 3, S, S)`` images in [0, 255]."""
-        count, device = len(images), images.device
-        uniform = torch.rand(5, count, 1, 1, 1, generator=generator, device=device)
-        brightness, contrast, saturation = 1 + self.jitter.colour * (2 * uniform[:3] - 1)
-        images = images * brightness
-        mean = images.mean(dim=(1, 2, 3), keepdim=True)
-        images = mean + contrast * (images - mean)
-        grey = images.mean(dim=1, keepdim=True)
-        images = grey + saturation * (images - grey)
-        blurred = functional.avg_pool2d(
-            functional.pad(images, (1, 1, 1, 1), mode="replicate"), 3, stride=1
-        )
-        amount = (uniform[3] < self.jitter.blur) * uniform[4]
-        return (images + amount * (blurred - images)).clamp(0, 255)
-
-    def _flipped(self, batch: Batch, generator: torch.Generator) -> Batch:
-        """Half of the samples mirrored left to right, with their true motion."""
-        device = batch.patches.device
-        flip = torch.rand(len(batch.patches), generator=generator, device=device) < 0.5
-        signs = torch.tensor([1.0, 1.0, -1.0, -1.0, 1.0], device=device)
-        return Batch(
-            torch.where(flip[:, None, None, None], batch.patches.flip(-1), batch.patches),
-            torch.where(flip[:, None, None], batch.labels.flip(-1), batch.labels),
-            batch.boxes,
-            torch.where(flip[:, None], batch.motion * signs, batch.motion),
-        )
-
 
 class MixedSampler:
     """Draws each batch from several samplers, in fixed shares.
@@ -174,7 +160,7 @@ class MixedSampler:
         shares: relative number of samples from each.
     """
 
-    def __init__(self, samplers: list[Sampler], shares: list[float]) -> None:
+    def __init__(self, samplers: Sequence[BatchSource], shares: list[float]) -> None:
         self.samplers, self.shares = samplers, torch.tensor(shares, dtype=torch.float64)
 
     def draw(self, count: int, generator: torch.Generator) -> Batch:
@@ -202,3 +188,37 @@ class MixedSampler:
 def normalize(images: torch.Tensor) -> torch.Tensor:
     """RGB in [0, 255] → the network's units, about ±2."""
     return images / 63.75 - 2
+
+
+def recoloured(images: torch.Tensor, chance: torch.Tensor, jitter: Jitter) -> torch.Tensor:
+    """Images with another brightness, contrast and saturation, some of them blurred.
+
+    Args:
+        images: ``(B, 3, S, S)`` in [0, 255].
+        chance: ``(5, B)`` uniform in [0, 1): of brightness, contrast, saturation, whether an image is
+            blurred, and how much.
+        jitter: how much of each.
+    """
+    uniform = chance[..., None, None, None]
+    brightness, contrast, saturation = 1 + jitter.colour * (2 * uniform[:3] - 1)
+    images = images * brightness
+    mean = images.mean(dim=(1, 2, 3), keepdim=True)
+    images = mean + contrast * (images - mean)
+    grey = images.mean(dim=1, keepdim=True)
+    images = grey + saturation * (images - grey)
+    blurred = functional.avg_pool2d(
+        functional.pad(images, (1, 1, 1, 1), mode="replicate"), 3, stride=1
+    )
+    amount = (uniform[3] < jitter.blur) * uniform[4]
+    return (images + amount * (blurred - images)).clamp(0, 255)
+
+
+def mirrored(batch: Batch, flip: torch.Tensor) -> Batch:
+    """The samples where ``flip``, ``(B,)`` boolean, mirrored left to right with their motion."""
+    signs = torch.tensor([1.0, 1.0, -1.0, -1.0, 1.0], device=batch.motion.device)
+    return Batch(
+        torch.where(flip[:, None, None, None], batch.patches.flip(-1), batch.patches),
+        torch.where(flip[:, None, None], batch.labels.flip(-1), batch.labels),
+        batch.boxes,
+        torch.where(flip[:, None], batch.motion * signs, batch.motion),
+    )
