@@ -14,7 +14,7 @@ from bmvtrack.motion import AT_REST
 from bmvtrack.perception import DEFAULT_WEIGHTS, Percept, Perception, weights_folder
 from bmvtrack.tracking.learned import PerceptionTracker
 from bmvtrack.tracking.trackers import Tracker, TrackerFactory
-from envs.state import move, observe
+from envs.state import checked_action, move, observe_one
 
 
 class AgentTracker(PerceptionTracker):
@@ -47,9 +47,9 @@ class AgentTracker(PerceptionTracker):
 
     def _next_box(self, percept: Percept) -> FloatArray:
         size, coordinates = self._size, self.stored.coordinates
-        observation = observe(percept, self._box, self._motion, *size, coordinates)
+        observation = observe_one(percept, self._box, self._motion, size, coordinates)
         action, _ = self.stored.actor.predict(observation, deterministic=True)
-        box, self._motion = move(self._box, action, *size, coordinates)
+        box, self._motion = move(self._box, checked_action(action), *size, coordinates)
         return box
 
 

@@ -189,7 +189,7 @@ def continuous_labels(rbboxes: FloatArray) -> FloatArray:
     return result
 
 
-def clamp(rbbox: Array, width: float, height: float) -> Array:
+def clamp(rbbox: Array, width: float | Array, height: float | Array) -> Array:
     """Keep boxes near the frame: sides of 1 px to four frame sizes, centre within one frame size.
 
     A tracker that has lost its target may be driven anywhere; numbers stay finite and the box can
@@ -197,22 +197,24 @@ def clamp(rbbox: Array, width: float, height: float) -> Array:
 
     Args:
         rbbox: ``(..., 5)``.
-        width: of the frame, pixels.
+        width: of the frame, pixels; a number, or ``(...)`` where frames differ.
         height: of the frame, pixels.
 
     Returns:
         ``(..., 5)``; angle wrapped to ±π.
     """
     xp = namespace(rbbox)
-    longest = 4.0 * max(width, height)
-    angle = (rbbox[..., 4] + math.pi) % (2 * math.pi)
+    x, y, w, h, angle = (rbbox[..., i] for i in range(5))
+    width, height = width + 0 * x, height + 0 * y
+    longest = 4.0 * xp.maximum(width, height)
+    shortest = MINIMUM_SIDE + 0 * longest
     result: Array = xp.stack(
         [
-            xp.clip(rbbox[..., 0], -width, 2.0 * width),
-            xp.clip(rbbox[..., 1], -height, 2.0 * height),
-            xp.clip(rbbox[..., 2], MINIMUM_SIDE, longest),
-            xp.clip(rbbox[..., 3], MINIMUM_SIDE, longest),
-            angle - math.pi,
+            xp.clip(x, -width, 2.0 * width),
+            xp.clip(y, -height, 2.0 * height),
+            xp.clip(w, shortest, longest),
+            xp.clip(h, shortest, longest),
+            (angle + math.pi) % (2 * math.pi) - math.pi,
         ],
         axis=-1,
     )

@@ -24,7 +24,11 @@ PARAMETERS = ("Δs_x", "Δs_y", "sin θ", "Δx", "Δy")
 
 
 def solve(
-    rbbox: Array, next_rbbox: Array, width: float, height: float, coordinates: Coordinates
+    rbbox: Array,
+    next_rbbox: Array,
+    width: float | Array,
+    height: float | Array,
+    coordinates: Coordinates,
 ) -> Array:
     """The motion that takes each box to the next one (paper Eq. 10–15).
 
@@ -33,7 +37,7 @@ def solve(
     Args:
         rbbox: ``(..., 5)`` boxes t.
         next_rbbox: ``(..., 5)`` boxes t+1.
-        width: of the frame, pixels.
+        width: of the frame, pixels; a number, or ``(...)`` where frames differ.
         height: of the frame, pixels.
         coordinates: ``frame`` or ``object``.
 
@@ -57,14 +61,18 @@ def solve(
 
 
 def apply(
-    rbbox: Array, motion: Array, width: float, height: float, coordinates: Coordinates
+    rbbox: Array,
+    motion: Array,
+    width: float | Array,
+    height: float | Array,
+    coordinates: Coordinates,
 ) -> Array:
     """Move each box (paper Eq. 4–5): the inverse of :func:`solve`.
 
     Args:
         rbbox: ``(..., 5)`` boxes t.
         motion: ``(..., 5)``, broadcast against ``rbbox``; sin θ is clipped to [−1, 1].
-        width: of the frame, pixels.
+        width: of the frame, pixels; a number, or ``(...)`` where frames differ.
         height: of the frame, pixels.
         coordinates: that ``motion`` is in.
 
@@ -88,13 +96,13 @@ def apply(
     return result
 
 
-def to_frame(motion: Array, rbbox: Array, width: float, height: float) -> Array:
+def to_frame(motion: Array, rbbox: Array, width: float | Array, height: float | Array) -> Array:
     """Motion in ``object`` coordinates at a box → the same motion in ``frame`` coordinates.
 
     Args:
         motion: ``(..., 5)`` in ``object`` coordinates.
         rbbox: ``(..., 5)`` boxes t, broadcast against ``motion``.
-        width: of the frame, pixels.
+        width: of the frame, pixels; a number, or ``(...)`` where frames differ.
         height: of the frame, pixels.
 
     Returns:
@@ -112,7 +120,7 @@ def to_frame(motion: Array, rbbox: Array, width: float, height: float) -> Array:
     return result
 
 
-def to_object(motion: Array, rbbox: Array, width: float, height: float) -> Array:
+def to_object(motion: Array, rbbox: Array, width: float | Array, height: float | Array) -> Array:
     """Motion in ``frame`` coordinates → ``object`` coordinates: the inverse of :func:`to_frame`."""
     xp = namespace(motion, rbbox)
     motion, rbbox = xp.broadcast_arrays(motion, rbbox)
@@ -126,13 +134,15 @@ def to_object(motion: Array, rbbox: Array, width: float, height: float) -> Array
     return result
 
 
-def to_frame_jacobian(motion: Array, rbbox: Array, width: float, height: float) -> Array:
+def to_frame_jacobian(
+    motion: Array, rbbox: Array, width: float | Array, height: float | Array
+) -> Array:
     """∂(frame motion)/∂(object motion) at ``motion``: what pushes a covariance forward.
 
     Args:
         motion: ``(..., 5)`` in ``object`` coordinates, |sin θ| < 1.
         rbbox: ``(..., 5)`` boxes t.
-        width: of the frame, pixels.
+        width: of the frame, pixels; a number, or ``(...)`` where frames differ.
         height: of the frame, pixels.
 
     Returns:

@@ -162,7 +162,7 @@ class MotionPrior:
 
 
 def push_forward(
-    mean: Any, covariance: Any, rbbox: Any, width: float, height: float
+    mean: Any, covariance: Any, rbbox: Any, width: Any, height: Any
 ) -> tuple[Any, Any]:
     """A Gaussian over ``object`` motion in ``frame`` coordinates, linearised at its mean.
 
@@ -170,7 +170,7 @@ def push_forward(
         mean: ``(..., 5)``, NumPy or torch.
         covariance: ``(..., 5, 5)``.
         rbbox: ``(..., 5)`` boxes t.
-        width: of the frame, pixels.
+        width: of the frame, pixels; a number, or ``(...)`` where frames differ.
         height: of the frame, pixels.
 
     Returns:

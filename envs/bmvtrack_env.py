@@ -25,7 +25,14 @@ from bmvtrack.perception import (
     shared_perception,
 )
 from bmvtrack.visualization import draw_overlay
-from envs.state import Observation, action_space, move, observation_space, observe
+from envs.state import (
+    Observation,
+    action_space,
+    checked_action,
+    move,
+    observation_space,
+    observe_one,
+)
 
 Reward = Literal["rotated", "axis_aligned"]
 _OVERLAPS: dict[Reward, Callable[[FloatArray, FloatArray], FloatArray]] = {
@@ -188,7 +195,7 @@ class BMVTrackEnv(gym.Env[Observation, NDArray[np.float32]]):
         sequence = self._current()
         width, height = sequence.size
         self.rbbox, self._previous_motion = move(
-            self.rbbox, action, width, height, self.coordinates
+            self.rbbox, checked_action(action), width, height, self.coordinates
         )
         self.frame_index += 1
         truth = sequence.boxes[self.frame_index]
@@ -243,11 +250,10 @@ class BMVTrackEnv(gym.Env[Observation, NDArray[np.float32]]):
     def _look(self) -> Observation:
         """Observe the next frame (the same one again at the end of the sequence)."""
         sequence = self._current()
-        width, height = sequence.size
         next_index = min(self.frame_index + 1, len(sequence) - 1)
         self._percept = self.perception.look(sequence.frame(next_index), self.rbbox)
-        return observe(
-            self._percept, self.rbbox, self._previous_motion, width, height, self.coordinates
+        return observe_one(
+            self._percept, self.rbbox, self._previous_motion, sequence.size, self.coordinates
         )
 
     def _choose_sequence(self, wanted: int | str | None) -> VideoSequence:

@@ -1,4 +1,4 @@
-"""The agent's view of a percept, and what its action does: shared by environment and tracker."""
+"""The agent's view of a percept, and what its action does: shared by environments and tracker."""
 
 from __future__ import annotations
 
@@ -6,11 +6,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from array_api_compat import device
 from gymnasium import spaces
 from numpy.typing import NDArray
 
 from bmvtrack import gaussian, geometry, motion
-from bmvtrack.arrays import FloatArray
+from bmvtrack.arrays import Array, FloatArray, namespace
 from bmvtrack.motion import Coordinates
 from bmvtrack.perception import GEOMETRY, Percept, mask_motion
 from bmvtrack.prior import push_forward
@@ -55,63 +56,77 @@ def observation_space(feature_count: int) -> spaces.Dict:
 
 def observe(
     percept: Percept,
-    rbbox: FloatArray,
-    previous_motion: FloatArray,
-    width: int,
-    height: int,
+    boxes: torch.Tensor,
+    previous_motion: torch.Tensor,
+    sizes: torch.Tensor,
     coordinates: Coordinates,
-) -> Observation:
-    """The observation of one frame.
+) -> dict[str, torch.Tensor]:
+    """The observations of B frames, on the percept's device.
 
     Args:
-        percept: of the frame through ``rbbox``, a batch of one.
-        rbbox: ``(5,)`` box t.
-        previous_motion: ``(5,)``, that led to box t, in ``object`` coordinates.
-        width: of the frame.
-        height: of the frame.
+        percept: of the frames through ``boxes``.
+        boxes: ``(B, 5)`` float64 boxes t.
+        previous_motion: ``(B, 5)`` that led to boxes t, in ``object`` coordinates.
+        sizes: ``(B, 2)`` width and height of the frames.
         coordinates: of the action; the posterior is pushed forward to them.
 
     Returns:
-        See :func:`observation_space`; every value is finite.
+        See :func:`observation_space`, with a leading axis B; float32, every value finite.
     """
-    box = torch.from_numpy(np.asarray(rbbox, dtype=np.float64))
-    mean, covariance = percept.mean[0].cpu(), percept.covariance[0].cpu()
-    suggested = mask_motion(percept.geometry.cpu(), box[None])[0]
+    mean, covariance = percept.mean, percept.covariance
+    suggested = mask_motion(percept.geometry, boxes)
+    width, height = sizes.to(boxes).unbind(-1)
     if coordinates == "frame":
-        mean, covariance = push_forward(mean, covariance, box, width, height)
-        suggested = motion.to_frame(suggested, box, width, height)
+        mean, covariance = push_forward(mean, covariance, boxes, width, height)
+        suggested = motion.to_frame(suggested, boxes, width, height)
     factor = gaussian.cholesky(covariance)
     residual = gaussian.whiten(suggested, mean, factor).clamp(-_MOST_RESIDUAL, _MOST_RESIDUAL)
-    x, y, w, h, angle = rbbox
-    values: dict[str, Any] = {
-        "features": percept.features[0].cpu().numpy(),
-        "prior_mean": mean.numpy(),
-        "prior_cholesky": gaussian.pack_lower(factor).numpy(),
-        "mask_geometry": percept.geometry[0].cpu().numpy(),
-        "mask_residual": residual.numpy(),
-        "box": [x / width, y / height, w / width, h / height, np.sin(angle), np.cos(angle)],
+    x, y, w, h, angle = boxes.unbind(-1)
+    relative = [x / width, y / height, w / width, h / height, angle.sin(), angle.cos()]
+    values = {
+        "features": percept.features,
+        "prior_mean": mean,
+        "prior_cholesky": gaussian.pack_lower(factor),
+        "mask_geometry": percept.geometry,
+        "mask_residual": residual,
+        "box": torch.stack(relative, dim=-1),
         "previous_motion": previous_motion,
     }
-    return {name: np.asarray(value, dtype=np.float32) for name, value in values.items()}
+    return {name: value.float() for name, value in values.items()}
 
 
-def move(
-    rbbox: FloatArray, action: NDArray[Any], width: int, height: int, coordinates: Coordinates
-) -> tuple[FloatArray, FloatArray]:
-    """Apply an action: clipped to its bounds, and the box kept near the frame.
+def observe_one(
+    percept: Percept,
+    rbbox: FloatArray,
+    previous_motion: FloatArray,
+    size: tuple[int, int],
+    coordinates: Coordinates,
+) -> Observation:
+    """:func:`observe` of one frame, in NumPy.
 
     Args:
+        percept: a batch of one.
         rbbox: ``(5,)`` box t.
-        action: ``(5,)``; infinite values are clipped like any other.
-        width: of the frame.
-        height: of the frame.
+        previous_motion: ``(5,)``.
+        size: width and height of the frame.
         coordinates: of the action.
+    """
+    like = percept.mean
+    batch = observe(
+        percept,
+        torch.as_tensor(rbbox).to(like)[None],
+        torch.as_tensor(previous_motion).to(like)[None],
+        torch.tensor([size], device=like.device),
+        coordinates,
+    )
+    return {name: value[0].cpu().numpy() for name, value in batch.items()}
 
-    Returns:
-        Box t+1 ``(5,)`` and the motion to it in ``object`` coordinates ``(5,)``.
+
+def checked_action(action: NDArray[Any]) -> FloatArray:
+    """One action as float64.
 
     Raises:
-        ValueError: if the action is of another shape or contains NaN.
+        ValueError: if it is of another shape than ``(5,)`` or contains NaN.
     """
     action = np.asarray(action, dtype=np.float64)
     if action.shape != (5,):
@@ -124,7 +139,33 @@ def move(
         raise ValueError(
             f"the action is NaN in {', '.join(names)}: {action}; the policy that made it has diverged"
         )
-    low, high = ACTION_BOUNDS[coordinates]
-    moved = motion.apply(rbbox, np.clip(action, low, high), width, height, coordinates)
+    return action
+
+
+def move(
+    rbbox: Array,
+    action: Array,
+    width: float | Array,
+    height: float | Array,
+    coordinates: Coordinates,
+) -> tuple[Array, Array]:
+    """Apply actions: clipped to their bounds, and the boxes kept near the frame.
+
+    Args:
+        rbbox: ``(..., 5)`` boxes t, float64.
+        action: ``(..., 5)`` float64; infinite values are clipped like any other.
+        width: of the frame; a number, or ``(...)`` where frames differ.
+        height: of the frame.
+        coordinates: of the action.
+
+    Returns:
+        Boxes t+1 ``(..., 5)`` and the motion to them in ``object`` coordinates ``(..., 5)``.
+    """
+    xp = namespace(rbbox, action)
+    low, high = (
+        xp.asarray(bound, dtype=rbbox.dtype, device=device(rbbox)) + 0 * action
+        for bound in ACTION_BOUNDS[coordinates]
+    )
+    moved = motion.apply(rbbox, xp.clip(action, low, high), width, height, coordinates)
     result = geometry.clamp(moved, width, height)
     return result, motion.solve(rbbox, result, width, height, "object")
