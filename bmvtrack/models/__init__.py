@@ -2,12 +2,18 @@
 
 from bmvtrack.models.base import Encoding, MultivariationalNetwork, Output, load_network
 from bmvtrack.models.bottleneck import Bottleneck, Posterior
+from bmvtrack.models.mvae import BetaMVAE
+from bmvtrack.models.mvunet import BetaMVUNet
 from bmvtrack.models.unet import ResNetUNet
 
-ARCHITECTURES: dict[str, type[MultivariationalNetwork]] = {"ResNetUNet": ResNetUNet}
+ARCHITECTURES: dict[str, type[MultivariationalNetwork]] = {
+    network.__name__: network for network in (ResNetUNet, BetaMVAE, BetaMVUNet)
+}
 
 __all__ = [
     "ARCHITECTURES",
+    "BetaMVAE",
+    "BetaMVUNet",
     "Bottleneck",
     "Encoding",
     "MultivariationalNetwork",

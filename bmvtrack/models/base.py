@@ -17,7 +17,7 @@ from torch import nn
 
 from bmvtrack.errors import UserError
 from bmvtrack.files import whole_file, whole_folder, write_text
-from bmvtrack.models.bottleneck import Bottleneck, Posterior
+from bmvtrack.models.bottleneck import VARIABLES, Bottleneck, Posterior
 from bmvtrack.prior import MotionPrior
 
 _FILES = ("config.json", "model.safetensors")
@@ -152,6 +152,19 @@ class MultivariationalNetwork(
         }
         with whole_file(folder / _FILES[1]) as temporary:
             save_file(tensors, temporary)
+
+
+def check_sizes(input_channels: int, classes: int, width: int, samples: int) -> None:
+    """What every network of the family asks of its sizes.
+
+    Raises:
+        ValueError: saying what they must be.
+    """
+    if input_channels not in (3, 4) or classes < 2 or width < 1 or samples < VARIABLES + 1:
+        raise ValueError(
+            f"input_channels must be 3 or 4, classes ≥ 2, width ≥ 1 and samples > {VARIABLES}, "
+            f"not {input_channels}, {classes}, {width} and {samples}"
+        )
 
 
 def _halved(value: torch.Tensor) -> torch.Tensor:

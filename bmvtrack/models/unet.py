@@ -11,9 +11,9 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 from torch.nn import functional
-from torchvision.models.resnet import BasicBlock
 
-from bmvtrack.models.base import Encoding, MultivariationalNetwork
+from bmvtrack.models.base import Encoding, MultivariationalNetwork, check_sizes
+from bmvtrack.models.blocks import initialize, residual_stage
 from bmvtrack.models.bottleneck import (
     VARIABLES,
     Bottleneck,
@@ -23,7 +23,6 @@ from bmvtrack.models.bottleneck import (
 )
 from bmvtrack.prior import MotionPrior
 
-_BLOCKS = 2  # per stage, as in ResNet18
 _POOLED = 2  # the deepest map is pooled to 2×2: the motion needs to know where things are
 _STRIDE = 64
 
@@ -63,11 +62,7 @@ class ResNetUNet(MultivariationalNetwork):
         super().__init__()
         if input_size % _STRIDE or input_size < _STRIDE:
             raise ValueError(f"input_size must be a multiple of {_STRIDE}, not {input_size}")
-        if input_channels not in (3, 4) or classes < 2 or width < 1 or samples < VARIABLES + 1:
-            raise ValueError(
-                f"input_channels must be 3 or 4, classes ≥ 2, width ≥ 1 and samples > {VARIABLES}, "
-                f"not {input_channels}, {classes}, {width} and {samples}"
-            )
+        check_sizes(input_channels, classes, width, samples)
         self.input_size, self.input_channels, self.classes = input_size, input_channels, classes
         self.feature_count = 4 * width
         stages = [width, 2 * width, 4 * width, 8 * width, 8 * width]
@@ -78,7 +73,7 @@ class ResNetUNet(MultivariationalNetwork):
         )
         self.pool = nn.MaxPool2d(3, stride=2, padding=1)
         self.stages = nn.ModuleList(
-            _stage(before, after, stride=1 if i == 0 else 2)
+            residual_stage(before, after, stride=1 if i == 0 else 2)
             for i, (before, after) in enumerate(zip([width, *stages], stages, strict=False))
         )
         self.features = nn.Sequential(
@@ -99,7 +94,7 @@ class ResNetUNet(MultivariationalNetwork):
         )
         self.latents = nn.Linear(VARIABLES * samples, stages[-1])
         self.decoder = _Decoder([width, *stages], width, classes)
-        self.apply(_initialize)
+        self.apply(initialize)
 
     def encode(self, patches: torch.Tensor) -> Encoding:
         """See the base class. Skips: the six maps from stride 64 to stride 2."""
@@ -146,24 +141,9 @@ class _Decoder(nn.Module):
         return result
 
 
-def _stage(before: int, after: int, stride: int) -> nn.Sequential:
-    downsample = None
-    if stride != 1 or before != after:
-        downsample = nn.Sequential(
-            nn.Conv2d(before, after, 1, stride=stride, bias=False), nn.BatchNorm2d(after)
-        )
-    first = BasicBlock(before, after, stride, downsample)
-    return nn.Sequential(first, *(BasicBlock(after, after) for _ in range(_BLOCKS - 1)))
-
-
 def _convolution(before: int, after: int, kernel: int = 3) -> nn.Sequential:
     return nn.Sequential(
         nn.Conv2d(before, after, kernel, padding=kernel // 2, bias=False),
         nn.BatchNorm2d(after),
         nn.ReLU(inplace=True),
     )
-
-
-def _initialize(module: nn.Module) -> None:
-    if isinstance(module, nn.Conv2d) and module.bias is None:  # those that a batch norm follows
-        nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
