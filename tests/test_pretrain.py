@@ -21,7 +21,7 @@ from bmvtrack import motion, prior
 from bmvtrack.data.samples import Batch
 from bmvtrack.errors import UserError
 from bmvtrack.losses import construction_loss
-from bmvtrack.models import Output, load_network
+from bmvtrack.models import BetaMVAE, BetaMVUNet, Output, load_network
 from bmvtrack.models.bottleneck import Bottleneck, Posterior
 from bmvtrack.training import PretrainOptions, pretrain
 from bmvtrack.training.checkpoint import checkpoints, load_checkpoint
@@ -156,6 +156,39 @@ def test_modes_set_what_is_left_open(options):
     assert network.input_channels == 4
     scale = prior.named("paper").standard_deviations
     np.testing.assert_allclose(network.bottleneck.scale, scale, rtol=1e-6)
+
+
+def test_sizes_left_open_are_those_of_mode_and_architecture():
+    sizes = {}
+    for mode in ("paper", "tracking"):
+        for architecture in ("resnet-unet", "beta-mvae", "beta-mvunet"):
+            resolved = PretrainOptions(mode=mode, architecture=architecture).resolved()
+            sizes[mode, architecture] = resolved.input_size, resolved.width
+    assert sizes == {
+        ("paper", "resnet-unet"): (256, 32),
+        ("paper", "beta-mvae"): (256, 64),
+        ("paper", "beta-mvunet"): (256, 64),
+        ("tracking", "resnet-unet"): (128, 32),
+        ("tracking", "beta-mvae"): (128, 64),
+        ("tracking", "beta-mvunet"): (128, 64),
+    }
+
+
+@MODES
+@pytest.mark.parametrize("architecture", [BetaMVAE, BetaMVUNet])
+def test_the_networks_of_the_paper_are_trained(options, mode, architecture):
+    name = {BetaMVAE: "beta-mvae", BetaMVUNet: "beta-mvunet"}[architecture]
+    before = build_network(dataclasses.replace(options, mode=mode, architecture=name).resolved())
+    metrics, _ = train(options, mode=mode, architecture=name, steps=2)
+    assert all(np.isfinite(value) for value in metrics.values())
+    network = load_network(options.out / "last")
+    assert type(network) is type(before) is architecture
+    assert network.classes == 2
+    assert network.input_channels == (4 if mode == "tracking" else 3)
+    assert network.feature_count == {BetaMVAE: 8, BetaMVUNet: 16}[architecture] * 4
+    for head in ("mean_head", "covariance_head"):
+        weight = getattr(network.bottleneck, head).weight
+        assert not torch.allclose(weight, getattr(before.bottleneck, head).weight)
 
 
 @MODES
@@ -408,7 +441,8 @@ def test_help_teaches():
     result = subprocess.run(
         [sys.executable, str(SCRIPT), "--help"], capture_output=True, text=True, check=True
     )
-    for option in ("--data", "--mode", "--max-minutes", "--resume", "davis16:FOLDER", "Examples"):
+    options = ("--data", "--mode", "--architecture", "--max-minutes", "--resume")
+    for option in (*options, "davis16:FOLDER", "beta-mvunet", "Examples"):
         assert option in result.stdout
     assert not result.stderr
 

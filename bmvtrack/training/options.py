@@ -10,6 +10,8 @@ from bmvtrack.data import sources
 from bmvtrack.data.samples import Mode
 from bmvtrack.errors import UserError
 
+Architecture = Literal["resnet-unet", "beta-mvae", "beta-mvunet"]
+
 
 @dataclass(frozen=True)
 class PretrainOptions:
@@ -23,13 +25,17 @@ class PretrainOptions:
     """share of each batch from each of the data, in the same order; equal if not given"""
     mode: Mode = "tracking"
     """`paper`: patches centred on their own object, one posterior a batch, KL to the prior.
-    `tracking`: frame t+1 through box t, one posterior a frame, that must explain the true motion"""
+    `tracking`: frame t+1 through box t, one posterior a frame, that must explain the true motion.
+    With `paper`, every option below that depends on the mode is the paper's"""
+    architecture: Architecture = "resnet-unet"
+    """`resnet-unet`: the project's own; `beta-mvae`, `beta-mvunet`: the paper's two, 20 and 316
+    million parameters as they were published (width 64, input size 256)"""
     prior: str | None = None
     """name or .json file of the motion prior; default: `paper` or `davis16`, by mode"""
-    width: int = 32
-    """channels of the first stage (ResNet18: 64)"""
-    input_size: int = 128
-    """side of the patch in pixels, a multiple of 64"""
+    width: int | None = None
+    """channels of the first stage; default by architecture: 32 (resnet-unet), 64 (the paper's)"""
+    input_size: int | None = None
+    """side of the patch in pixels, a multiple of 64; default by mode: 256 (paper), 128 (tracking)"""
     samples: int = 50
     """S, numbers per motion parameter at the bottleneck"""
     covariance: Literal["batch", "frame"] | None = None
@@ -72,13 +78,14 @@ class PretrainOptions:
     """go on from the last checkpoint in `out`"""
 
     def resolved(self) -> PretrainOptions:
-        """The same with every option that depends on the mode filled in, and all of them checked.
+        """The same with all that depends on mode or architecture filled in, and all checked.
 
         Raises:
             UserError: naming the option and what it may be.
         """
         values: dict[str, Any] = dict(self.__dict__)
-        for name, default in _MODE_DEFAULTS[self.mode].items():
+        defaults = _MODE_DEFAULTS[self.mode] | {"width": _WIDTHS[self.architecture]}
+        for name, default in defaults.items():
             if values[name] is None:
                 values[name] = default
         values["shares"] = self.shares or (1.0,) * len(self.data)
@@ -94,6 +101,7 @@ class PretrainOptions:
         for name in ("steps", "batch_size", "synthetic_count", "validate_every", "width"):
             if getattr(self, name) < 1:
                 raise UserError(f"--{name.replace('_', '-')} must be at least 1")
+        assert self.input_size is not None
         if self.input_size < 64 or self.input_size % 64:
             raise UserError(f"--input-size must be a multiple of 64, not {self.input_size}")
         if self.samples < 6:
@@ -115,6 +123,7 @@ class PretrainOptions:
 _MODE_DEFAULTS: dict[Mode, dict[str, Any]] = {
     "paper": {
         "prior": "paper",
+        "input_size": 256,
         "covariance": "batch",
         "reparameterization": "affine",
         "beta": 5.0,
@@ -123,6 +132,7 @@ _MODE_DEFAULTS: dict[Mode, dict[str, Any]] = {
     },
     "tracking": {
         "prior": "davis16",
+        "input_size": 128,
         "covariance": "frame",
         "reparameterization": "full",
         "beta": 0.01,
@@ -130,3 +140,4 @@ _MODE_DEFAULTS: dict[Mode, dict[str, Any]] = {
         "learning_rate": 2e-3,
     },
 }
+_WIDTHS: dict[Architecture, int] = {"resnet-unet": 32, "beta-mvae": 64, "beta-mvunet": 64}

@@ -18,14 +18,20 @@ from bmvtrack.data import sources
 from bmvtrack.data.samples import Batch, Jitter, MixedSampler, Sampler
 from bmvtrack.errors import UserError
 from bmvtrack.files import write_text
-from bmvtrack.models import MultivariationalNetwork, ResNetUNet
+from bmvtrack.models import BetaMVAE, BetaMVUNet, MultivariationalNetwork, ResNetUNet
 from bmvtrack.training.checkpoint import refuse_existing_run, resumed_state, save_checkpoint
 from bmvtrack.training.objective import averaged, objective, validation_metrics
-from bmvtrack.training.options import PretrainOptions
+from bmvtrack.training.options import Architecture, PretrainOptions
 
 _LOG_EVERY = 20
 _VALIDATION_BATCHES = 8
 _GRADIENT_NORM = 5.0
+_NETWORKS: dict[Architecture, type[MultivariationalNetwork]] = {
+    "resnet-unet": ResNetUNet,
+    "beta-mvae": BetaMVAE,
+    "beta-mvunet": BetaMVUNet,
+}
+_CLASSES = 2  # background and object: no data so far says what the object is
 
 
 def pretrain(options: PretrainOptions, console: Console | None = None) -> dict[str, float]:
@@ -198,11 +204,12 @@ def build_network(options: PretrainOptions) -> MultivariationalNetwork:
     assert options.covariance is not None
     assert options.reparameterization is not None
     tracking = options.mode == "tracking"
-    return ResNetUNet(
+    return _NETWORKS[options.architecture](
         prior=priors.load(options.prior),
         width=options.width,
         input_size=options.input_size,
         input_channels=4 if tracking else 3,
+        classes=_CLASSES,
         samples=options.samples,
         covariance=options.covariance,
         reduction=options.reduction,
@@ -233,6 +240,7 @@ def _samplers(options: PretrainOptions, device: torch.device) -> tuple[MixedSamp
     train: list[Sampler] = []
     validation: list[Sampler] = []
     channels = 4 if options.mode == "tracking" else 3
+    assert options.input_size is not None
     for source in options.data:
         sequences = sources.load_sequences(
             source, synthetic_count=options.synthetic_count, seed=options.seed
