@@ -205,9 +205,9 @@ def clamp(rbbox: Array, width: float | Array, height: float | Array) -> Array:
     """
     xp = namespace(rbbox)
     x, y, w, h, angle = (rbbox[..., i] for i in range(5))
-    width, height = width + 0 * x, height + 0 * y
+    width, height = width + xp.zeros_like(x), height + xp.zeros_like(y)
     longest = 4.0 * xp.maximum(width, height)
-    shortest = MINIMUM_SIDE + 0 * longest
+    shortest = MINIMUM_SIDE + xp.zeros_like(longest)
     result: Array = xp.stack(
         [
             xp.clip(x, -width, 2.0 * width),

@@ -163,7 +163,7 @@ def move(
     """
     xp = namespace(rbbox, action)
     low, high = (
-        xp.asarray(bound, dtype=rbbox.dtype, device=device(rbbox)) + 0 * action
+        xp.asarray(bound, dtype=rbbox.dtype, device=device(rbbox)) + xp.zeros_like(action)
         for bound in ACTION_BOUNDS[coordinates]
     )
     moved = motion.apply(rbbox, xp.clip(action, low, high), width, height, coordinates)
