@@ -112,7 +112,7 @@ def test_an_object_large_in_one_frame_is_dropped(tmp_path, box, large):
 def test_a_slanted_object_is_measured_along_the_frame(tmp_path):
     """Along its own diagonal it is longer than 0.7 of the frame's width; that is not asked."""
     annotation = np.zeros((30, 40), np.uint8)
-    cv2.line(annotation, (8, 7), (33, 24), 1, 2)
+    cv2.line(annotation, (8, 7), (33, 25), 1)
     kept, _ = kept_and_dropped(write_youtube_vos(tmp_path, {"clip": [annotation]}))
     assert kept[1].boxes[0, 2:4].max() > 0.7 * 40
 
