@@ -1,0 +1,189 @@
+"""Masks of whole sequences under both protocols, written as they are made, and their scores."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from bmvtrack.arrays import BoolArray, FloatArray
+from bmvtrack.data.sequence import VideoSequence
+from bmvtrack.errors import UserError
+from bmvtrack.files import whole_folder
+from bmvtrack.models import MultivariationalNetwork
+from bmvtrack.perception import mask_in_frame
+from bmvtrack.segmentation.metrics import (
+    Statistics,
+    contour_accuracy,
+    region_similarity,
+    statistics,
+)
+from bmvtrack.segmentation.protocols import (
+    HONEST,
+    encode,
+    honest,
+    mean_squared_error,
+    negative_log_likelihood,
+    oracle,
+    oracle_name,
+)
+from bmvtrack.segmentation.views import view_objects
+
+_FEWEST_FRAMES = 3  # the first and the last are not scored
+PER_FRAME = ("J", "F", "nll", "mse", "mahalanobis", "draw", "class")
+
+
+@dataclass(frozen=True, eq=False)
+class SequenceScores:
+    """What one protocol made of one sequence.
+
+    A frame without object has no box to crop by: its predicted mask is empty, which scores J = F = 1,
+    and it has none of the other numbers.
+
+    Args:
+        sequence: its name.
+        values: by the names of :data:`PER_FRAME`, ``(T,)`` each: J and F of every frame; NLL, MSE and
+            Mahalanobis distance, NaN without object; draw and class that the oracle chose, NaN of the
+            honest protocol too.
+    """
+
+    sequence: str
+    values: dict[str, FloatArray] = field(repr=False)
+
+    @cached_property
+    def region(self) -> Statistics:
+        """J, without first and last frame."""
+        return statistics(self.values["J"])
+
+    @cached_property
+    def contour(self) -> Statistics:
+        """F, without first and last frame."""
+        return statistics(self.values["F"])
+
+    def mean(self, name: str) -> float:
+        """NLL, MSE or Mahalanobis distance, over all frames with an object."""
+        return float(np.nanmean(self.values[name]))
+
+
+def check_sequence(sequence: VideoSequence) -> None:
+    """Read all of a sequence once, so that nothing fails in the middle of an evaluation.
+
+    Raises:
+        UserError: if a frame or mask is unreadable, frames differ in size among themselves or from
+            their masks, there are fewer than three, or none shows the object.
+    """
+    if len(sequence) < _FEWEST_FRAMES:
+        raise UserError(
+            f"sequence {sequence.name!r} has {len(sequence)} frames; the first and the last are not "
+            f"scored, so it takes at least {_FEWEST_FRAMES}"
+        )
+    width, height = sequence.size
+    for t in range(len(sequence)):
+        found = sequence.frame(t).shape[1::-1]
+        if found != (width, height):
+            raise UserError(
+                f"sequence {sequence.name!r}, frame {t}: it is {found[0]}×{found[1]} but the first "
+                f"frame is {width}×{height}; all frames must have one size"
+            )
+    if not sequence.present.any():
+        raise UserError(f"sequence {sequence.name!r}: all its masks are empty; leave it out")
+
+
+def sequence_generator(name: str, seed: int, device: torch.device) -> torch.Generator:
+    """The noise of one sequence: the same whichever others are evaluated beside it."""
+    return torch.Generator(device).manual_seed(zlib.crc32(f"{seed} {name}".encode()))
+
+
+def evaluate_sequence(
+    network: MultivariationalNetwork,
+    sequence: VideoSequence,
+    out: Path,
+    draws: int = 32,
+    batch_size: int = 8,
+    seed: int = 0,
+    advance: Callable[[int], None] = lambda frames: None,
+) -> dict[str, SequenceScores]:
+    """Both protocols on one sequence, with ``PROTOCOL/SEQUENCE/00000.png`` of every frame.
+
+    Masks are grey images of 0 and 255 of the frame's size, as DAVIS's result layout has them, whole
+    sequences or nothing.
+
+    Args:
+        network: that :func:`~bmvtrack.segmentation.protocols.load_segmenter` loaded.
+        sequence: that :func:`check_sequence` has passed.
+        out: folder to write to.
+        draws: stochastic masks that the oracle chooses from.
+        batch_size: frames in one encoder pass.
+        seed: of the noise.
+        advance: called with the number of frames done since the last call.
+
+    Returns:
+        Scores by protocol, the oracle first.
+    """
+    generator = sequence_generator(sequence.name, seed, next(network.parameters()).device)
+    values = {
+        protocol: {name: np.full(len(sequence), np.nan) for name in PER_FRAME}
+        for protocol in (oracle_name(draws), HONEST)
+    }
+    folders = [out / protocol / sequence.name for protocol in values]
+    with whole_folder(folders[0]) as first, whole_folder(folders[1]) as second:
+        for start in range(0, len(sequence), batch_size):
+            frames = range(start, min(start + batch_size, len(sequence)))
+            masks = _predict(network, sequence, frames, draws, generator, values)
+            for t, pair in zip(frames, masks, strict=True):
+                true = sequence.mask(t)
+                for folder, scores, mask in zip(
+                    (first, second), values.values(), pair, strict=True
+                ):
+                    scores["J"][t] = region_similarity(mask, true)
+                    scores["F"][t] = contour_accuracy(mask, true)
+                    write_mask(folder / f"{t:05d}.png", mask)
+            advance(len(frames))
+    return {name: SequenceScores(sequence.name, table) for name, table in values.items()}
+
+
+def write_mask(path: Path, mask: BoolArray) -> None:
+    """A mask ``(H, W)`` as an 8-bit grey image of 0 and 255."""
+    Image.fromarray(mask.astype(np.uint8) * 255).save(path)
+
+
+def _predict(
+    network: MultivariationalNetwork,
+    sequence: VideoSequence,
+    frames: Sequence[int],
+    draws: int,
+    generator: torch.Generator,
+    values: dict[str, dict[str, FloatArray]],
+) -> list[tuple[BoolArray, BoolArray]]:
+    """Masks of each frame by the oracle and honestly; fills in what is scored on the patch."""
+    width, height = sequence.size
+    shown = [t for t in frames if sequence.present[t]]
+    masks = {t: (np.zeros((height, width), bool), np.zeros((height, width), bool)) for t in frames}
+    if not shown:
+        return list(masks.values())
+    views = view_objects(
+        network,
+        [sequence.frame(t) for t in shown],
+        [sequence.mask(t) for t in shown],
+        sequence.boxes[shown],
+    )
+    encoding = encode(network, views)
+    choice = oracle(network, encoding, views, draws, generator)
+    log_odds = choice.log_odds, honest(network, encoding)
+    for odds, scores in zip(log_odds, values.values(), strict=True):
+        scores["nll"][shown] = negative_log_likelihood(odds, views).cpu()
+        scores["mse"][shown] = mean_squared_error(odds, views).cpu()
+        scores["mahalanobis"][shown] = choice.mahalanobis.cpu()
+    chosen = values[oracle_name(draws)]
+    chosen["draw"][shown], chosen["class"][shown] = choice.draw, choice.label
+    probabilities = [odds.sigmoid().cpu() for odds in log_odds]
+    for i, t in enumerate(shown):
+        best, plain = (mask_in_frame(p[i], views.windows[i], width, height) for p in probabilities)
+        masks[t] = best, plain
+    return list(masks.values())

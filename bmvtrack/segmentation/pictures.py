@@ -1,0 +1,129 @@
+"""The pictures of the paper's Figures 6 and 8 for any network and data."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+
+from bmvtrack.data.davis import read_mask
+from bmvtrack.data.sequence import VideoSequence
+from bmvtrack.files import whole_file
+from bmvtrack.models import MultivariationalNetwork
+from bmvtrack.segmentation.evaluation import sequence_generator
+from bmvtrack.segmentation.protocols import encode, stochastic
+from bmvtrack.segmentation.views import view_objects
+
+_SEQUENCES = 4  # of many, evenly spread
+_MASKS = 5  # of one frame, and frames of one sequence
+_WIDTH, _GAP = 10.0, 0.08  # inches
+
+
+def write_stochastic_masks(
+    path: Path,
+    network: MultivariationalNetwork,
+    sequences: Sequence[VideoSequence],
+    draws: int,
+    seed: int,
+) -> None:
+    """Figure 6: a frame patch, its truth, several of its stochastic masks, and the share of draws.
+
+    One row a sequence, its middle frame with an object. A mask is what is not background, drawn for
+    the picture with the noise of the sequence's start.
+
+    Args:
+        path: PNG file to write.
+        network: to draw from.
+        sequences: of which four are shown, evenly spread.
+        draws: as the oracle makes; five are shown, and the mean of all in the last column.
+        seed: of the noise.
+    """
+    shown = _spread(sequences, _SEQUENCES)
+    numbers = _spread(range(draws), _MASKS)
+    headings = ["patch", "truth", *(f"N = {n + 1}" for n in numbers), f"share of {draws}"]
+    figure, grid = _grid(len(shown), len(headings), aspect=1.0)
+    for axes, heading in zip(grid[0], headings, strict=True):
+        axes.set_title(heading, fontsize="small")
+    for row, sequence in zip(grid, shown, strict=True):
+        for axes, picture in zip(row, _draws(network, sequence, numbers, draws, seed), strict=True):
+            axes.imshow(picture, cmap="gray", vmin=0, vmax=1)
+        row[0].set_ylabel(sequence.name, fontsize="small")
+    _save(figure, path)
+
+
+def write_masks_along_sequences(
+    path: Path, sequences: Sequence[VideoSequence], masks: Path
+) -> None:
+    """Figure 8: frames of a sequence from left to right, with the truth and the mask below.
+
+    Args:
+        path: PNG file to write.
+        sequences: of which four are shown, evenly spread, each at five frames from first to last.
+        masks: folder of the protocol to show, with ``SEQUENCE/00000.png``.
+    """
+    shown = _spread(sequences, _SEQUENCES)
+    width, height = shown[0].size
+    figure, grid = _grid(3 * len(shown), _MASKS, aspect=height / width)
+    for i, sequence in enumerate(shown):
+        rows = grid[3 * i : 3 * i + 3]
+        for column, t in enumerate(_spread(range(len(sequence)), _MASKS)):
+            mask = read_mask(masks / sequence.name / f"{t:05d}.png")
+            for row, picture in zip(rows, (sequence.frame(t), sequence.mask(t), mask), strict=True):
+                row[column].imshow(picture, cmap="gray", vmin=0, vmax=1)
+            rows[0][column].set_title(f"{sequence.name} {t}", fontsize="x-small", pad=2)
+        for row, label in zip(rows, ("frame", "truth", "mask"), strict=True):
+            row[0].set_ylabel(label, fontsize="x-small")
+    _save(figure, path)
+
+
+def _draws(
+    network: MultivariationalNetwork,
+    sequence: VideoSequence,
+    numbers: Sequence[int],
+    draws: int,
+    seed: int,
+) -> list[Any]:
+    """The pictures of one row of Figure 6, values in [0, 1]."""
+    present = np.flatnonzero(sequence.present)
+    t = int(present[np.abs(present - len(sequence) // 2).argmin()])
+    views = view_objects(network, [sequence.frame(t)], [sequence.mask(t)], sequence.boxes[[t]])
+    device = views.inputs.device
+    generator = sequence_generator(sequence.name, seed, device)
+    logits, _ = stochastic(network, encode(network, views), 0, draws, generator)
+    masks = (logits.softmax(dim=1)[:, 0] < 0.5).float().cpu().numpy()
+    return [
+        views.images[0].cpu().numpy(),
+        views.true[0].cpu().numpy(),
+        *(masks[n] for n in numbers),
+        masks.mean(axis=0),
+    ]
+
+
+def _spread(items: Sequence[Any], count: int) -> list[Any]:
+    """At most ``count`` of the items, evenly spread from the first to the last."""
+    chosen = np.linspace(0, len(items) - 1, min(count, len(items))).round().astype(int)
+    return [items[i] for i in chosen]
+
+
+def _grid(rows: int, columns: int, aspect: float) -> tuple[Figure, Any]:
+    cell = _WIDTH / columns
+    figure = Figure(
+        figsize=(_WIDTH, rows * (cell * aspect + _GAP)),
+        layout=ConstrainedLayoutEngine(h_pad=_GAP / 8, w_pad=_GAP / 8, hspace=0, wspace=0),
+    )
+    grid = figure.subplots(rows, columns, squeeze=False)
+    for axes in grid.flat:
+        axes.set(xticks=[], yticks=[])
+        axes.spines[:].set_visible(False)
+    return figure, grid
+
+
+def _save(figure: Figure, path: Path) -> None:
+    FigureCanvasAgg(figure)
+    with whole_file(path) as temporary:
+        figure.savefig(temporary, dpi=150)

@@ -1,0 +1,146 @@
+"""What an evaluation of masks leaves behind: ``summary.json``, tables, and CSV files.
+
+The summary is ``{"dataset", "weights", "draws", "seed", "frames", "mahalanobis", "protocols": {name:
+{"J": {"mean", "recall", "decay"}, "F": {the same}, "JF", "nll", "mse", "per_sequence": {sequence:
+{"J", "F", "nll", "mse", "mahalanobis"}}}}}``; all averages are over frames, then over sequences.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich import box
+from rich.table import Table
+
+from bmvtrack.files import write_text
+from bmvtrack.segmentation.evaluation import PER_FRAME, SequenceScores
+from bmvtrack.segmentation.metrics import average
+
+Results = Mapping[str, Sequence[SequenceScores]]
+"""The scores by protocol: of the same sequences in the same order."""
+
+_STATISTICS = ("mean", "recall", "decay")
+_ON_THE_PATCH = ("nll", "mse", "mahalanobis")
+_WHOLE_NUMBERS = ("draw", "class")
+
+
+def build_summary(
+    dataset: str, weights: str, draws: int, seed: int, results: Results
+) -> dict[str, Any]:
+    """The content of ``summary.json``; see the module's docstring."""
+    first = next(iter(results.values()))
+    return {
+        "dataset": dataset,
+        "weights": weights,
+        "draws": draws,
+        "seed": seed,
+        "frames": sum(len(scores.values["J"]) for scores in first),
+        "mahalanobis": _mean_of(first, "mahalanobis"),
+        "protocols": {name: _summary_of(scores) for name, scores in results.items()},
+    }
+
+
+def write_report(folder: Path, summary: dict[str, Any], results: Results) -> None:
+    """Write ``sequences.csv``, ``results/PROTOCOL/SEQUENCE.csv`` and ``summary.json``, each whole."""
+    for protocol, sequences in results.items():
+        for scores in sequences:
+            path = folder / "results" / protocol / f"{scores.sequence}.csv"
+            write_text(path, frames_csv(scores))
+    write_text(folder / "sequences.csv", sequences_csv(results))
+    text = json.dumps(summary, indent=2, ensure_ascii=False, allow_nan=False)
+    write_text(folder / "summary.json", text + "\n")
+
+
+def frames_csv(scores: SequenceScores) -> str:
+    """A line a frame; empty where there is no such number (:class:`SequenceScores`).
+
+    The first and the last frame are in it, but not in J and F of the sequence.
+    """
+    text = StringIO()
+    print("frame", *PER_FRAME, sep=",", file=text)
+    for t in range(len(scores.values["J"])):
+        numbers = (_cell(name, scores.values[name][t]) for name in PER_FRAME)
+        print(t, *numbers, sep=",", file=text)
+    return text.getvalue()
+
+
+def sequences_csv(results: Results) -> str:
+    """A line a sequence and protocol."""
+    text = StringIO()
+    measures = [f"{measure}_{name}" for measure in "JF" for name in _STATISTICS]
+    print("sequence,protocol", *measures, *_ON_THE_PATCH, sep=",", file=text)
+    for pair in zip(*results.values(), strict=True):
+        for protocol, scores in zip(results, pair, strict=True):
+            parts = asdict(scores.region), asdict(scores.contour)
+            numbers = [part[name] for part in parts for name in _STATISTICS]
+            numbers += [scores.mean(name) for name in _ON_THE_PATCH]
+            cells = (f"{number:.6g}" for number in numbers)
+            print(scores.sequence, protocol, *cells, sep=",", file=text)
+    return text.getvalue()
+
+
+def sequence_table(summary: dict[str, Any]) -> Table:
+    """A row a sequence: mean J and F of both protocols."""
+    protocols = summary["protocols"]
+    table = Table(title=f"{summary['dataset']}, {summary['weights']}", box=box.SIMPLE_HEAD)
+    table.add_column("sequence", no_wrap=True)
+    for name in protocols:
+        table.add_column(f"{name}\nJ", justify="right", no_wrap=True)
+        table.add_column("\nF", justify="right", no_wrap=True)
+    for sequence in next(iter(protocols.values()))["per_sequence"]:
+        scores = [protocol["per_sequence"][sequence] for protocol in protocols.values()]
+        table.add_row(sequence, *(f"{pair[measure]:.3f}" for pair in scores for measure in "JF"))
+    return table
+
+
+def summary_table(summary: dict[str, Any]) -> Table:
+    """A row a protocol: the numbers of the paper's Tables 3 and 4."""
+    table = Table(
+        box=box.SIMPLE_HEAD,
+        caption=f"Mahalanobis distance to the prior {summary['mahalanobis']:.3g}",
+    )
+    table.add_column("protocol", no_wrap=True)
+    for measure in ("J&F", "J", "recall", "decay", "F", "recall", "decay", "NLL", "MSE"):
+        table.add_column(measure, justify="right", no_wrap=True)
+    for name, protocol in summary["protocols"].items():
+        numbers = [protocol["JF"]]
+        numbers += [protocol[measure][part] for measure in "JF" for part in _STATISTICS]
+        numbers += [protocol["nll"], protocol["mse"]]
+        table.add_row(name, *(f"{number:.3f}" for number in numbers))
+    return table
+
+
+def _summary_of(sequences: Sequence[SequenceScores]) -> dict[str, Any]:
+    region = average([scores.region for scores in sequences])
+    contour = average([scores.contour for scores in sequences])
+    return {
+        "J": asdict(region),
+        "F": asdict(contour),
+        "JF": (region.mean + contour.mean) / 2,
+        "nll": _mean_of(sequences, "nll"),
+        "mse": _mean_of(sequences, "mse"),
+        "per_sequence": {
+            scores.sequence: {
+                "J": scores.region.mean,
+                "F": scores.contour.mean,
+                **{name: scores.mean(name) for name in _ON_THE_PATCH},
+            }
+            for scores in sequences
+        },
+    }
+
+
+def _mean_of(sequences: Sequence[SequenceScores], name: str) -> float:
+    return float(np.mean([scores.mean(name) for scores in sequences]))
+
+
+def _cell(name: str, value: float) -> str:
+    if np.isnan(value):
+        return ""
+    return f"{value:.0f}" if name in _WHOLE_NUMBERS else f"{value:.6g}"

@@ -1,0 +1,114 @@
+"""What a network is shown of frames: patches, with the truth on the same pixels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from bmvtrack import geometry
+from bmvtrack.arrays import BoolArray, ByteArray, FloatArray
+from bmvtrack.data import patches
+from bmvtrack.data.samples import normalize
+from bmvtrack.models import MultivariationalNetwork
+
+
+@dataclass(frozen=True)
+class Views:
+    """B patches.
+
+    Attributes:
+        images: ``(B, S, S, 3)`` float32, RGB in [0, 1], for people.
+        inputs: ``(B, 3 or 4, S, S)`` float32, what the network takes.
+        true: ``(B, S, S)`` boolean, the object.
+        inside: ``(B, S, S)`` boolean, where the patch shows the frame and not what is beyond it.
+        windows: ``(B, 4)`` float64, where the patch lies in the frame.
+    """
+
+    images: torch.Tensor
+    inputs: torch.Tensor
+    true: torch.Tensor
+    inside: torch.Tensor
+    windows: torch.Tensor
+
+    def __len__(self) -> int:
+        return len(self.inputs)
+
+
+def view_objects(
+    network: MultivariationalNetwork,
+    frames: Sequence[ByteArray],
+    masks: Sequence[BoolArray],
+    boxes: FloatArray,
+) -> Views:
+    """Patches φ around boxes, as in training: the paper's, and the segmentation protocols'.
+
+    Args:
+        network: that the patches are for; its fourth input channel, where it has one, is the box.
+        frames: B frames ``(H, W, 3)`` uint8 RGB, of any sizes.
+        masks: B true masks ``(H, W)``.
+        boxes: ``(B, 5)`` rotated boxes in pixels.
+    """
+    return _view(network, frames, masks, boxes, patches.window(boxes))
+
+
+def view_whole(
+    network: MultivariationalNetwork, frames: Sequence[ByteArray], masks: Sequence[BoolArray]
+) -> Views:
+    """Whole images as patches, resized without keeping aspect: nobody says where the object is.
+
+    A network that wants to be told a box is told the one whose patch φ is the whole image: upright
+    and in the middle, about half as wide and half as high. It is the only box with which the image
+    looks as patches do in training, at the cost of a hint that the object is near the middle.
+
+    Args:
+        network: that the patches are for.
+        frames: B images ``(H, W, 3)`` uint8 RGB, of any sizes.
+        masks: B true masks ``(H, W)``.
+    """
+    sizes = np.array([frame.shape[1::-1] for frame in frames], dtype=np.float64)
+    windows = np.concatenate([np.full_like(sizes, -0.5), sizes - 0.5], axis=1)
+    # φ pads each side of a box w×h by (w + h)/4: it is as large as W×H if w = W − (W + H)/4.
+    sides = sizes - sizes.sum(axis=1, keepdims=True) / 4
+    sides = np.maximum(sides, geometry.MINIMUM_SIDE)  # of images over three times as long as high
+    middle = (sizes - 1) / 2
+    limits = np.concatenate([middle - sides / 2, middle + sides / 2], axis=1)
+    return _view(network, frames, masks, geometry.upright(limits), windows)
+
+
+def _view(
+    network: MultivariationalNetwork,
+    frames: Sequence[ByteArray],
+    masks: Sequence[BoolArray],
+    boxes: FloatArray,
+    windows: FloatArray,
+) -> Views:
+    device = next(network.parameters()).device
+    size = network.input_size
+    layers, sizes = _canvas(frames, masks)
+    means = [[*frame.mean(axis=(0, 1)), 0.0, 0.0] for frame in frames]
+    where, rbbox = (torch.as_tensor(array).to(device) for array in (windows, boxes))
+    seen = patches.crop(
+        layers.to(device), where, size, sizes.to(device), torch.tensor(means).float().to(device)
+    )
+    channels = [normalize(seen[:, :3])]
+    if network.input_channels == 4:
+        channels.append(2 * patches.fill_box(rbbox, where, size) - 1)
+    inputs = torch.cat(channels, dim=1).contiguous(memory_format=torch.channels_last)
+    images = (seen[:, :3] / 255).permute(0, 2, 3, 1)
+    return Views(images, inputs, seen[:, 3] > 0.5, seen[:, 4] > 0.5, where)
+
+
+def _canvas(
+    frames: Sequence[ByteArray], masks: Sequence[BoolArray]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Frames, masks and what is frame at all, ``(B, H, W, 5)`` uint8; and true sizes, ``(B, 2)``."""
+    sizes = torch.tensor([frame.shape[1::-1] for frame in frames])
+    width, height = sizes.amax(dim=0).tolist()
+    layers = np.zeros((len(frames), height, width, 5), dtype=np.uint8)
+    for layer, frame, mask in zip(layers, frames, masks, strict=True):
+        held = layer[: frame.shape[0], : frame.shape[1]]
+        held[..., :3], held[..., 3], held[..., 4] = frame, mask, 1
+    return torch.from_numpy(layers), sizes
