@@ -1,0 +1,99 @@
+"""What an evaluation of saliency maps leaves behind: summary, table, CSV files and a plot.
+
+The summary is ``{"dataset", "weights", "draws", "seed", "images", "protocols": {name: {"mae",
+"adaptive_f", "max_f", "mean_f", "precision", "recall"}}}``; precision and recall are lists of 256,
+at the thresholds 0, 1/255 … 1.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from rich import box
+from rich.table import Table
+
+from bmvtrack.files import whole_file, write_text
+from bmvtrack.segmentation.saliency import SaliencyScores, average
+
+Results = Mapping[str, Mapping[str, SaliencyScores]]
+"""The scores by protocol and image."""
+
+_METRICS = ("mae", "adaptive_f", "max_f", "mean_f")
+_STYLES = (("#0072B2", "-"), ("#D55E00", "--"))  # Okabe and Ito's colours
+
+
+def build_summary(
+    dataset: str, weights: str, draws: int, seed: int, results: Results
+) -> dict[str, Any]:
+    """The content of ``summary.json``; see the module's docstring."""
+    return {
+        "dataset": dataset,
+        "weights": weights,
+        "draws": draws,
+        "seed": seed,
+        "images": len(next(iter(results.values()))),
+        "protocols": {name: _summary_of(scores) for name, scores in results.items()},
+    }
+
+
+def write_report(folder: Path, summary: dict[str, Any], results: Results) -> None:
+    """Write ``results/PROTOCOL.csv``, ``precision_recall.png`` and ``summary.json``, each whole."""
+    for protocol, scores in results.items():
+        write_text(folder / "results" / f"{protocol}.csv", images_csv(scores))
+    _write_plot(folder / "precision_recall.png", summary)
+    text = json.dumps(summary, indent=2, ensure_ascii=False, allow_nan=False)
+    write_text(folder / "summary.json", text + "\n")
+
+
+def images_csv(scores: Mapping[str, SaliencyScores]) -> str:
+    """A line an image; max F and mean F are of the image's own curve."""
+    text = StringIO()
+    print("image", *_METRICS, sep=",", file=text)
+    for name, part in scores.items():
+        print(name, *(f"{getattr(part, metric):.6f}" for metric in _METRICS), sep=",", file=text)
+    return text.getvalue()
+
+
+def summary_table(summary: dict[str, Any]) -> Table:
+    """A row a protocol: the numbers of the paper's Table 5."""
+    title = f"{summary['dataset']}, {summary['images']} images, {summary['weights']}"
+    table = Table(title=title, box=box.SIMPLE_HEAD)
+    table.add_column("protocol", no_wrap=True)
+    for heading in ("MAE", "adaptive F", "max F", "mean F"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for name, protocol in summary["protocols"].items():
+        table.add_row(name, *(f"{protocol[metric]:.3f}" for metric in _METRICS))
+    return table
+
+
+def _summary_of(scores: Mapping[str, SaliencyScores]) -> dict[str, Any]:
+    mean = average(list(scores.values()))
+    return {
+        **{metric: getattr(mean, metric) for metric in _METRICS},
+        "precision": mean.precision.tolist(),
+        "recall": mean.recall.tolist(),
+    }
+
+
+def _write_plot(path: Path, summary: dict[str, Any]) -> None:
+    figure = Figure(figsize=(5, 4), layout="constrained")
+    axes = figure.subplots()
+    for (name, protocol), (colour, dashes) in zip(
+        summary["protocols"].items(), _STYLES, strict=True
+    ):
+        label = f"{name}, max F {protocol['max_f']:.3f}"
+        axes.plot(protocol["recall"], protocol["precision"], dashes, color=colour, label=label)
+    axes.set(xlabel="recall", ylabel="precision", xlim=(0, 1), ylim=(0, 1.01))
+    axes.set_title(f"{summary['dataset']}, {summary['weights']}", fontsize="medium")
+    axes.grid(color="0.9", linewidth=0.6)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(loc="lower left", frameon=False, fontsize="small")
+    FigureCanvasAgg(figure)
+    with whole_file(path) as temporary:
+        figure.savefig(temporary, dpi=150)

@@ -1,0 +1,73 @@
+"""Judge the saliency maps of a network on ECSSD: the numbers of the paper's Table 5.
+
+The network sees each image whole, resized. A network that wants to be told a box (tracking mode) is
+told the one whose patch is the whole image: upright, in the middle, half as wide and half as high.
+That is a hint that the object is near the middle, which networks of paper mode don't get.
+
+Two protocols side by side: `oracle-32` is the paper's, of 32 stochastic masks (times the classes)
+the one with the best true IoU, an upper bound; `honest` is one pass at the posterior's mean. Maps are
+min-max normalised. MAE, and F with β² = 0.3 at each map's own threshold (adaptive), at the best of
+256 for all images (max), and on average over them (mean).
+
+Prints a table and writes to --out: summary.json, results/PROTOCOL.csv, maps (PROTOCOL/IMAGE.png) and
+precision_recall.png.
+
+    python scripts/evaluate_saliency.py --root ECSSD
+    python scripts/evaluate_saliency.py --root ECSSD --weights runs/encoder/best
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+
+from bmvtrack.console import check_output_folder, print_results, progress_bar
+from bmvtrack.data.stills import load_stills
+from bmvtrack.errors import run_script
+from bmvtrack.segmentation.options import NetworkOptions
+from bmvtrack.segmentation.protocols import load_segmenter
+from bmvtrack.segmentation.saliency_evaluation import check_still, evaluate_stills
+from bmvtrack.segmentation.saliency_report import build_summary, summary_table, write_report
+
+
+@dataclass(kw_only=True)
+class Options(NetworkOptions):
+    """Judge the saliency maps of a network on a folder of images and masks."""
+
+    root: Path
+    """Folder with images and ground_truth_mask (ECSSD), or of DUTS's layout, in it; images without
+    a mask are left out."""
+    out: Path = Path("runs/saliency")
+    """Folder to write to."""
+
+
+def main() -> None:
+    """Check everything, make and score the maps, print a table and write the report."""
+    options = tyro.cli(Options, description=__doc__)
+    options.check()
+    check_output_folder(options.out)
+    network = load_segmenter(options.weights, options.device)
+    stills = load_stills(options.root)
+    with progress_bar() as progress:
+        for still in progress.track(stills, description="checking the data"):
+            check_still(still)
+        task = progress.add_task("finding what is salient", total=len(stills))
+        results = evaluate_stills(
+            network,
+            stills,
+            options.out,
+            options.draws,
+            options.batch_size,
+            options.seed,
+            lambda images: progress.advance(task, images),
+        )
+    dataset = options.root.resolve().name
+    summary = build_summary(dataset, options.weights, options.draws, options.seed, results)
+    write_report(options.out, summary, results)
+    print_results(summary_table(summary), out=options.out)
+
+
+if __name__ == "__main__":
+    run_script(main)
