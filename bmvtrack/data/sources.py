@@ -1,21 +1,26 @@
-"""Data by name, as the scripts take it: ``synthetic``, ``davis16:FOLDER``, ``stills:FOLDER``."""
+"""Data by name, as the scripts take it: ``synthetic``, ``davis16:FOLDER``, ``stills:FOLDER``.
+
+``youtube-vos:FOLDER`` is a store that ``prepare_youtube_vos.py`` made: patches and not sequences.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from rich.progress import track
 
 from bmvtrack.data.bank import FrameBank, build_bank
 from bmvtrack.data.davis import load_davis16
+from bmvtrack.data.patch_store import PatchStore
 from bmvtrack.data.sequence import VideoSequence
 from bmvtrack.data.stills import load_stills
 from bmvtrack.data.synthetic import synthetic_sequences
 from bmvtrack.errors import UserError
 
 STILLS = ("stills", "duts")
-KINDS = ("synthetic", "davis16", *STILLS)
+STORE = "youtube-vos"
+KINDS = ("synthetic", "davis16", *STILLS, STORE)
 
 
 def parse(source: str) -> tuple[str, str]:
@@ -45,12 +50,44 @@ def load_sequences(source: str, *, synthetic_count: int = 64, seed: int = 0) -> 
         UserError: if the source is unknown or its folder is not as it should be.
     """
     kind, where = parse(source)
+    if kind == STORE:
+        raise UserError(
+            f"{source} holds patches centred on their object and no sequences; "
+            "it serves pretrain_vae.py --mode paper only"
+        )
     if kind == "synthetic":
         return synthetic_sequences(synthetic_count, seed)
     if kind in STILLS:
         return load_stills(Path(where))
     folder, colon, split = where.rpartition(":")
     return load_davis16(Path(folder), split) if colon else load_davis16(Path(where))
+
+
+def load_store(source: str) -> PatchStore | None:
+    """The store of patches that a source names; None if it is a source of sequences.
+
+    Raises:
+        UserError: if the source is unknown, or its folder holds no store, or not a whole one.
+    """
+    kind, where = parse(source)
+    return PatchStore(Path(where)) if kind == STORE else None
+
+
+def class_count(data: Iterable[str]) -> int:
+    """Number of classes with background that a network needs for the sources together.
+
+    Raises:
+        UserError: if some tell categories apart and others do not.
+    """
+    stores = {source: load_store(source) for source in data}
+    counts = {source: 2 if store is None else store.classes for source, store in stores.items()}
+    if len(set(counts.values())) > 1:
+        each = ", ".join(f"{source}: {count}" for source, count in counts.items())
+        raise UserError(
+            f"--data differ in their number of classes ({each}); "
+            "prepare_youtube_vos.py --class-agnostic makes it 2"
+        )
+    return next(iter(counts.values()))
 
 
 def load_bank(name: str, sequences: Sequence[VideoSequence], longest_side: int) -> FrameBank:

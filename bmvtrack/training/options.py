@@ -20,7 +20,8 @@ class PretrainOptions:
     out: Path = Path("runs/pretrain")
     """folder for checkpoints, TensorBoard logs, and the weights `best` and `last`"""
     data: tuple[str, ...] = ("synthetic",)
-    """any of: synthetic, davis16:FOLDER, davis16:FOLDER:SPLIT, duts:FOLDER, stills:FOLDER"""
+    """any of: synthetic, davis16:FOLDER, davis16:FOLDER:SPLIT, duts:FOLDER, stills:FOLDER,
+    youtube-vos:FOLDER (a store that prepare_youtube_vos.py made; mode `paper` only)"""
     shares: tuple[float, ...] = ()
     """share of each batch from each of the data, in the same order; equal if not given"""
     mode: Mode = "tracking"
@@ -63,7 +64,10 @@ class PretrainOptions:
     longest_side: int = 480
     """frames are reduced to this many pixels before training"""
     validation_share: float = 0.05
-    """of the sequences (or stills) of each data set"""
+    """of the sequences (or stills) of each data set; a youtube-vos store is split already"""
+    resident_gigabytes: float | None = None
+    """a youtube-vos store up to this size is kept on the device, a larger one streamed from disk;
+    default: half of a GPU's free memory, none on a CPU"""
     validate_every: int = 250
     """steps between validations; a checkpoint is written at each"""
     device: str = "auto"
@@ -110,12 +114,16 @@ class PretrainOptions:
             raise UserError(f"--validation-share must lie in (0, 1), not {self.validation_share}")
         if self.max_minutes is not None and not self.max_minutes > 0:
             raise UserError(f"--max-minutes must be positive, not {self.max_minutes}")
+        if self.resident_gigabytes is not None and not self.resident_gigabytes >= 0:
+            raise UserError(
+                f"--resident-gigabytes must not be negative, not {self.resident_gigabytes}"
+            )
         if self.longest_side < 32:
             raise UserError(f"--longest-side must be at least 32, not {self.longest_side}")
 
     def fixed(self) -> dict[str, Any]:
         """What may not change when a run is resumed, as JSON."""
-        free = {"out", "max_minutes", "resume", "device"}
+        free = {"out", "max_minutes", "resume", "device", "resident_gigabytes"}
         values = {name: value for name, value in self.__dict__.items() if name not in free}
         return {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}
 

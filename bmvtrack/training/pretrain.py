@@ -15,7 +15,8 @@ from torch.utils.tensorboard import SummaryWriter
 
 from bmvtrack import prior as priors
 from bmvtrack.data import sources
-from bmvtrack.data.samples import Batch, Jitter, MixedSampler, Sampler
+from bmvtrack.data.patch_sampler import store_samplers
+from bmvtrack.data.samples import Batch, BatchSource, Jitter, MixedSampler, Sampler
 from bmvtrack.errors import UserError
 from bmvtrack.files import write_text
 from bmvtrack.models import BetaMVAE, BetaMVUNet, MultivariationalNetwork, ResNetUNet
@@ -31,7 +32,6 @@ _NETWORKS: dict[Architecture, type[MultivariationalNetwork]] = {
     "beta-mvae": BetaMVAE,
     "beta-mvunet": BetaMVUNet,
 }
-_CLASSES = 2  # background and object: no data so far says what the object is
 
 
 def pretrain(options: PretrainOptions, console: Console | None = None) -> dict[str, float]:
@@ -65,12 +65,14 @@ class PretrainRun:
         self.options = options
         self.fabric = make_fabric(options.device, options.precision)
         torch.manual_seed(options.seed)
-        self.network = build_network(options)
+        self.network = build_network(options, sources.class_count(options.data))
         self.train_sampler, self.validation_sampler = _samplers(options, self.fabric.device)
         network = self.network.to(memory_format=torch.channels_last)
         optimizer, self.scheduler = _optimizer(network, options)
         self.model, self.optimizer = self.fabric.setup(network, optimizer)
         self.generator = torch.Generator(self.fabric.device).manual_seed(options.seed)
+        # What batches hold can be foreseen, and read ahead, if nothing else draws from theirs.
+        self.noise = torch.Generator(self.fabric.device).manual_seed(options.seed + 2)
         self.step = 0
         self.best = float("inf")
 
@@ -101,7 +103,7 @@ class PretrainRun:
         options = self.options
         self.model.train()
         batch = self.train_sampler.draw(options.batch_size, self.generator)
-        output = self.model(_channels_last(batch), generator=self.generator)
+        output = self.model(_channels_last(batch), generator=self.noise)
         assert options.beta is not None
         assert options.likelihood is not None
         terms = objective(
@@ -148,6 +150,7 @@ class PretrainRun:
             "optimizer": self.optimizer.state_dict(),
             "scheduler": self.scheduler.state_dict(),
             "generator": self.generator.get_state(),
+            "noise": self.noise.get_state(),
             "step": self.step,
             "best": self.best,
         }
@@ -164,6 +167,7 @@ class PretrainRun:
         self.optimizer.load_state_dict(state["optimizer"])
         self.scheduler.load_state_dict(state["scheduler"])
         self.generator.set_state(state["generator"].cpu())
+        self.noise.set_state(state["noise"].cpu())
         self.step, self.best = state["step"], state["best"]
 
     def _log(self, writer: SummaryWriter, terms: dict[str, torch.Tensor]) -> str:
@@ -198,8 +202,8 @@ class PretrainRun:
         return metrics
 
 
-def build_network(options: PretrainOptions) -> MultivariationalNetwork:
-    """The network that resolved options describe."""
+def build_network(options: PretrainOptions, classes: int = 2) -> MultivariationalNetwork:
+    """The network that resolved options describe; ``classes`` count the background."""
     assert options.prior is not None
     assert options.covariance is not None
     assert options.reparameterization is not None
@@ -209,7 +213,7 @@ def build_network(options: PretrainOptions) -> MultivariationalNetwork:
         width=options.width,
         input_size=options.input_size,
         input_channels=4 if tracking else 3,
-        classes=_CLASSES,
+        classes=classes,
         samples=options.samples,
         covariance=options.covariance,
         reduction=options.reduction,
@@ -237,32 +241,46 @@ def make_fabric(device: str, precision: str) -> Fabric:
 
 
 def _samplers(options: PretrainOptions, device: torch.device) -> tuple[MixedSampler, MixedSampler]:
-    train: list[Sampler] = []
-    validation: list[Sampler] = []
-    channels = 4 if options.mode == "tracking" else 3
-    assert options.input_size is not None
-    for source in options.data:
-        sequences = sources.load_sequences(
-            source, synthetic_count=options.synthetic_count, seed=options.seed
-        )
-        bank = sources.load_bank(source, sequences, options.longest_side)
-        parts = bank.split(options.validation_share, options.seed)
-        bank = bank.to(device)
-        for collected, targets, augment in zip(
-            (train, validation), parts, (True, False), strict=True
-        ):
-            sampler = Sampler(
-                bank,
-                targets.to(device),
-                options.input_size,
-                channels,
-                options.mode,
-                Jitter(),
-                augment,
-            )
-            collected.append(sampler)
+    pairs = [_samplers_of(source, options, device) for source in options.data]
     shares = list(options.shares)
-    return MixedSampler(train, shares), MixedSampler(validation, shares)
+    train, validation = (MixedSampler(samplers, shares) for samplers in zip(*pairs, strict=True))
+    return train, validation
+
+
+def _samplers_of(
+    source: str, options: PretrainOptions, device: torch.device
+) -> tuple[BatchSource, BatchSource]:
+    assert options.input_size is not None
+    store = sources.load_store(source)
+    if store is not None:
+        if options.mode != "paper":
+            raise UserError(
+                f"{source} holds patches centred on their object, and --mode {options.mode} needs "
+                "what lies around them; give --mode paper"
+            )
+        gigabytes = options.resident_gigabytes
+        limit = None if gigabytes is None else 1e9 * gigabytes
+        return store_samplers(store, options.input_size, device, limit)
+    sequences = sources.load_sequences(
+        source, synthetic_count=options.synthetic_count, seed=options.seed
+    )
+    bank = sources.load_bank(source, sequences, options.longest_side)
+    parts = bank.split(options.validation_share, options.seed)
+    bank = bank.to(device)
+    channels = 4 if options.mode == "tracking" else 3
+    train, validation = (
+        Sampler(
+            bank,
+            targets.to(device),
+            options.input_size,
+            channels,
+            options.mode,
+            Jitter(),
+            augment,
+        )
+        for targets, augment in zip(parts, (True, False), strict=True)
+    )
+    return train, validation
 
 
 def _optimizer(

@@ -1,0 +1,241 @@
+"""Training batches from a store of patches: all of it on the device, or streamed from disk.
+
+Both ways give the same batches to the bit. Which patches a batch holds, and how they are changed,
+follows from the state of the generator when the batch is drawn, and from nothing else; so a run that
+goes on from that state goes on with the same batches, whatever had been read ahead.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import deque
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from itertools import zip_longest
+from typing import Protocol
+
+import torch
+from torch.nn import functional
+
+from bmvtrack.data.patch_store import IntArray, PatchStore, Split
+from bmvtrack.data.samples import Batch, Jitter, mirrored, normalize, recoloured
+from bmvtrack.errors import UserError
+
+READ_AHEAD = 2
+"""Batches that are read before they are asked for, each by its own thread."""
+_LOAD_AT_ONCE = 512  # records
+
+
+class Records(Protocol):
+    """Where the records of one side of the split come from."""
+
+    def get(self, choice: torch.Tensor) -> torch.Tensor:
+        """Records ``(B, record_bytes)`` uint8 on the device, by ``(B,)`` int64 on the CPU."""
+        ...
+
+    def expect(self, choices: Sequence[torch.Tensor]) -> None:
+        """What :meth:`get` will be asked for next, if nothing comes between."""
+        ...
+
+
+class ResidentRecords:
+    """All records on the device.
+
+    Args:
+        store: of patches.
+        indices: of those wanted, ``(K,)``.
+        device: to hold them.
+    """
+
+    def __init__(self, store: PatchStore, indices: IntArray, device: torch.device) -> None:
+        self._records = torch.empty(
+            (len(indices), store.record_bytes), dtype=torch.uint8, device=device
+        )
+        for start in range(0, len(indices), _LOAD_AT_ONCE):
+            part = _read(store, indices[start : start + _LOAD_AT_ONCE], pin=False)
+            self._records[start : start + len(part)] = part
+
+    def get(self, choice: torch.Tensor) -> torch.Tensor:
+        """See :class:`Records`."""
+        return self._records[_to(self._records.device, choice)]
+
+    def expect(self, choices: Sequence[torch.Tensor]) -> None:
+        """Nothing to do: everything is here."""
+
+
+class StreamedRecords:
+    """Records copied from the memory map when needed, and before, once needs prove foreseeable.
+
+    What is expected is only a guess: whoever else draws from the generator makes it wrong. A wrong
+    guess costs nothing but time. After one, nothing is read ahead until a guess was right again, so
+    that someone whose needs cannot be foreseen does not pay for patches that nobody wants.
+
+    Args:
+        store: of patches.
+        indices: of those wanted, ``(K,)``.
+        device: that wants them; pinned memory is used where it is a GPU.
+    """
+
+    def __init__(self, store: PatchStore, indices: IntArray, device: torch.device) -> None:
+        self.hits = 0
+        """Batches that had been read ahead."""
+        self._store, self._indices, self._device = store, indices, device
+        self._expected: deque[tuple[torch.Tensor, Future[torch.Tensor] | None]] = deque()
+        self._foreseen = False  # whether the last need was as expected
+        self._threads = ThreadPoolExecutor(READ_AHEAD, "patches")
+
+    def get(self, choice: torch.Tensor) -> torch.Tensor:
+        """See :class:`Records`."""
+        guess, future = self._expected.popleft() if self._expected else (None, None)
+        self._foreseen = guess is not None and torch.equal(guess, choice)
+        if not self._foreseen:
+            self._forget()
+        if self._foreseen and future is not None:
+            self.hits += 1
+            records = future.result()
+        else:
+            records = self._gather(choice)
+        return records.to(self._device, non_blocking=True)
+
+    def expect(self, choices: Sequence[torch.Tensor]) -> None:
+        """See :class:`Records`; what is being read already goes on being read."""
+        begun = [future for _, future in self._expected]
+        self._expected.clear()
+        for choice, future in zip_longest(choices, begun):
+            if future is None and self._foreseen:
+                future = self._threads.submit(self._gather, choice)
+            self._expected.append((choice, future))
+
+    def _forget(self) -> None:
+        for _, future in self._expected:
+            if future is not None:
+                future.cancel()
+        self._expected.clear()
+
+    def _gather(self, choice: torch.Tensor) -> torch.Tensor:
+        return _read(self._store, self._indices[choice.numpy()], self._device.type == "cuda")
+
+
+@dataclass(frozen=True)
+class _Draw:
+    """What is random in a batch, on the CPU."""
+
+    choice: torch.Tensor  # (B,) int64, of the sampler's indices
+    chance: torch.Tensor  # (6, B) uniform: five of the colours, one of the mirror
+
+
+class PatchSampler:
+    """Draws batches from one side of a store's split, as paper mode does.
+
+    Args:
+        store: of patches.
+        split: which side.
+        size: of the patches that the network takes; the store's are averaged down to it.
+        device: of the batches.
+        resident: keep all records on the device, else stream them.
+        jitter: of the colours, with flips; None leaves the patches as they are, for validation.
+
+    Raises:
+        UserError: if the store's patches cannot be reduced to ``size`` by a whole factor.
+    """
+
+    def __init__(
+        self,
+        store: PatchStore,
+        split: Split,
+        size: int,
+        device: torch.device,
+        resident: bool,
+        jitter: Jitter | None,
+    ) -> None:
+        if store.size % size:
+            raise UserError(
+                f"--input-size {size} does not divide the {store.size} pixels of the patches in "
+                f"{store.folder}; give {store.size}, or prepare them in another size"
+            )
+        indices = store.indices(split)
+        self.store, self.size, self.device, self.jitter = store, size, device, jitter
+        self.count = len(indices)
+        kind = ResidentRecords if resident else StreamedRecords
+        self.records: Records = kind(store, indices, device)
+        self._categories = torch.from_numpy(store.table.category[indices]).long().to(device)
+        self._still = torch.tensor([1.0, 1.0, 0.0, 0.0, 0.0], device=device)
+        self._boxes = torch.from_numpy(store.table.rbbox[indices]).to(device)
+
+    def draw(self, count: int, generator: torch.Generator) -> Batch:
+        """A batch of ``count`` samples; the generator moves on by one number."""
+        drawn = self._random(count, generator)
+        records = self.records.get(drawn.choice)
+        foreseen = torch.Generator(generator.device)
+        foreseen.set_state(generator.get_state())
+        self.records.expect([self._random(count, foreseen).choice for _ in range(READ_AHEAD)])
+        return self._batch(records, drawn)
+
+    def _random(self, count: int, generator: torch.Generator) -> _Draw:
+        """All that is random in a batch.
+
+        It follows from the state and not from a number drawn, which one would have to wait for if
+        the generator is a GPU's.
+        """
+        state = generator.get_state().numpy().tobytes()
+        torch.rand(1, generator=generator, device=generator.device)
+        seed = int.from_bytes(hashlib.blake2b(state, digest_size=8).digest(), "big")
+        own = torch.Generator().manual_seed(seed)
+        choice = torch.randint(self.count, (count,), generator=own)
+        return _Draw(choice, torch.rand(6, count, generator=own))
+
+    def _batch(self, records: torch.Tensor, drawn: _Draw) -> Batch:
+        choice, chance = _to(self.device, drawn.choice), _to(self.device, drawn.chance)
+        images, masks = unpacked(records, self.store.size)
+        if self.size < self.store.size:
+            factor = self.store.size // self.size
+            images = functional.avg_pool2d(images, factor)
+            masks = (functional.avg_pool2d(masks.float(), factor) > 0.5).byte()
+        if self.jitter is not None:
+            images = recoloured(images, chance[:5], self.jitter)
+        labels = masks * self._categories[choice, None, None]
+        motion = self._still.expand(len(choice), 5)
+        batch = Batch(normalize(images), labels, self._boxes[choice], motion)
+        return batch if self.jitter is None else mirrored(batch, chance[5] < 0.5)
+
+
+def unpacked(records: torch.Tensor, size: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Records ``(B, record_bytes)`` → images ``(B, 3, S, S)`` float32, masks ``(B, S, S)`` 0 or 1."""
+    pixels = 3 * size * size
+    images = records[:, :pixels].reshape(-1, size, size, 3).permute(0, 3, 1, 2).float()
+    shifts = torch.arange(7, -1, -1, dtype=torch.uint8, device=records.device)
+    bits = (records[:, pixels:, None] >> shifts) & 1  # (B, S·S/8, 8)
+    return images, bits.reshape(-1, size, size)
+
+
+def _read(store: PatchStore, indices: IntArray, pin: bool) -> torch.Tensor:
+    records = torch.empty((len(indices), store.record_bytes), dtype=torch.uint8, pin_memory=pin)
+    store.read(indices, records.numpy())
+    return records
+
+
+def _to(device: torch.device, values: torch.Tensor) -> torch.Tensor:
+    """To the device without waiting for it."""
+    pinned = values.pin_memory() if device.type == "cuda" else values
+    return pinned.to(device, non_blocking=True)
+
+
+def store_samplers(
+    store: PatchStore, size: int, device: torch.device, resident_bytes: float | None = None
+) -> tuple[PatchSampler, PatchSampler]:
+    """Samplers of the training and the validation side of a store.
+
+    Args:
+        store: of patches.
+        size: of the patches that the network takes.
+        device: of the batches.
+        resident_bytes: a store of this size or less is kept on the device, a larger one streamed.
+            Default: half of a GPU's free memory; 0 on a CPU, whose memory the map is in already.
+    """
+    if resident_bytes is None:
+        resident_bytes = torch.cuda.mem_get_info(device)[0] / 2 if device.type == "cuda" else 0
+    resident = store.nbytes <= resident_bytes
+    make = partial(PatchSampler, store, size=size, device=device, resident=resident)
+    return make("train", jitter=Jitter()), make("validation", jitter=None)

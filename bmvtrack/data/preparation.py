@@ -1,0 +1,271 @@
+"""YouTube-VOS → a store of patches: in parallel, and going on after a kill where it stopped."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import multiprocessing
+import signal
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from bmvtrack.arrays import BoolArray, FloatArray
+from bmvtrack.data import patches
+from bmvtrack.data.patch_store import (
+    PatchTable,
+    Shard,
+    read_shard,
+    record_type,
+    shard_path,
+    write_shard,
+    write_store,
+)
+from bmvtrack.data.sequence import VideoSequence
+from bmvtrack.data.youtube_vos import Clip, YouTubeVOS, single_object_sequences
+from bmvtrack.errors import UserError
+from bmvtrack.files import write_text
+
+SplitBy = Literal["video", "sequence"]
+CLIPS_PER_SHARD = 16
+"""About 80 MB of patches of the published training set: 217 files, and little work to do again."""
+_BEGUN = "preparation.json"
+
+
+@dataclass(frozen=True)
+class _Job:
+    """One shard to make: what a worker is told."""
+
+    path: Path
+    number: int
+    clips: tuple[Clip, ...]
+    size: int
+    classes: dict[str, int]  # by category
+
+
+def prepare(
+    data: YouTubeVOS,
+    out: Path,
+    size: int,
+    workers: int,
+    done: Callable[[int], None] = lambda clips: None,
+) -> list[Shard]:
+    """Cut out all patches of all objects that are kept, into shards.
+
+    Shards that are there and whole are kept, so a call after a kill goes on where it stopped.
+
+    Args:
+        data: to read.
+        out: folder of the store.
+        size: of the patches, pixels, a multiple of 64.
+        workers: processes; 1 works in this one.
+        done: called with the number of clips whenever a shard is done.
+
+    Returns:
+        The shards in order.
+
+    Raises:
+        UserError: if the options or the data are not as they should be, ``out`` holds something
+            else, or the disk is full.
+    """
+    if size < 64 or size % 64:
+        raise UserError(f"--size must be a multiple of 64, not {size}")
+    if workers < 1:
+        raise UserError(f"--workers must be at least 1, not {workers}")
+    _begin(out, _fingerprint(data, size))
+    classes = {name: number for number, name in enumerate(data.categories, start=1)}
+    groups = [
+        data.clips[i : i + CLIPS_PER_SHARD] for i in range(0, len(data.clips), CLIPS_PER_SHARD)
+    ]
+    jobs = [
+        _Job(shard_path(out, number), number, clips, size, classes)
+        for number, clips in enumerate(groups)
+    ]
+    shards: dict[int, Shard] = {}
+    try:
+        for number, shard in _worked_off(jobs, min(workers, len(jobs))):
+            shards[number] = shard
+            done(len(jobs[number].clips))
+    except OSError as error:
+        raise UserError(
+            f"stopped: {error}; the finished shards in {out} are kept, run again to go on"
+        ) from error
+    except BrokenProcessPool as error:
+        raise UserError(
+            "a worker was killed, for want of memory perhaps; give fewer --workers and run again: "
+            "the finished shards are kept"
+        ) from error
+    return [shards[number] for number in range(len(jobs))]
+
+
+def finish(
+    out: Path,
+    shards: Sequence[Shard],
+    size: int,
+    categories: Sequence[str],
+    split_by: SplitBy,
+    validation_share: float,
+    seed: int,
+) -> None:
+    """Make the shards a store, split into training and validation.
+
+    Args:
+        out: folder of the store.
+        shards: of :func:`prepare`.
+        size: of the patches, pixels.
+        categories: names of the classes 1, 2, …; empty makes every object's class 1.
+        split_by: ``video``, so that no video is on both sides, or ``sequence``, as the paper did.
+        validation_share: of the videos or sequences, in (0, 1).
+        seed: of the split.
+
+    Raises:
+        UserError: if no object was kept, or there is too little to split.
+    """
+    if not categories:
+        shards = [
+            replace(s, table=replace(s.table, category=np.ones_like(s.table.category)))
+            for s in shards
+        ]
+    table = PatchTable.concatenated([shard.table for shard in shards])
+    if not len(table):
+        raise UserError(
+            "no object is left: each is absent in a frame or large; nothing to train on"
+        )
+    groups = table.video if split_by == "video" else table.sequence
+    validation = held_out(groups, validation_share, seed)
+    about = {
+        "videos": len(np.unique(table.video)),
+        "sequences": len(np.unique(table.sequence)),
+        "split": {"by": split_by, "validation_share": validation_share, "seed": seed},
+    }
+    write_store(out, size, categories, shards, validation, about)
+
+
+def held_out(groups: NDArray[np.str_], share: float, seed: int) -> BoolArray:
+    """Which patches are for validation: all of some groups, none of the others.
+
+    Args:
+        groups: ``(N,)`` name of the group of each patch.
+        share: of the groups for validation, in (0, 1); at least one group each.
+        seed: of the choice.
+
+    Raises:
+        UserError: if there is only one group.
+    """
+    names = np.unique(groups)
+    if len(names) < 2:
+        raise UserError(
+            f"nothing but {names[0]!r} is kept, which cannot be split into training and validation"
+        )
+    count = min(max(round(share * len(names)), 1), len(names) - 1)
+    chosen = np.random.default_rng(seed).permutation(names)[:count]
+    return np.isin(groups, chosen)
+
+
+def _fingerprint(data: YouTubeVOS, size: int) -> str:
+    """What the shards depend on, as text."""
+    digest = hashlib.sha256(repr(data.categories).encode())
+    for clip in data.clips:
+        frames = [path.stem for path in clip.annotations]
+        digest.update(repr((clip.name, frames, sorted((clip.categories or {}).items()))).encode())
+    content = {"size": size, "clips": len(data.clips), "of": digest.hexdigest()}
+    return json.dumps(content, indent=2) + "\n"
+
+
+def _begin(out: Path, fingerprint: str) -> None:
+    """Take the folder for this preparation, and clear away what a killed one left half written."""
+    begun = out / _BEGUN
+    if out.exists() and not out.is_dir():
+        raise UserError(f"{out} is a file; give a folder")
+    if begun.is_file():
+        if begun.read_text(encoding="utf-8") != fingerprint:
+            raise UserError(
+                f"{out} was begun with another --size or other data; give another folder"
+            )
+    elif out.is_dir() and any(out.iterdir()):
+        raise UserError(f"{out} holds something else; give an empty or a new folder")
+    else:
+        write_text(begun, fingerprint)
+    for left in shard_path(out, 0).parent.glob(".*"):
+        left.unlink()
+
+
+def _worked_off(jobs: Sequence[_Job], workers: int) -> Iterator[tuple[int, Shard]]:
+    """Shards as they get done, with their numbers."""
+    if workers == 1:
+        for job in jobs:
+            yield job.number, _shard(job)
+        return
+    context = multiprocessing.get_context("spawn")  # torch's threads do not survive a fork
+    pool = ProcessPoolExecutor(workers, context, _start_worker)
+    try:
+        numbers = {pool.submit(_shard, job): job.number for job in jobs}
+        for future in as_completed(numbers):
+            yield numbers[future], future.result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _start_worker() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the main process
+    torch.set_num_threads(1)
+    cv2.setNumThreads(1)
+
+
+def _shard(job: _Job) -> Shard:
+    shard = read_shard(job.path)
+    return _make_shard(job) if shard is None else shard
+
+
+def _make_shard(job: _Job) -> Shard:
+    records: list[NDArray[Any]] = []
+    rows: list[tuple[str, int, str, int]] = []  # video, object, frame, class
+    rbboxes: list[FloatArray] = [np.empty((0, 5))]
+    dropped: Counter[str] = Counter()
+    for clip in job.clips:
+        kept, reasons = single_object_sequences(clip)
+        dropped.update(reasons.values())
+        if kept:
+            records.append(_cut_out(list(kept.values()), job.size))
+        for number, sequence in kept.items():
+            category = 1 if clip.categories is None else job.classes[clip.categories[number]]
+            rows += [(clip.name, number, path.stem, category) for path in clip.frames]
+            rbboxes.append(sequence.boxes)
+    video, object_id, frame, category_column = zip(*rows, strict=True) if rows else ((),) * 4
+    rbbox = np.concatenate(rbboxes)
+    table = PatchTable(
+        video=np.array(video, np.str_),
+        object_id=np.array(object_id, np.uint8),
+        frame=np.array(frame, np.str_),
+        category=np.array(category_column, np.uint8),
+        rbbox=rbbox,
+        window=patches.window(rbbox),
+        shard=np.full(len(rbbox), job.number, np.int32),
+        row=np.arange(len(rbbox), dtype=np.int32),
+    )
+    return write_shard(job.path, job.size, records, table, dict(dropped))
+
+
+def _cut_out(sequences: Sequence[VideoSequence], size: int) -> NDArray[Any]:
+    """Records of all frames of the objects of one clip, ``(K·T,)``, one object after the other."""
+    count, length = len(sequences), len(sequences[0])
+    records = np.empty((count, length), record_type(size))
+    windows = torch.from_numpy(np.stack([patches.window(s.boxes) for s in sequences]))  # (K, T, 4)
+    sizes = torch.tensor([sequences[0].size] * count)
+    for t in range(length):
+        image = sequences[0].frame(t)
+        layers = np.stack([np.dstack([image, s.mask(t)]) for s in sequences])  # (K, H, W, 4)
+        fill = torch.tensor([[*image.mean(axis=(0, 1)), 0.0]] * count, dtype=torch.float32)
+        seen = patches.crop(torch.from_numpy(layers), windows[:, t], size, sizes, fill)
+        records["patch"][:, t] = seen[:, :3].round().byte().permute(0, 2, 3, 1).numpy()
+        records["mask"][:, t] = np.packbits((seen[:, 3] > 0.5).numpy(), axis=-1)
+    return records.reshape(-1)
