@@ -164,7 +164,7 @@ def held_out(groups: NDArray[np.str_], share: float, seed: int) -> BoolArray:
     names = np.unique(groups)
     if len(names) < 2:
         raise UserError(
-            f"nothing but {names[0]!r} is kept, which cannot be split into training and validation"
+            f"nothing but {names[0]} is kept, which cannot be split into training and validation"
         )
     count = min(max(round(share * len(names)), 1), len(names) - 1)
     chosen = np.random.default_rng(seed).permutation(names)[:count]

@@ -215,7 +215,8 @@ def recoloured(images: torch.Tensor, chance: torch.Tensor, jitter: Jitter) -> to
 
 def mirrored(batch: Batch, flip: torch.Tensor) -> Batch:
     """The samples where ``flip``, ``(B,)`` boolean, mirrored left to right with their motion."""
-    signs = torch.tensor([1.0, 1.0, -1.0, -1.0, 1.0], device=batch.motion.device)
+    signs = torch.ones(5, device=batch.motion.device)
+    signs[2:4] = -1.0  # a tensor from a list would wait for the device
     return Batch(
         torch.where(flip[:, None, None, None], batch.patches.flip(-1), batch.patches),
         torch.where(flip[:, None, None], batch.labels.flip(-1), batch.labels),
