@@ -19,9 +19,9 @@ import numpy as np
 import tyro
 from rich import box
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from bmvtrack.console import print_results, progress_bar
 from bmvtrack.data.patch_store import PatchStore, Shard, Split
 from bmvtrack.data.preparation import SplitBy, finish, prepare
 from bmvtrack.data.youtube_vos import REASONS, load_youtube_vos
@@ -67,8 +67,8 @@ def main() -> None:
     else:
         missing = f"no meta.json in {options.root}: class-agnostic, every object is of class 1"
         console.print(missing, soft_wrap=True)
-    with progress_bar(console) as progress:
-        task = progress.add_task("clips", total=len(data.clips))
+    with progress_bar() as progress:
+        task = progress.add_task("cutting out patches", total=len(data.clips))
         shards = prepare(
             data,
             options.out,
@@ -83,12 +83,6 @@ def main() -> None:
     show_kept(PatchStore(options.out), len(data.clips), console)
 
 
-def progress_bar(console: Console) -> Progress:
-    """Clips done, of how many, and the time that is left."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    return Progress(*columns, TimeRemainingColumn(), console=console)
-
-
 def show_dropped(shards: list[Shard], console: Console) -> None:
     """Print how many objects were dropped, by reason."""
     table = Table("dropped", "objects", box=box.SIMPLE_HEAD)
@@ -98,16 +92,16 @@ def show_dropped(shards: list[Shard], console: Console) -> None:
 
 
 def show_kept(store: PatchStore, clips: int, console: Console) -> None:
-    """Print what was kept, where it is, and how large."""
-    kept = Table("kept", "videos", "objects", "patches", box=box.SIMPLE_HEAD)
+    """Print what was kept, how large it is, and where."""
+    videos = len(np.unique(store.table.video))
+    console.print(f"{clips - videos} of {clips} videos keep no object")
+    kept = Table("kept", "videos", "objects", "patches", "GB", box=box.SIMPLE_HEAD)
     parts = {split: store.indices(split) for split in get_args(Split)}
     for name, rows in {**parts, "both": np.arange(len(store))}.items():
         columns = store.table.video[rows], store.table.sequence[rows], rows
-        kept.add_row(name, *(str(len(np.unique(column))) for column in columns))
-    console.print(kept)
-    videos = len(np.unique(store.table.video))
-    console.print(f"{clips - videos} of {clips} videos keep no object")
-    console.print(f"written to {store.folder}, {store.nbytes / 1e9:.2f} GB", soft_wrap=True)
+        size = f"{len(rows) * store.record_bytes / 1e9:.3f}"
+        kept.add_row(name, *(str(len(np.unique(column))) for column in columns), size)
+    print_results(kept, out=store.folder)
 
 
 if __name__ == "__main__":
