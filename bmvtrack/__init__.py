@@ -9,4 +9,8 @@ from gymnasium.envs.registration import register, registry
 __version__ = "0.1.0"
 
 if "BMVTrack-v0" not in registry:
-    register(id="BMVTrack-v0", entry_point="envs.bmvtrack_env:BMVTrackEnv")
+    register(
+        id="BMVTrack-v0",
+        entry_point="envs.bmvtrack_env:BMVTrackEnv",
+        vector_entry_point="envs.vector_env:BMVTrackVectorEnv",
+    )

@@ -1,5 +1,6 @@
-"""Gymnasium environments: ``BMVTrack-v0``."""
+"""Gymnasium environments: ``BMVTrack-v0``, one clip or many at a time."""
 
 from envs.bmvtrack_env import BMVTrackEnv
+from envs.vector_env import BMVTrackVectorEnv
 
-__all__ = ["BMVTrackEnv"]
+__all__ = ["BMVTrackEnv", "BMVTrackVectorEnv"]

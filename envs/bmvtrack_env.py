@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, get_args
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
@@ -13,10 +13,9 @@ from bmvtrack import geometry, motion
 from bmvtrack.arrays import ByteArray, FloatArray
 from bmvtrack.data import sources
 from bmvtrack.data.sequence import VideoSequence
-from bmvtrack.data.synthetic import synthetic_sequence
 from bmvtrack.errors import UserError
 from bmvtrack.iou import bounds_iou, rotated_iou
-from bmvtrack.motion import COORDINATES, Coordinates
+from bmvtrack.motion import Coordinates
 from bmvtrack.perception import (
     DEFAULT_WEIGHTS,
     Percept,
@@ -25,16 +24,19 @@ from bmvtrack.perception import (
     shared_perception,
 )
 from bmvtrack.visualization import draw_overlay
+from envs.clips import ClipSource
 from envs.state import (
+    OVERLAP_OF_LOST,
     Observation,
+    Reward,
     action_space,
+    check_choices,
     checked_action,
     move,
     observation_space,
     observe_one,
 )
 
-Reward = Literal["rotated", "axis_aligned"]
 _OVERLAPS: dict[Reward, Callable[[FloatArray, FloatArray], FloatArray]] = {
     "rotated": rotated_iou,
     "axis_aligned": lambda a, b: bounds_iou(geometry.bounds(a), geometry.bounds(b)),
@@ -129,27 +131,18 @@ class BMVTrackEnv(gym.Env[Observation, NDArray[np.float32]]):
         lost_after: int = 10,
         render_mode: str | None = None,
     ) -> None:
-        if coordinates not in COORDINATES:
-            raise UserError(f"coordinates must be one of {COORDINATES}, not {coordinates!r}")
-        if reward not in _OVERLAPS:
-            raise UserError(f"reward must be one of {get_args(Reward)}, not {reward!r}")
-        if clip_length < 1 or lost_after < 1:
-            raise UserError(
-                f"clip_length and lost_after must be at least 1, not {clip_length} and {lost_after}"
-            )
+        check_choices(coordinates, reward, lost_after)
         if render_mode not in (None, *self.metadata["render_modes"]):
             raise UserError(
                 f"render_mode must be one of {self.metadata['render_modes']}, not {render_mode!r}"
             )
         if isinstance(sequences, str):
             sequences = sources.load_sequences(sequences)
-        self.sequences = None if sequences is None else list(sequences)
-        if self.sequences is not None and not any(len(s) > 1 for s in self.sequences):
-            raise UserError("no sequence has two frames: there is nothing to track")
+        self.source = ClipSource(sequences, clip_length)
         self.perception = (
             weights if isinstance(weights, Perception) else shared_perception(weights, device)
         )
-        self.clip_length, self.lost_after = clip_length, lost_after
+        self.lost_after = lost_after
         self.coordinates: Coordinates = coordinates
         self._overlap = _OVERLAPS[reward]
         self.render_mode = render_mode
@@ -170,9 +163,8 @@ class BMVTrackEnv(gym.Env[Observation, NDArray[np.float32]]):
         """
         super().reset(seed=seed)
         options = options or {}
-        self.sequence = self._choose_sequence(options.get("sequence"))
-        self.frame_index = self._choose_start(self.sequence, options.get("start"))
-        self.last_index = min(self.frame_index + self.clip_length, len(self.sequence) - 1)
+        clip = self.source.draw(self.np_random, options.get("sequence"), options.get("start"))
+        self.sequence, self.frame_index, self.last_index = clip.sequence, clip.start, clip.last
         self.rbbox = self.sequence.boxes[self.frame_index].copy()
         self._previous_motion: FloatArray = np.array(motion.AT_REST)
         self._frames_lost = 0
@@ -202,7 +194,7 @@ class BMVTrackEnv(gym.Env[Observation, NDArray[np.float32]]):
         self._iou = float(self._overlap(self.rbbox, truth))
         scored = bool(np.isfinite(self._iou))
         if scored:
-            self._frames_lost = self._frames_lost + 1 if self._iou == 0 else 0
+            self._frames_lost = self._frames_lost + 1 if self._iou < OVERLAP_OF_LOST else 0
         terminated = self._frames_lost >= self.lost_after
         truncated = self.frame_index >= self.last_index
         self._seen = self._percept
@@ -256,38 +248,6 @@ class BMVTrackEnv(gym.Env[Observation, NDArray[np.float32]]):
             self._percept, self.rbbox, self._previous_motion, sequence.size, self.coordinates
         )
 
-    def _choose_sequence(self, wanted: int | str | None) -> VideoSequence:
-        if self.sequences is None:
-            if isinstance(wanted, str):
-                raise UserError("synthetic sequences are chosen by number, not by name")
-            seed = self.np_random.integers(2**31) if wanted is None else wanted
-            return synthetic_sequence(int(seed))
-        if wanted is None:
-            usable = [s for s in self.sequences if _starts(s).size]
-            if not usable:
-                raise UserError("no sequence has an object in a frame that another one follows")
-            return usable[int(self.np_random.integers(len(usable)))]
-        for i, sequence in enumerate(self.sequences):
-            if wanted in (i, sequence.name):
-                return sequence
-        raise UserError(
-            f"no sequence {wanted!r}; there are {len(self.sequences)}: "
-            f"{', '.join(s.name for s in self.sequences[:20])}"
-        )
-
-    def _choose_start(self, sequence: VideoSequence, wanted: int | None) -> int:
-        starts = _starts(sequence)
-        if not starts.size:
-            raise UserError(f"sequence {sequence.name!r} has no frame to start from")
-        if wanted is None:
-            return int(self.np_random.choice(starts))
-        if wanted not in starts:
-            raise UserError(
-                f"sequence {sequence.name!r} cannot start at frame {wanted}: "
-                "there is no object, or no frame after it"
-            )
-        return wanted
-
     def _current(self) -> VideoSequence:
         if self.sequence is None:
             raise gym.error.ResetNeeded("call reset() before step() or render()")
@@ -324,11 +284,6 @@ class BMVTrackEnv(gym.Env[Observation, NDArray[np.float32]]):
         pygame.event.pump()
         pygame.display.flip()
         self._clock.tick(self.metadata["render_fps"])
-
-
-def _starts(sequence: VideoSequence) -> NDArray[np.intp]:
-    """Frames with an object and a frame after them."""
-    return np.flatnonzero(sequence.present[:-1])
 
 
 def true_motion(env: BMVTrackEnv) -> FloatArray:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -12,12 +12,17 @@ from numpy.typing import NDArray
 
 from bmvtrack import gaussian, geometry, motion
 from bmvtrack.arrays import Array, FloatArray, namespace
-from bmvtrack.motion import Coordinates
+from bmvtrack.errors import UserError
+from bmvtrack.motion import COORDINATES, Coordinates
 from bmvtrack.perception import GEOMETRY, Percept, mask_motion
 from bmvtrack.prior import push_forward
 
 Observation = dict[str, NDArray[np.float32]]
 
+Reward = Literal["rotated", "axis_aligned"]
+
+OVERLAP_OF_LOST = 1e-6
+"""IoU below which a frame counts as lost; not 0, which rounding would decide."""
 _MOST_RESIDUAL = 5.0  # standard deviations
 ACTION_BOUNDS: dict[Coordinates, tuple[tuple[float, ...], tuple[float, ...]]] = {
     "object": ((0.1, 0.1, -0.8, -1.8, -0.9), (4.6, 4.6, 0.8, 1.8, 0.9)),
@@ -30,6 +35,20 @@ split, each relabelled to the smallest turn), rounded outwards to a decimal, sym
 label or a mirror image makes them so. ``object``: 0.123 0.249 −0.698 −1.710 −0.855 to 4.590 2.722 0.707
 1.105 0.848; ``frame``: translations −0.801 −1.307 to 0.667 1.282.
 """
+
+
+def check_choices(coordinates: str, reward: str, lost_after: int) -> None:
+    """Refuse arguments that no environment takes.
+
+    Raises:
+        UserError: naming the argument and what it may be.
+    """
+    if coordinates not in COORDINATES:
+        raise UserError(f"coordinates must be one of {COORDINATES}, not {coordinates!r}")
+    if reward not in get_args(Reward):
+        raise UserError(f"reward must be one of {get_args(Reward)}, not {reward!r}")
+    if lost_after < 1:
+        raise UserError(f"lost_after must be at least 1, not {lost_after}")
 
 
 def action_space(coordinates: Coordinates) -> spaces.Box:

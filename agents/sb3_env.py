@@ -1,0 +1,121 @@
+"""The vector environment as Stable-Baselines3 wants it: its own four-tuple API, NumPy arrays."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from stable_baselines3.common.vec_env import VecEnv
+from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvStepReturn
+
+from envs.vector_env import BMVTrackVectorEnv
+
+Arrays = dict[str, np.ndarray]
+_PER_EPISODE = ("sequence", "frame", "rbbox", "truth", "iou")
+
+
+class StableBaselinesEnv(VecEnv):
+    """A ``VecEnv`` over :class:`~envs.vector_env.BMVTrackVectorEnv`.
+
+    ``step`` returns observations, rewards, dones and infos; where an episode ended, the info has
+    ``terminal_observation`` and ``TimeLimit.truncated``. Works under ``VecMonitor``, ``VecNormalize`` and
+    ``EvalCallback``.
+
+    Args:
+        environment: to adapt.
+    """
+
+    def __init__(self, environment: BMVTrackVectorEnv) -> None:
+        self.environment = environment
+        self.render_mode = None
+        super().__init__(
+            environment.num_envs,
+            environment.single_observation_space,
+            environment.single_action_space,
+        )
+
+    def reset(self) -> Arrays:
+        """First observations, ``(N, …)`` each; uses the seeds given to ``seed`` once."""
+        seeds = self._seeds if any(seed is not None for seed in self._seeds) else None
+        observations, info = self.environment.reset(seed=seeds, options=self._options[0] or None)
+        self._reset_seeds()
+        self._reset_options()
+        self.reset_infos = _per_environment(info, self.num_envs)
+        return _arrays(observations)
+
+    def step_async(self, actions: np.ndarray) -> None:
+        """Keep the actions ``(N, 5)`` for :meth:`step_wait`."""
+        self._actions = actions
+
+    def step_wait(self) -> VecEnvStepReturn:
+        """Step with the actions kept."""
+        observations, rewards, terminated, truncated, info = self.environment.step(self._actions)
+        ended, timed_out = terminated.cpu().numpy(), truncated.cpu().numpy()
+        done = ended | timed_out
+        infos = _per_environment(info, self.num_envs)
+        if done.any():
+            finals = _arrays(info["final_obs"])
+            final_infos = _per_environment(info["final_info"], self.num_envs)
+            for i in np.flatnonzero(done):
+                infos[i] = {
+                    **final_infos[i],
+                    "terminal_observation": {name: value[i] for name, value in finals.items()},
+                    "TimeLimit.truncated": bool(timed_out[i] and not ended[i]),
+                }
+        return _arrays(observations), rewards.cpu().numpy(), done, infos
+
+    def close(self) -> None:
+        """See ``VecEnv``."""
+        self.environment.close()
+
+    def get_attr(self, attr_name: str, indices: VecEnvIndices = None) -> list[Any]:
+        """The environment's attribute, once for each index: the N share it."""
+        value = getattr(self.environment, attr_name, None)
+        return [value for _ in self._get_indices(indices)]
+
+    def set_attr(self, attr_name: str, value: Any, indices: VecEnvIndices = None) -> None:
+        """Set an attribute of the environment, for all N together.
+
+        Raises:
+            ValueError: if only some are to get it.
+        """
+        self._refuse_some(indices)
+        setattr(self.environment, attr_name, value)
+
+    def env_method(
+        self, method_name: str, *args: Any, indices: VecEnvIndices = None, **kwargs: Any
+    ) -> list[Any]:
+        """Call a method of the environment once; its result for each of the N.
+
+        Raises:
+            ValueError: if only some are to be called.
+        """
+        self._refuse_some(indices)
+        result = getattr(self.environment, method_name)(*args, **kwargs)
+        return [result] * self.num_envs
+
+    def env_is_wrapped(self, wrapper_class: Any, indices: VecEnvIndices = None) -> list[bool]:
+        """No wrapper of single environments is ever there."""
+        return [False for _ in self._get_indices(indices)]
+
+    def _refuse_some(self, indices: VecEnvIndices) -> None:
+        if indices is not None and list(self._get_indices(indices)) != list(range(self.num_envs)):
+            raise ValueError("the N environments are one object: only all can be addressed")
+
+
+def _arrays(tensors: dict[str, torch.Tensor]) -> Arrays:
+    """Tensors of one device as arrays, in one transfer."""
+    widths = [value.shape[1] for value in tensors.values()]
+    together = torch.cat(list(tensors.values()), dim=1).cpu()
+    parts: Sequence[torch.Tensor] = together.split(widths, dim=1)
+    return {name: part.contiguous().numpy() for name, part in zip(tensors, parts, strict=True)}
+
+
+def _per_environment(info: dict[str, Any], count: int) -> list[dict[str, Any]]:
+    columns = [
+        value.cpu().numpy() if isinstance(value, torch.Tensor) else value
+        for value in (info[name] for name in _PER_EPISODE)
+    ]
+    return [dict(zip(_PER_EPISODE, row, strict=True)) for row in zip(*columns, strict=True)][:count]

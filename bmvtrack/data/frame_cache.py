@@ -1,0 +1,95 @@
+"""Frames of many sequences as uint8 in one tensor on one device, within a limit of bytes."""
+
+from __future__ import annotations
+
+from collections import Counter, OrderedDict
+from collections.abc import Sequence
+
+import cv2
+import torch
+
+from bmvtrack.data.sequence import VideoSequence
+from bmvtrack.errors import UserError
+
+
+class FrameCache:
+    """The frames asked for last, each in a slot of one canvas; the least recently used one goes.
+
+    Args:
+        slots: frames that are kept.
+        width: of the canvas, at least that of the widest frame.
+        height: of the canvas.
+        device: to keep them on.
+
+    Attributes:
+        frames: ``(slots, H, W, 3)`` uint8 RGB, padded at the right and below.
+        means: ``(slots, 3)`` float32, mean colour of each frame.
+    """
+
+    def __init__(self, slots: int, width: int, height: int, device: torch.device) -> None:
+        self.frames = torch.empty(slots, height, width, 3, dtype=torch.uint8, device=device)
+        self.means = torch.empty(slots, 3, device=device)
+        self._slot_of: OrderedDict[tuple[str, int], int] = OrderedDict()  # oldest use first
+        self._free = list(range(slots))
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held on the device."""
+        return self.frames.nbytes + self.means.nbytes
+
+    def slots(self, wanted: Sequence[tuple[VideoSequence, int]]) -> list[int]:
+        """Slots of frames; those not there yet are read.
+
+        Args:
+            wanted: sequence and index of each frame, no more different ones than there are slots.
+        """
+        keys = [(sequence.name, t) for sequence, t in wanted]
+        for key in keys:  # first, so that none of them makes room for another
+            if key in self._slot_of:
+                self._slot_of.move_to_end(key)
+        for key, (sequence, t) in zip(keys, wanted, strict=True):
+            if key not in self._slot_of:
+                self._slot_of[key] = self._read(sequence, t)
+        return [self._slot_of[key] for key in keys]
+
+    def _read(self, sequence: VideoSequence, t: int) -> int:
+        frame = sequence.frame(t)
+        height, width = frame.shape[:2]
+        if height > self.frames.shape[1] or width > self.frames.shape[2]:
+            raise UserError(
+                f"frame {t} of sequence {sequence.name!r} is {width}×{height}, larger than the "
+                f"cache's {self.frames.shape[2]}×{self.frames.shape[1]}: its frames differ in size"
+            )
+        slot = self._free.pop() if self._free else self._slot_of.popitem(last=False)[1]
+        self.frames[slot, :height, :width] = torch.from_numpy(frame).to(self.frames.device)
+        self.means[slot] = torch.tensor(cv2.mean(frame)[:3]).to(self.means.device)
+        return slot
+
+
+def make_frame_cache(
+    sequences: Sequence[VideoSequence], at_once: int, limit: int, device: torch.device
+) -> FrameCache:
+    """A cache for all frames of ``sequences``, or for as many as the limit allows.
+
+    Args:
+        sequences: that frames will come from.
+        at_once: frames that must be there together.
+        limit: bytes that the frames may take.
+        device: to keep them on.
+
+    Raises:
+        UserError: if two sequences have one name, or the limit holds fewer than ``at_once`` frames.
+    """
+    names = Counter(sequence.name for sequence in sequences)
+    if len(names) < len(sequences):
+        raise UserError(f"two sequences are called {names.most_common(1)[0][0]!r}; rename one")
+    width = max(sequence.size[0] for sequence in sequences)
+    height = max(sequence.size[1] for sequence in sequences)
+    frame_bytes = width * height * 3
+    if limit < at_once * frame_bytes:
+        raise UserError(
+            f"a cache of {limit:,} bytes is too small: {at_once} frames of {width}×{height} take "
+            f"{at_once * frame_bytes:,}; allow more bytes or run fewer environments"
+        )
+    slots = min(sum(len(sequence) for sequence in sequences), limit // frame_bytes)
+    return FrameCache(max(slots, at_once), width, height, device)

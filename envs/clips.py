@@ -1,0 +1,124 @@
+"""Which clips an environment plays: drawn at random, or a fixed list."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import cycle, islice
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bmvtrack.data.sequence import VideoSequence
+from bmvtrack.data.synthetic import synthetic_sequence
+from bmvtrack.errors import UserError
+
+
+@dataclass(frozen=True)
+class Clip:
+    """A stretch of a sequence to track through.
+
+    Attributes:
+        sequence: it is part of.
+        start: frame whose true box is given.
+        last: frame that ends it.
+    """
+
+    sequence: VideoSequence
+    start: int
+    last: int
+
+
+class ClipSource:
+    """Draws clips from sequences; without any, each clip is of a new synthetic sequence.
+
+    Args:
+        sequences: to draw from; None: synthetic ones.
+        length: steps of a clip at most.
+
+    Raises:
+        UserError: if no sequence has two frames, or length is not positive.
+    """
+
+    def __init__(self, sequences: Sequence[VideoSequence] | None, length: int) -> None:
+        if length < 1:
+            raise UserError(f"clip_length must be at least 1, not {length}")
+        self.sequences = None if sequences is None else list(sequences)
+        if self.sequences is not None and not any(len(s) > 1 for s in self.sequences):
+            raise UserError("no sequence has two frames: there is nothing to track")
+        self.length = length
+
+    def draw(
+        self,
+        rng: np.random.Generator,
+        sequence: int | str | None = None,
+        start: int | None = None,
+    ) -> Clip:
+        """A clip; what is not chosen is random.
+
+        Args:
+            rng: of everything random.
+            sequence: index or name; of synthetic sequences, the seed.
+            start: frame with an object, and another frame after it.
+
+        Raises:
+            UserError: if the chosen sequence or start is not there, or has no object.
+        """
+        chosen = self._sequence(rng, sequence)
+        starts = usable_starts(chosen)
+        if not starts.size:
+            raise UserError(f"sequence {chosen.name!r} has no frame to start from")
+        if start is None:
+            start = int(rng.choice(starts))
+        elif start not in starts:
+            raise UserError(
+                f"sequence {chosen.name!r} cannot start at frame {start}: "
+                "there is no object, or no frame after it"
+            )
+        return Clip(chosen, start, min(start + self.length, len(chosen) - 1))
+
+    def spread(self, count: int) -> list[Clip]:
+        """Clips spread evenly over the sequences, from evenly spread starts.
+
+        Args:
+            count: of clips.
+        """
+        usable = [s for s in self.sequences or () if usable_starts(s).size]
+        if not usable:
+            raise UserError("no sequence has an object in a frame that another one follows")
+        rounds = -(-count // len(usable))
+        clips = []
+        for i in range(count):
+            sequence, starts = usable[i % len(usable)], usable_starts(usable[i % len(usable)])
+            start = int(starts[len(starts) * (i // len(usable)) // rounds])
+            clips.append(Clip(sequence, start, min(start + self.length, len(sequence) - 1)))
+        return clips
+
+    def _sequence(self, rng: np.random.Generator, wanted: int | str | None) -> VideoSequence:
+        if self.sequences is None:
+            if isinstance(wanted, str):
+                raise UserError("synthetic sequences are chosen by number, not by name")
+            seed = rng.integers(2**31) if wanted is None else wanted
+            return synthetic_sequence(int(seed))
+        if wanted is None:
+            usable = [s for s in self.sequences if usable_starts(s).size]
+            if not usable:
+                raise UserError("no sequence has an object in a frame that another one follows")
+            return usable[int(rng.integers(len(usable)))]
+        for i, sequence in enumerate(self.sequences):
+            if wanted in (i, sequence.name):
+                return sequence
+        raise UserError(
+            f"no sequence {wanted!r}; there are {len(self.sequences)}: "
+            f"{', '.join(s.name for s in self.sequences[:20])}"
+        )
+
+
+def usable_starts(sequence: VideoSequence) -> NDArray[np.intp]:
+    """Frames with an object and a frame after them."""
+    return np.flatnonzero(sequence.present[:-1])
+
+
+def dealt(clips: Sequence[Clip], players: int, player: int) -> Iterator[Clip]:
+    """The endless round of clips that one of several players plays: every ``players``-th."""
+    return cycle(islice(clips, player, None, players))

@@ -1,0 +1,320 @@
+"""``BMVTrack-v0`` many times over: N clips stepped together on one device."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from gymnasium import error
+from gymnasium.utils import seeding
+from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.vector.utils import batch_space
+from numpy.typing import ArrayLike, NDArray
+
+from bmvtrack import geometry, motion
+from bmvtrack.data import sources
+from bmvtrack.data.frame_cache import make_frame_cache
+from bmvtrack.data.sequence import VideoSequence
+from bmvtrack.data.synthetic import synthetic_sequence
+from bmvtrack.errors import UserError
+from bmvtrack.iou import bounds_iou, rotated_iou_torch
+from bmvtrack.motion import Coordinates
+from bmvtrack.perception import DEFAULT_WEIGHTS, Perception, shared_perception
+from envs.clips import Clip, ClipSource, dealt
+from envs.state import (
+    OVERLAP_OF_LOST,
+    Reward,
+    action_space,
+    check_choices,
+    move,
+    observation_space,
+    observe,
+)
+
+Observations = dict[str, torch.Tensor]
+GIBIBYTE = 2**30
+
+
+@dataclass(frozen=True)
+class _View:
+    """Frames to look at, and the boxes to look through."""
+
+    wanted: list[tuple[VideoSequence, int]]
+    boxes: torch.Tensor
+    previous: torch.Tensor
+    sizes: torch.Tensor
+
+
+class BMVTrackVectorEnv(VectorEnv[Any, Any, Any]):
+    """N clips of ``BMVTrack-v0`` stepped together: one encoder pass a step, everything on the device.
+
+    The environments are those of :class:`~envs.bmvtrack_env.BMVTrackEnv` (its page has the spaces,
+    the reward and the ends of an episode): with equal seeds and actions, equal observations and rewards up
+    to rounding. Observations, rewards, ``terminated`` and ``truncated`` are torch tensors on the
+    device; actions may be tensors or arrays. In ``info`` numbers are tensors too, names an array.
+
+    Autoreset is ``SAME_STEP``: where an episode ends, the observation returned is the first of the
+    next clip, and ``info["final_obs"]`` holds those that the step led to (of all N; the ones that
+    count are marked in ``info["_final_obs"]``), ``info["final_info"]`` their info.
+
+    A step waits for the device once, to learn which episodes have ended.
+
+    Args:
+        num_envs: N.
+        sequences: ``VideoSequence``s, or data by name (``davis16:FOLDER``); None: synthetic, always
+            new.
+        weights: encoder, see the single environment.
+        device: of encoder, frames and everything returned.
+        clip_length: steps of an episode at most.
+        coordinates: of the action: ``frame`` or ``object``.
+        reward: IoU of ``rotated`` boxes or of ``axis_aligned`` bounds.
+        lost_after: scored frames without overlap that end an episode.
+        cache_bytes: that frames may take on the device; those used least recently make room.
+        clips: play these in turn instead of random ones, from the first again after each call
+            of :meth:`reset`; environment i plays every N-th from the i-th on.
+
+    Raises:
+        UserError: on arguments that are not as they should be, before memory is taken.
+    """
+
+    metadata = {"render_modes": [], "autoreset_mode": AutoresetMode.SAME_STEP}  # noqa: RUF012
+
+    def __init__(
+        self,
+        num_envs: int = 1,
+        sequences: Sequence[VideoSequence] | str | None = None,
+        weights: str | Perception = DEFAULT_WEIGHTS,
+        device: str = "cpu",
+        clip_length: int = 32,
+        coordinates: Coordinates = "frame",
+        reward: Reward = "rotated",
+        lost_after: int = 10,
+        cache_bytes: int = 4 * GIBIBYTE,
+        clips: Sequence[Clip] | None = None,
+    ) -> None:
+        if num_envs < 1:
+            raise UserError(f"num_envs must be at least 1, not {num_envs}")
+        check_choices(coordinates, reward, lost_after)
+        if isinstance(sequences, str):
+            sequences = sources.load_sequences(sequences)
+        self.source = ClipSource(sequences, clip_length)
+        self.perception = (
+            weights if isinstance(weights, Perception) else shared_perception(weights, device)
+        )
+        self.num_envs = num_envs
+        self.single_observation_space = observation_space(self.perception.feature_count)
+        self.single_action_space = action_space(coordinates)
+        self.observation_space = batch_space(self.single_observation_space, num_envs)
+        self.action_space = batch_space(self.single_action_space, num_envs)
+        self.coordinates: Coordinates = coordinates
+        self.reward: Reward = reward
+        self.lost_after = lost_after
+        self.clips = None if clips is None else list(clips)
+        self.frames = make_frame_cache(
+            self._all_sequences(), 2 * num_envs, cache_bytes, self.perception.device
+        )
+        self._generators: list[np.random.Generator] = []
+        self._clips: list[Clip] = []
+        self._dealt: list[Iterator[Clip]] = []
+        self._index: NDArray[np.intp]  # of the present frame; what the host must know is an array
+        self._last: NDArray[np.intp]
+        self._rows: torch.Tensor  # (N,) 0, 1, …
+        self._steps: torch.Tensor  # (N,) since the clip's start
+        self._missed: torch.Tensor  # (N,) scored frames without overlap, in a row
+        self._sizes: torch.Tensor  # (N, 2) of the frames
+        self._truths: torch.Tensor  # (N, L + 2, 5) true boxes of the clip and of the frame after it
+        self._boxes: torch.Tensor  # (N, 5)
+        self._previous: torch.Tensor  # (N, 5) motion that led there
+        self._iou: torch.Tensor  # (N,)
+
+    @property
+    def device(self) -> torch.device:
+        """Where everything is."""
+        return self.perception.device
+
+    @property
+    def frame_bytes(self) -> int:
+        """Bytes that frames hold on the device."""
+        return self.frames.nbytes
+
+    def reset(
+        self,
+        *,
+        seed: int | Sequence[int | None] | None = None,
+        options: dict[str, Any] | None = None,
+    ) -> tuple[Observations, dict[str, Any]]:
+        """Start N clips.
+
+        Args:
+            seed: of environment 0, and counting up from it; or one of each.
+            options: none are known.
+
+        Raises:
+            UserError: on an option, or a number of seeds other than N.
+        """
+        if options:
+            raise UserError(f"unknown options of reset: {', '.join(options)}; there are none")
+        seeds = [seed + i for i in range(self.num_envs)] if isinstance(seed, int) else seed
+        if seeds is not None and len(seeds) != self.num_envs:
+            raise UserError(f"{len(seeds)} seeds for {self.num_envs} environments")
+        if seeds is not None or not self._generators:
+            seeds = seeds or [None] * self.num_envs
+            self._generators = [seeding.np_random(number)[0] for number in seeds]
+        if self.clips is not None:
+            self._dealt = [dealt(self.clips, self.num_envs, i) for i in range(self.num_envs)]
+        self._allocate()
+        everyone = np.arange(self.num_envs)
+        self._start(everyone, [self._next_clip(i) for i in range(self.num_envs)])
+        return self._look([self._view(everyone)]), self._info()
+
+    def step(
+        self, actions: torch.Tensor | ArrayLike
+    ) -> tuple[Observations, torch.Tensor, torch.Tensor, torch.Tensor, dict[str, Any]]:
+        """Move every box by its action, ``(N, 5)``, and go to the next frames.
+
+        Raises:
+            ValueError: if actions are of another shape or contain NaN; nothing has moved then.
+            gymnasium.error.ResetNeeded: before the first reset.
+        """
+        if not self._clips:
+            raise error.ResetNeeded("call reset() before step()")
+        chosen = torch.as_tensor(actions, device=self.device).double()
+        if chosen.shape != (self.num_envs, 5):
+            raise ValueError(
+                f"actions are ({self.num_envs}, 5) numbers, not of shape {tuple(chosen.shape)}"
+            )
+        width, height = self._sizes.unbind(-1)
+        boxes, previous = move(self._boxes, chosen, width, height, self.coordinates)
+        truth = self._truths[self._rows, self._steps + 1]
+        iou = self._overlap(boxes, truth)
+        scored = iou.isfinite()
+        missed = torch.where(iou < OVERLAP_OF_LOST, self._missed + 1, 0)
+        missed = torch.where(scored, missed, self._missed)
+        terminated = missed >= self.lost_after
+        lost, diverged = torch.stack([terminated, chosen.isnan().any(-1)]).cpu().numpy()
+        if diverged.any():
+            raise ValueError(
+                f"the actions of environments {np.flatnonzero(diverged).tolist()} contain NaN; "
+                "the policy that made them has diverged"
+            )
+        self._boxes, self._previous, self._missed, self._iou = boxes, previous, missed, iou
+        self._steps += 1
+        self._index += 1
+        ended = self._index >= self._last
+        rewards = torch.where(scored, iou, 0).float()
+        truncated = torch.from_numpy(ended).to(self.device)
+        observations, info = self._observe_and_restart(np.flatnonzero(lost | ended))
+        return observations, rewards, terminated, truncated, info
+
+    def _observe_and_restart(self, done: NDArray[np.intp]) -> tuple[Observations, dict[str, Any]]:
+        """Look at the next frames and, where episodes have ended, at the first of new clips too."""
+        views = [self._view(np.arange(self.num_envs))]
+        if not done.size:
+            return self._look(views), self._info()
+        final_info = self._info()
+        self._start(done, [self._next_clip(i) for i in done.tolist()])
+        views.append(self._view(done))
+        final: Observations = {}
+        observations: Observations = {}
+        rows = torch.from_numpy(done).to(self.device)
+        for name, values in self._look(views).items():  # one encoder pass for both
+            final[name] = values[: self.num_envs]
+            observations[name] = final[name].index_copy(0, rows, values[self.num_envs :])
+        marked = np.zeros(self.num_envs, dtype=bool)
+        marked[done] = True
+        ends = {"final_obs": final, "final_info": final_info}
+        return observations, self._info() | ends | {f"_{name}": marked for name in ends}
+
+    def true_motion(self) -> torch.Tensor:
+        """``(N, 5)`` actions that move the present boxes to the true ones; NaN without object."""
+        truth = self._truths[self._rows, self._steps + 1]
+        width, height = self._sizes.unbind(-1)
+        target = geometry.nearest_label(truth, self._boxes)
+        result: torch.Tensor = motion.solve(self._boxes, target, width, height, self.coordinates)
+        return result
+
+    def _all_sequences(self) -> Sequence[VideoSequence]:
+        """Those that frames can come from; one stands for all synthetic ones."""
+        if self.clips is not None:
+            return list({clip.sequence.name: clip.sequence for clip in self.clips}.values())
+        return self.source.sequences or [synthetic_sequence(0)]
+
+    def _next_clip(self, i: int) -> Clip:
+        return next(self._dealt[i]) if self._dealt else self.source.draw(self._generators[i])
+
+    def _allocate(self) -> None:
+        """Room for the state of N environments."""
+        count, device = self.num_envs, self.device
+        length = max([self.source.length, *(c.last - c.start for c in self.clips or ())])
+        self._clips = [None] * count  # type: ignore[list-item]
+        self._index, self._last = np.zeros(count, np.intp), np.zeros(count, np.intp)
+        self._rows = torch.arange(count, device=device)
+        self._steps = torch.zeros(count, dtype=torch.long, device=device)
+        self._missed = torch.zeros(count, dtype=torch.long, device=device)
+        self._sizes = torch.ones(count, 2, dtype=torch.float64, device=device)
+        self._truths = torch.full((count, length + 2, 5), torch.nan, device=device).double()
+        self._boxes = torch.zeros(count, 5, dtype=torch.float64, device=device)
+        self._previous = torch.zeros(count, 5, dtype=torch.float64, device=device)
+        self._iou = torch.ones(count, dtype=torch.float64, device=device)
+
+    def _start(self, which: NDArray[np.intp], clips: Sequence[Clip]) -> None:
+        """Put environments at the start of clips."""
+        truths = torch.full((len(clips), *self._truths.shape[1:]), torch.nan).double()
+        for k, (i, clip) in enumerate(zip(which.tolist(), clips, strict=True)):
+            self._clips[i] = clip
+            self._index[i], self._last[i] = clip.start, clip.last
+            boxes = clip.sequence.boxes[clip.start : clip.last + 2]
+            truths[k, : len(boxes)] = torch.from_numpy(boxes)
+        sizes = torch.tensor([clip.sequence.size for clip in clips], dtype=torch.float64)
+        rows = torch.from_numpy(which).to(self.device)
+        self._truths.index_copy_(0, rows, truths.to(self.device))
+        self._sizes.index_copy_(0, rows, sizes.to(self.device))
+        self._steps.index_fill_(0, rows, 0)
+        self._missed.index_fill_(0, rows, 0)
+        # These have been handed out: new tensors.
+        at_rest = torch.tensor(motion.AT_REST, dtype=torch.float64, device=self.device)
+        self._boxes = self._boxes.index_copy(0, rows, self._truths[rows, 0])
+        self._previous = self._previous.index_copy(0, rows, at_rest.expand(len(clips), 5))
+        self._iou = self._iou.index_fill(0, rows, 1.0)
+
+    def _view(self, which: NDArray[np.intp]) -> _View:
+        """The next frame of environments (the same one again at the end of a sequence)."""
+        wanted = []
+        for i in which.tolist():
+            sequence = self._clips[i].sequence
+            wanted.append((sequence, min(int(self._index[i]) + 1, len(sequence) - 1)))
+        rows = torch.from_numpy(which).to(self.device)
+        return _View(wanted, self._boxes[rows], self._previous[rows], self._sizes[rows])
+
+    def _look(self, views: Sequence[_View]) -> Observations:
+        slots = torch.tensor(
+            self.frames.slots([frame for view in views for frame in view.wanted]),
+            device=self.device,
+        )
+        boxes = torch.cat([view.boxes for view in views])
+        sizes = torch.cat([view.sizes for view in views])
+        percept = self.perception(
+            self.frames.frames[slots], boxes, sizes.long(), self.frames.means[slots]
+        )
+        previous = torch.cat([view.previous for view in views])
+        return observe(percept, boxes, previous, sizes, self.coordinates)
+
+    def _overlap(self, boxes: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
+        if self.reward == "rotated":
+            return rotated_iou_torch(boxes, truth)
+        overlap: torch.Tensor = bounds_iou(geometry.bounds(boxes), geometry.bounds(truth))
+        return overlap
+
+    def _info(self) -> dict[str, Any]:
+        """As of the single environment, with an axis more; ``_key`` marks who has it: everyone."""
+        info = {
+            "sequence": np.array([clip.sequence.name for clip in self._clips], dtype=object),
+            "frame": self._index.copy(),
+            "rbbox": self._boxes,
+            "truth": self._truths[self._rows, self._steps],
+            "iou": self._iou,
+        }
+        return info | {f"_{name}": np.ones(self.num_envs, dtype=bool) for name in info}

@@ -1,0 +1,242 @@
+"""Many clips stepped together: the same as one at a time, and what a vector environment promises."""
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+from gymnasium.vector import AutoresetMode
+
+import bmvtrack  # noqa: F401
+from bmvtrack.data.davis import load_davis16
+from bmvtrack.data.frame_cache import FrameCache, make_frame_cache
+from bmvtrack.data.sequence import VideoSequence
+from bmvtrack.data.synthetic import SyntheticOptions, synthetic_sequence
+from bmvtrack.errors import UserError
+from envs import BMVTrackEnv, BMVTrackVectorEnv
+from envs.clips import ClipSource
+
+TOLERANCE = 1e-4
+
+
+def sequence(seed, width=96, height=72, length=9):
+    options = SyntheticOptions(width=width, height=height, length=length)
+    return synthetic_sequence(seed, options).in_memory()
+
+
+@pytest.fixture(scope="module")
+def sequences():
+    """Of different sizes and lengths."""
+    return [sequence(1), sequence(2, 128, 96, 6), sequence(3, 80, 100, 12)]
+
+
+def assert_same(single, batched, i=0):
+    for name, value in single.items():
+        np.testing.assert_allclose(batched[name][i].numpy(), value, atol=TOLERANCE, err_msg=name)
+
+
+def follow(environment, many, rng, steps, i=0):
+    """Step one environment and the i-th of many with equal actions; every number must agree."""
+    ends = 0
+    observation, _ = environment.reset(seed=5 + i)
+    together, _ = many.reset(seed=5)
+    assert_same(observation, together, i)
+    for _ in range(steps):
+        action = observation["prior_mean"] + 0.1 * rng.standard_normal(5).astype(np.float32)
+        actions = together["prior_mean"].clone()
+        actions[i] = torch.from_numpy(action)
+        observation, reward, terminated, truncated, info = environment.step(action)
+        together, rewards, lost, late, infos = many.step(actions)
+        assert float(rewards[i]) == pytest.approx(reward, abs=TOLERANCE)
+        assert (bool(lost[i]), bool(late[i])) == (terminated, truncated)
+        if terminated or truncated:
+            ends += 1
+            assert infos["_final_obs"][i]
+            assert_same(observation, infos["final_obs"], i)
+            final = infos["final_info"]
+            np.testing.assert_allclose(final["rbbox"][i].numpy(), info["rbbox"], rtol=1e-5)
+            np.testing.assert_allclose(final["truth"][i].numpy(), info["truth"])
+            observation, info = environment.reset()
+        assert infos["sequence"][i] == info["sequence"]
+        assert infos["frame"][i] == info["frame"]
+        assert_same(observation, together, i)
+    return ends
+
+
+@pytest.mark.parametrize("coordinates", ["frame", "object"])
+@pytest.mark.parametrize("reward", ["rotated", "axis_aligned"])
+def test_one_equals_the_single_environment(sequences, perception, coordinates, reward):
+    arguments = {
+        "sequences": sequences,
+        "weights": perception,
+        "clip_length": 7,
+        "coordinates": coordinates,
+        "reward": reward,
+        "lost_after": 3,
+    }
+    rng = np.random.default_rng(0)
+    ends = follow(BMVTrackEnv(**arguments), BMVTrackVectorEnv(1, **arguments), rng, 30)
+    assert ends > 3
+
+
+def test_one_equals_the_single_environment_on_real_frames(shared_data, perception):
+    sequences = load_davis16(shared_data / "davis16-train-360p", "train")[:3]
+    arguments = {"sequences": sequences, "weights": perception, "clip_length": 6}
+    rng = np.random.default_rng(0)
+    assert follow(BMVTrackEnv(**arguments), BMVTrackVectorEnv(1, **arguments), rng, 14) > 1
+
+
+def test_each_of_many_equals_the_single_environment(sequences, perception):
+    arguments = {"sequences": sequences, "weights": perception, "clip_length": 5}
+    rng = np.random.default_rng(1)
+    follow(BMVTrackEnv(**arguments), BMVTrackVectorEnv(4, **arguments), rng, 12, i=2)
+
+
+def test_made_by_gymnasium_on_synthetic_sequences():
+    many = gym.make_vec(
+        "BMVTrack-v0", num_envs=2, vectorization_mode="vector_entry_point", clip_length=2
+    )
+    assert many.metadata["autoreset_mode"] == AutoresetMode.SAME_STEP
+    observations, _ = many.reset(seed=0)
+    first = observations["prior_mean"].clone()
+    names = set()
+    for _ in range(4):
+        observations, rewards, _, _, info = many.step(observations["prior_mean"])
+        names.update(info["sequence"])
+        assert rewards.shape == (2,)
+    assert len(names) > 3, "each clip is of a new sequence"
+    assert torch.equal(many.reset(seed=0)[0]["prior_mean"], first)
+
+
+def test_observations_lie_in_their_space(sequences, perception):
+    many = BMVTrackVectorEnv(2, sequences, perception)
+    observations, _ = many.reset(seed=0)
+    arrays = {name: value.numpy() for name, value in observations.items()}
+    assert many.observation_space.contains(arrays)
+
+
+def test_what_was_handed_out_does_not_change(sequences, perception):
+    many = BMVTrackVectorEnv(3, sequences, perception, clip_length=2)
+    observations, info = many.reset(seed=0)
+    kept = {name: value.clone() for name, value in (observations | {"b": info["rbbox"]}).items()}
+    for _ in range(5):
+        many.step(observations["prior_mean"])
+    for name, value in (observations | {"b": info["rbbox"]}).items():
+        assert torch.equal(value, kept[name]), name
+
+
+def test_true_motion_follows_the_object(sequences, perception):
+    many = BMVTrackVectorEnv(4, sequences, perception, clip_length=5, coordinates="object")
+    many.reset(seed=0)
+    for _ in range(8):
+        action = many.true_motion()
+        there = action.isfinite().all(dim=1)
+        rewards = many.step(action.nan_to_num())[1]
+        assert (rewards[there] > 0.98).all()  # all but what the bounds of the action clip
+
+
+def test_fixed_clips_are_played_in_turn_after_each_reset(sequences, perception):
+    clips = ClipSource(sequences, 2).spread(6)
+    many = BMVTrackVectorEnv(2, weights=perception, clips=clips)
+    for _ in range(2):
+        observations, info = many.reset()
+        played = [list(info["sequence"])]
+        while len(played) < 3:
+            observations, _, _, truncated, info = many.step(observations["prior_mean"])
+            if truncated.all():
+                played.append(list(info["sequence"]))
+        names = [clip.sequence.name for clip in clips]
+        assert played == [names[0:2], names[2:4], names[4:6]]
+
+
+def test_actions_that_diverged_are_refused_and_nothing_moves(sequences, perception):
+    many = BMVTrackVectorEnv(3, sequences, perception)
+    observations, info = many.reset(seed=0)
+    actions = observations["prior_mean"].clone()
+    actions[1, 2] = torch.nan
+    with pytest.raises(ValueError, match=r"environments \[1\] contain NaN"):
+        many.step(actions)
+    moved = many.step(observations["prior_mean"])[4]
+    assert (moved["frame"] == info["frame"] + 1).all()
+    with pytest.raises(ValueError, match=r"are \(3, 5\) numbers, not of shape \(2, 5\)"):
+        many.step(observations["prior_mean"][:2])
+
+
+def test_infinite_actions_give_finite_observations(sequences, perception):
+    many = BMVTrackVectorEnv(2, sequences, perception, lost_after=2)
+    many.reset(seed=0)
+    for value in (np.inf, -np.inf) * 3:
+        observations, rewards, *_ = many.step(np.full((2, 5), value))
+        assert rewards.isfinite().all()
+        assert all(value.isfinite().all() for value in observations.values())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"num_envs": 0}, "num_envs must be at least 1"),
+        ({"num_envs": 2, "device": "cuda:7"}, "no CUDA device|cuda:7"),
+        ({"num_envs": 2, "coordinates": "polar"}, "coordinates must be one of"),
+        ({"num_envs": 2, "reward": "money"}, "reward must be one of"),
+        ({"num_envs": 2, "lost_after": 0}, "lost_after must be at least 1"),
+        ({"num_envs": 2, "clip_length": 0}, "clip_length must be at least 1"),
+        ({"num_envs": 4, "cache_bytes": 100_000}, r"a cache of 100,000 bytes is too small"),
+    ],
+)
+def test_bad_arguments(arguments, message):
+    with pytest.raises(UserError, match=message):
+        BMVTrackVectorEnv(**arguments)
+
+
+def test_bad_sequences_and_resets(sequences, perception):
+    with pytest.raises(UserError, match="no sequence has two frames"):
+        BMVTrackVectorEnv(2, [sequence(4, length=1)], perception)
+    with pytest.raises(UserError, match="two sequences are called"):
+        BMVTrackVectorEnv(2, [sequences[0], sequences[0]], perception)
+    many = BMVTrackVectorEnv(2, sequences, perception)
+    with pytest.raises(gym.error.ResetNeeded):
+        many.step(np.zeros((2, 5)))
+    with pytest.raises(UserError, match="3 seeds for 2"):
+        many.reset(seed=[1, 2, 3])
+    with pytest.raises(UserError, match="unknown options of reset: start"):
+        many.reset(options={"start": 3})
+
+
+def test_the_cache_keeps_what_was_used_last_within_its_bytes(sequences):
+    frame_bytes = 128 * 100 * 3
+    cache = make_frame_cache(sequences, 2, 4 * frame_bytes + 5, torch.device("cpu"))
+    assert cache.frames.nbytes == 4 * frame_bytes
+    assert cache.nbytes == cache.frames.nbytes + cache.means.nbytes
+    reads = []
+
+    def counted(t):
+        reads.append(t)
+        return sequences[0].frame(t)
+
+    watched = VideoSequence("watched", 9, counted, given_boxes=sequences[0].boxes)
+    for t in (0, 1, 2, 3, 0, 4, 0, 1):  # 4 takes the room of 1, the one not used for longest
+        (slot,) = cache.slots([(watched, t)])
+        frame = watched.frame(t)
+        reads.pop()
+        np.testing.assert_array_equal(cache.frames[slot, :72, :96].numpy(), frame)
+        np.testing.assert_allclose(cache.means[slot].numpy(), frame.mean((0, 1)), rtol=1e-5)
+    assert reads == [0, 1, 2, 3, 4, 1]
+
+
+def test_frames_of_one_request_never_displace_each_other(sequences):
+    cache = FrameCache(3, 96, 72, torch.device("cpu"))
+    first = sequences[0]
+    cache.slots([(first, 0), (first, 1), (first, 2)])
+    slots = cache.slots([(first, 5), (first, 6), (first, 0)])
+    assert len(set(slots)) == 3
+    for slot, t in zip(slots, (5, 6, 0), strict=True):
+        np.testing.assert_array_equal(cache.frames[slot].numpy(), first.frame(t))
+
+
+def test_a_frame_larger_than_the_others_of_its_sequence():
+    def growing(t):
+        return np.zeros((72 + t, 96, 3), np.uint8)
+
+    odd = VideoSequence("odd", 3, growing, given_boxes=np.tile([40.0, 30, 20, 10, 0], (3, 1)))
+    cache = make_frame_cache([odd], 1, 10**6, torch.device("cpu"))
+    with pytest.raises(UserError, match="frame 1 of sequence 'odd' is 96×73"):
+        cache.slots([(odd, 1)])
