@@ -117,7 +117,7 @@ def test_clip_is_truncated_at_its_length_and_at_the_end(env: BMVTrackEnv) -> Non
     env.reset(seed=0, options={"sequence": 1, "start": 0})
     ends = [env.step(true_motion(env))[2:4] for _ in range(6)]
     assert ends == [(False, False)] * 5 + [(False, True)]
-    env.reset(options={"sequence": 1, "start": len(env.sequences[1]) - 2})
+    env.reset(options={"sequence": 1, "start": len(env.source.sequences[1]) - 2})
     assert env.step(true_motion(env))[2:4] == (False, True)
 
 
@@ -234,4 +234,4 @@ def test_sequences_that_cannot_be_started(perception: Perception) -> None:
 def test_make_by_name_with_arguments(perception: Perception) -> None:
     make = partial(gym.make, "BMVTrack-v0", weights=perception)
     assert make(coordinates="object").action_space.high[3] == pytest.approx(1.8)
-    assert make(clip_length=3).unwrapped.clip_length == 3
+    assert make(clip_length=3).unwrapped.source.length == 3
