@@ -1,24 +1,25 @@
-"""A trained agent as a tracker."""
+"""A trained agent as a tracker: what the environment does, without the truth."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from agents.storage import StoredActor, load_actor
-from bmvtrack.arrays import ByteArray, FloatArray
 from bmvtrack.data.sequence import VideoSequence
 from bmvtrack.errors import UserError
-from bmvtrack.motion import AT_REST
+from bmvtrack.movers import Mover
 from bmvtrack.perception import DEFAULT_WEIGHTS, Percept, Perception, weights_folder
+from bmvtrack.tracker import Tracker
 from bmvtrack.tracking.learned import PerceptionTracker
-from bmvtrack.tracking.trackers import Tracker, TrackerFactory
-from envs.state import checked_action, move, observe_one
+from bmvtrack.tracking.trackers import BoxTracker, TrackerFactory
+from envs.state import checked_action, move, observe
 
 
 class AgentTracker(PerceptionTracker):
-    """Moves the box by the agent's mean action: what the environment does, without the truth.
+    """Moves the box by the agent's mean action.
 
     Args:
         perception: the encoder the agent was trained with.
@@ -31,26 +32,48 @@ class AgentTracker(PerceptionTracker):
     name = "agent"
 
     def __init__(self, perception: Perception, stored: StoredActor) -> None:
-        expected = stored.actor.observation_space["features"].shape[0]  # type: ignore[index]
-        if expected != perception.feature_count:
-            raise UserError(
-                f"the agent was trained on an encoder with {expected} features, not "
-                f"{perception.feature_count}; give the weights that belong together"
-            )
-        super().__init__(perception)
-        self.stored = stored
+        super().__init__(Tracker(perception, agent_mover(perception, stored)))
 
-    def init(self, frame: ByteArray, rbbox: FloatArray) -> None:
-        """See ``Tracker``."""
-        super().init(frame, rbbox)
-        self._motion = np.array(AT_REST)
 
-    def _next_box(self, percept: Percept) -> FloatArray:
-        size, coordinates = self._size, self.stored.coordinates
-        observation = observe_one(percept, self._box, self._motion, size, coordinates)
-        action, _ = self.stored.actor.predict(observation, deterministic=True)
-        box, self._motion = move(self._box, checked_action(action), *size, coordinates)
-        return box
+def agent_mover(perception: Perception, stored: StoredActor) -> Mover:
+    """Moves boxes by an agent's mean actions.
+
+    Args:
+        perception: the encoder the agent was trained with.
+        stored: the agent.
+
+    Raises:
+        UserError: if encoder and agent do not fit.
+    """
+    actor, coordinates = stored.actor, stored.coordinates
+    expected = actor.observation_space["features"].shape[0]  # type: ignore[index]
+    if expected != perception.feature_count:
+        raise UserError(
+            f"the agent was trained on an encoder with {expected} features, not "
+            f"{perception.feature_count}; give the weights that belong together"
+        )
+
+    def mover(
+        percept: Percept, boxes: torch.Tensor, previous_motion: torch.Tensor, sizes: torch.Tensor
+    ) -> torch.Tensor:
+        state = observe(percept, boxes, previous_motion, sizes, coordinates)
+        observations = {name: value.cpu().numpy() for name, value in state.items()}
+        predicted, _ = actor.predict(observations, deterministic=True)
+        actions = np.stack([checked_action(action) for action in predicted])
+        width, height = sizes.to(boxes).unbind(-1)
+        moved, _ = move(boxes, torch.as_tensor(actions).to(boxes), width, height, coordinates)
+        return moved
+
+    return mover
+
+
+def load_agent_mover(folder: Path, perception: Perception) -> Mover:
+    """:func:`agent_mover` of the agent in a folder.
+
+    Raises:
+        UserError: if there is none, or it does not fit the encoder.
+    """
+    return agent_mover(perception, load_actor(folder))
 
 
 def agent_tracker(weights: str | Path = DEFAULT_WEIGHTS, device: str = "cpu") -> TrackerFactory:
@@ -66,7 +89,7 @@ def agent_tracker(weights: str | Path = DEFAULT_WEIGHTS, device: str = "cpu") ->
     folder = weights_folder(weights)
     tracker = AgentTracker(Perception.load(folder, device), load_actor(folder))
 
-    def factory(sequence: VideoSequence, start: int) -> Tracker:
+    def factory(sequence: VideoSequence, start: int) -> BoxTracker:
         return tracker
 
     return factory

@@ -32,7 +32,7 @@ GEOMETRY = (
     "highest probability",
 )
 """What the numbers of the mask geometry are."""
-MASK_AREA, CENTRE_X, CENTRE_Y, EXTENT_W, EXTENT_H, CORRELATION = range(6)
+MASK_AREA, CENTRE_X, CENTRE_Y, EXTENT_W, EXTENT_H, CORRELATION, INSIDE = range(7)
 _BUNDLED = Path(__file__).parent / "weights"
 _LEAST_SCALE, _MOST_SINE = 0.05, 0.95  # a posterior mean is kept where motion is defined
 
@@ -132,20 +132,22 @@ class Perception:
             mask_geometry(probabilities, windows, boxes),
         )
 
-    def look(self, frame: ByteArray, rbbox: FloatArray) -> Percept:
-        """Look at one frame: a batch of one.
+    def look(self, frame: ByteArray, rbboxes: FloatArray) -> Percept:
+        """Look at one frame through one or several boxes: a batch of B.
 
         Args:
             frame: ``(H, W, 3)`` uint8 RGB.
-            rbbox: ``(5,)``.
+            rbboxes: ``(5,)`` or ``(B, 5)``.
         """
         height, width = frame.shape[:2]
+        boxes = torch.as_tensor(np.atleast_2d(rbboxes), dtype=torch.float64, device=self.device)
+        count = len(boxes)
         mean = cv2.mean(frame)[:3]
         return self(
-            torch.from_numpy(frame)[None].to(self.device),
-            torch.as_tensor(rbbox, dtype=torch.float64, device=self.device)[None],
-            torch.tensor([[width, height]], device=self.device),
-            torch.tensor([mean], dtype=torch.float32, device=self.device),
+            torch.from_numpy(frame)[None].to(self.device).expand(count, -1, -1, -1),
+            boxes,
+            torch.tensor([[width, height]], device=self.device).expand(count, -1),
+            torch.tensor([mean], dtype=torch.float32, device=self.device).expand(count, -1),
         )
 
 

@@ -12,6 +12,7 @@ from bmvtrack.geometry import corners, from_points
 from bmvtrack.iou import rotated_iou
 from bmvtrack.models import ResNetUNet
 from bmvtrack.motion import solve
+from bmvtrack.movers import mask_box
 from bmvtrack.perception import (
     Perception,
     mask_geometry,
@@ -19,7 +20,6 @@ from bmvtrack.perception import (
     mask_motion,
     weights_folder,
 )
-from bmvtrack.tracking.learned import mask_box
 
 SIZE = 96
 

@@ -21,7 +21,7 @@ from bmvtrack.tracking.protocols import (
     spatial_boxes,
     temporal_starts,
 )
-from bmvtrack.tracking.trackers import OracleTracker, StaticTracker, Tracker, static_tracker
+from bmvtrack.tracking.trackers import BoxTracker, OracleTracker, StaticTracker, static_tracker
 
 FRAME = np.zeros((120, 160, 3), dtype=np.uint8)
 
@@ -179,7 +179,7 @@ def test_a_sequence_is_checked_before_it_is_run():
 
 def test_every_tracker_must_say_how_it_starts_and_goes_on():
     with pytest.raises(TypeError, match="abstract"):
-        Tracker()
+        BoxTracker()
 
 
 def test_the_mean_is_over_runs_then_sequences():

@@ -16,7 +16,7 @@ from bmvtrack import geometry
 from bmvtrack.arrays import ByteArray, FloatArray
 from bmvtrack.data.sequence import VideoSequence
 from bmvtrack.errors import UserError
-from bmvtrack.tracking.trackers import Tracker, TrackerFactory
+from bmvtrack.tracking.trackers import BoxTracker, TrackerFactory
 
 Peer = Literal["csrt", "kcf", "mil", "mosse"]
 PEERS: tuple[Peer, ...] = get_args(Peer)
@@ -25,8 +25,8 @@ _SMALLEST_SIDE = 4
 """Pixels; below it OpenCV's correlation filters have nothing to correlate."""
 
 
-class OpenCVTracker(Tracker):
-    """One of OpenCV's trackers behind the interface of :class:`Tracker`.
+class OpenCVTracker(BoxTracker):
+    """One of OpenCV's trackers behind the interface of :class:`BoxTracker`.
 
     It starts from the bounds of the box, clipped to the frame, and returns upright boxes. Where
     OpenCV reports the object lost, the box rests where it was and the search goes on.
@@ -43,14 +43,14 @@ class OpenCVTracker(Tracker):
         self._create = create
 
     def init(self, frame: ByteArray, rbbox: FloatArray) -> None:
-        """See :class:`Tracker`."""
+        """See :class:`BoxTracker`."""
         height, width = frame.shape[:2]
         self._tracker = self._create()
         self._rbbox: FloatArray = np.array(rbbox, dtype=np.float64)
         self._tracker.init(_to_bgr(frame), _to_rectangle(rbbox, width, height))
 
     def update(self, frame: ByteArray) -> FloatArray:
-        """See :class:`Tracker`."""
+        """See :class:`BoxTracker`."""
         try:
             found, rectangle = self._tracker.update(_to_bgr(frame))
         except cv2.error:  # some fail on a window outside the frame rather than report a loss
@@ -74,7 +74,7 @@ def opencv_tracker(name: Peer) -> TrackerFactory:
             "it comes with opencv-contrib-python: pip install 'bmvtrack[peers]'"
         )
 
-    def factory(sequence: VideoSequence, start: int) -> Tracker:
+    def factory(sequence: VideoSequence, start: int) -> BoxTracker:
         return OpenCVTracker(name, create)
 
     return factory

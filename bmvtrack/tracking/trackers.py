@@ -17,7 +17,7 @@ from bmvtrack.arrays import BoolArray, ByteArray, FloatArray
 from bmvtrack.data.sequence import VideoSequence
 
 
-class Tracker(ABC):
+class BoxTracker(ABC):
     """Follows one object from a given first box.
 
     Attributes:
@@ -54,25 +54,25 @@ class Tracker(ABC):
         return geometry.bounds(rbbox)
 
 
-TrackerFactory = Callable[[VideoSequence, int], Tracker]
+TrackerFactory = Callable[[VideoSequence, int], BoxTracker]
 """Makes the tracker of one run from the sequence and the frame it starts on."""
 
 
-class StaticTracker(Tracker):
+class StaticTracker(BoxTracker):
     """Never moves its box: what a tracker must beat to be one."""
 
     name = "static"
 
     def init(self, frame: ByteArray, rbbox: FloatArray) -> None:
-        """See :class:`Tracker`."""
+        """See :class:`BoxTracker`."""
         self._rbbox: FloatArray = np.array(rbbox, dtype=np.float64)
 
     def update(self, frame: ByteArray) -> FloatArray:
-        """See :class:`Tracker`."""
+        """See :class:`BoxTracker`."""
         return self._rbbox.copy()
 
 
-class OracleTracker(Tracker):
+class OracleTracker(BoxTracker):
     """Moves its box by the true motion G_t (paper Eq. 4–5): what an agent could reach at best.
 
     While there is no object the box rests; it then moves by the motion between the true boxes
@@ -90,11 +90,11 @@ class OracleTracker(Tracker):
         self._t = self._seen = start
 
     def init(self, frame: ByteArray, rbbox: FloatArray) -> None:
-        """See :class:`Tracker`."""
+        """See :class:`BoxTracker`."""
         self._rbbox: FloatArray = np.array(rbbox, dtype=np.float64)
 
     def update(self, frame: ByteArray) -> FloatArray:
-        """See :class:`Tracker`."""
+        """See :class:`BoxTracker`."""
         self._t += 1
         before, after = self._boxes[self._seen], self._boxes[self._t]
         if np.isfinite(after).all():
@@ -104,6 +104,6 @@ class OracleTracker(Tracker):
         return self._rbbox.copy()
 
 
-def static_tracker(sequence: VideoSequence, start: int) -> Tracker:
+def static_tracker(sequence: VideoSequence, start: int) -> BoxTracker:
     """The factory of :class:`StaticTracker`; that of :class:`OracleTracker` is the class itself."""
     return StaticTracker()

@@ -1,0 +1,108 @@
+"""Frames and first boxes as people have them, checked and brought into the project's own form."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, get_args
+
+import numpy as np
+
+from bmvtrack import geometry
+from bmvtrack.arrays import ByteArray, FloatArray
+from bmvtrack.errors import UserError
+
+Colour = Literal["rgb", "bgr"]
+COLOURS: tuple[Colour, ...] = get_args(Colour)
+
+
+def rgb_frame(frame: Any, colour: Colour) -> ByteArray:
+    """A frame as contiguous RGB; the frame itself if it is that already.
+
+    Args:
+        frame: ``(H, W, 3)`` uint8.
+        colour: the order of its channels.
+
+    Raises:
+        UserError: if it is anything else.
+    """
+    if not isinstance(frame, np.ndarray):
+        raise UserError(f"a frame is a NumPy array, not {type(frame).__name__}")
+    if frame.ndim != 3 or frame.shape[2] != 3 or 0 in frame.shape:
+        raise UserError(f"a frame has the shape (H, W, 3), not {frame.shape}")
+    if frame.dtype != np.uint8:
+        raise UserError(f"a frame is uint8, 0 to 255, not {frame.dtype}")
+    # Writable, because torch takes no other arrays.
+    return np.require(frame if colour == "rgb" else frame[..., ::-1], requirements=["C", "W"])
+
+
+def rotated_box(box: Any, width: int, height: int) -> FloatArray:
+    """The box of an object in a frame as a rotated box.
+
+    Args:
+        box: ``x, y, w, h``: upper left corner and size, in pixels, as OpenCV's ``selectROI`` gives
+            them (the box covers the pixels x … x + w − 1); or a rotated box ``x, y, w, h, α``:
+            centre, size and angle, pixels and radians; or a mask ``(H, W)``, boolean or integer,
+            nonzero is object.
+        width: of the frame.
+        height: of the frame.
+
+    Returns:
+        ``(5,)`` float64.
+
+    Raises:
+        UserError: if it is none of these, not finite, under a pixel wide or high, or outside the
+            frame; if the mask is empty or not of the frame's size.
+    """
+    try:
+        values = np.asarray(box)
+        if values.ndim == 2:
+            return _box_of_mask(values, width, height)
+        numbers = values.astype(np.float64)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"a box is made of numbers, not {box!r}") from error
+    if numbers.shape not in ((4,), (5,)):
+        raise UserError(
+            "a box is x, y, w, h or a rotated box x, y, w, h, angle or a mask (H, W), not an array "
+            f"of shape {numbers.shape}"
+        )
+    text = ", ".join(f"{number:g}" for number in numbers)
+    if not np.isfinite(numbers).all():
+        raise UserError(f"the numbers of a box must be finite: {text}")
+    if numbers[2:4].min() < geometry.MINIMUM_SIDE:
+        raise UserError(f"a box is at least a pixel wide and high: {text}")
+    rbbox = numbers if len(numbers) == 5 else _upright(numbers)
+    left, top, right, bottom = geometry.bounds(rbbox)
+    if right < 0 or bottom < 0 or left > width - 1 or top > height - 1:
+        raise UserError(f"the box {text} lies outside the frame, which is {width}×{height}")
+    return rbbox
+
+
+def corner_and_size(limits: FloatArray) -> FloatArray:
+    """Bounds as ``x, y, w, h``, the way :func:`rotated_box` takes them.
+
+    Args:
+        limits: ``(..., 4)``: left, top, right, bottom in pixels (pixel centres are whole numbers).
+
+    Returns:
+        ``(..., 4)``: x, y of the upper left corner (of pixels, not of their centres), w, h.
+    """
+    return np.concatenate([limits[..., :2] + 0.5, limits[..., 2:] - limits[..., :2]], axis=-1)
+
+
+def _upright(numbers: FloatArray) -> FloatArray:
+    # A box that covers pixels i to j reaches from i − ½ to j + ½.
+    first = numbers[:2] - 0.5
+    return geometry.upright(np.concatenate([first, first + numbers[2:]]))
+
+
+def _box_of_mask(mask: np.ndarray, width: int, height: int) -> FloatArray:
+    if mask.dtype != np.bool_ and not np.issubdtype(mask.dtype, np.integer):
+        raise UserError(f"a mask is boolean or integer, not {mask.dtype}")
+    if mask.shape != (height, width):
+        raise UserError(
+            f"the mask is {mask.shape[1]}×{mask.shape[0]} but the frame is {width}×{height}; both "
+            "must have one size"
+        )
+    rbbox = geometry.from_mask(mask)
+    if rbbox is None:
+        raise UserError("the mask is empty: there is no object to start from")
+    return rbbox

@@ -1,0 +1,76 @@
+"""How a box is moved on by what the network sees through it: the rules that trackers are made of.
+
+A rule takes B boxes at once and holds no state. The agent's lies in ``agents.tracker``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import cv2
+import numpy as np
+import torch
+
+from bmvtrack import geometry, motion
+from bmvtrack.arrays import FloatArray
+from bmvtrack.data import patches
+from bmvtrack.perception import Percept
+
+Mover = Callable[[Percept, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+"""(percept of B frames, boxes t ``(B, 5)``, the motion that led to them ``(B, 5)`` in ``object``
+coordinates, width and height of the frames ``(B, 2)``) → boxes t+1 ``(B, 5)``, all float64."""
+
+_SMALLEST_PART = 0.1  # of the largest: smaller parts of a mask do not belong to the object
+_MOST_GROWTH = 1.25  # of a side, and its inverse, from one frame to the next
+
+
+def move_by_posterior(
+    percept: Percept, boxes: torch.Tensor, previous_motion: torch.Tensor, sizes: torch.Tensor
+) -> torch.Tensor:
+    """By the posterior's mean: the agent before it has learned anything. A :data:`Mover`."""
+    width, height = sizes.to(boxes).unbind(-1)
+    return motion.apply(boxes, percept.mean, width, height, "object")
+
+
+def move_by_mask(
+    percept: Percept, boxes: torch.Tensor, previous_motion: torch.Tensor, sizes: torch.Tensor
+) -> torch.Tensor:
+    """To the box of the predicted mask, as true boxes are taken from true masks. A :data:`Mover`.
+
+    Probability over ½, parts over a tenth of the largest, ``minAreaRect``, the label nearest to the
+    last box, sides within a factor of 1.25 of it. Where there is no mask the box stays.
+    """
+    moved = []
+    for i, before in enumerate(boxes.cpu().numpy()):
+        box = mask_box(percept.probabilities[i], percept.windows[i])
+        if box is None:
+            moved.append(before)
+            continue
+        box = geometry.nearest_label(box, before)
+        sides = before[2:4]
+        box[2:4] = np.clip(box[2:4], sides / _MOST_GROWTH, sides * _MOST_GROWTH)
+        moved.append(box)
+    return torch.as_tensor(np.stack(moved)).to(boxes)
+
+
+def mask_box(probabilities: torch.Tensor, window: torch.Tensor) -> FloatArray | None:
+    """The rotated box of a mask on a patch, in the frame.
+
+    Args:
+        probabilities: ``(S, S)``.
+        window: ``(4,)``, where the patch lies.
+
+    Returns:
+        ``(5,)`` as OpenCV labels it, or None where no probability is over ½.
+    """
+    mask = (probabilities > 0.5).to(torch.uint8).cpu().numpy()
+    contours, _ = cv2.findContours(mask, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
+    if not contours:
+        return None
+    areas = np.array([cv2.contourArea(contour) for contour in contours])
+    kept = [
+        c for c, area in zip(contours, areas, strict=True) if area >= _SMALLEST_PART * areas.max()
+    ]
+    points = np.concatenate(kept)[:, 0].astype(np.float64)
+    in_frame = patches.to_frame(points, window.cpu().numpy(), probabilities.shape[-1])
+    return geometry.from_points(in_frame)

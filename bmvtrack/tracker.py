@@ -1,0 +1,272 @@
+"""The tracker for people with a video: ``init`` with a box, ``update`` with each next frame.
+
+    tracker = Tracker.load()
+    tracker.init(frame, (x, y, w, h))
+    result = tracker.update(frame)
+
+What evaluations run is the same tracker behind the interface of
+:class:`bmvtrack.tracking.trackers.BoxTracker`.
+"""
+
+from __future__ import annotations
+
+import pkgutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from bmvtrack import geometry, motion
+from bmvtrack.arrays import BoolArray, FloatArray
+from bmvtrack.data import patches
+from bmvtrack.errors import UserError
+from bmvtrack.inputs import COLOURS, Colour, corner_and_size, rgb_frame, rotated_box
+from bmvtrack.motion import AT_REST
+from bmvtrack.movers import Mover, move_by_posterior
+from bmvtrack.perception import INSIDE, Percept, Perception, mask_in_frame, weights_folder
+
+VIDEO_WEIGHTS = "davis16-duts"
+"""Bundled weights that were trained on real images and video."""
+_AGENT_MOVER = "agents.tracker:load_agent_mover"  # by name: imports point from agents to here
+_LEAST_FILLED = 0.25  # of the box, for a mask to be trusted with its bounds
+
+
+@dataclass(frozen=True, eq=False)
+class Result:
+    """Where an object is in a frame, and what the network said of it.
+
+    Attributes:
+        rbbox: ``(5,)`` float64 rotated box x, y, w, h, α in pixels and radians.
+        score: in [0, 1]; see :func:`confidence`.
+        mean: ``(5,)`` float64, the posterior mean of the motion (Δs_x, Δs_y, sin θ, Δx, Δy) from
+            ``previous``, in ``object`` coordinates: origin at the centre of ``previous``,
+            translation in units of its √(w·h).
+        covariance: ``(5, 5)`` float64 of the same.
+        previous: ``(5,)`` float64 rotated box in the frame before, through which this one was seen.
+        probabilities: ``(S, S)`` float32, of object, on the patch.
+        window: ``(4,)`` float64: left, top, right, bottom of the patch in the frame, pixels.
+        size: width and height of the frame.
+    """
+
+    rbbox: FloatArray
+    score: float
+    mean: FloatArray
+    covariance: FloatArray
+    previous: FloatArray
+    probabilities: FloatArray
+    window: FloatArray
+    size: tuple[int, int]
+
+    @cached_property
+    def mask(self) -> BoolArray:
+        """``(H, W)``: where the probability of object is over ½, in the frame."""
+        tensors = torch.from_numpy(self.probabilities), torch.from_numpy(self.window)
+        return mask_in_frame(*tensors, *self.size)
+
+    @cached_property
+    def limits(self) -> FloatArray:
+        """``(4,)`` axis-aligned bounds: left, top, right, bottom; see :func:`bounds_of_mask`."""
+        return bounds_of_mask(self.probabilities, self.window, self.rbbox)
+
+    @property
+    def box(self) -> FloatArray:
+        """``(4,)`` axis-aligned ``x, y, w, h`` in pixels, as :meth:`Tracker.init` takes them."""
+        return corner_and_size(self.limits)
+
+    @property
+    def centre(self) -> FloatArray:
+        """``(2,)`` posterior mean of the object's centre, pixels of the frame."""
+        result: FloatArray = self.previous[:2] + self._unit * self.mean[3:]
+        return result
+
+    @property
+    def centre_covariance(self) -> FloatArray:
+        """``(2, 2)`` posterior covariance of the object's centre, square pixels."""
+        result: FloatArray = self._unit**2 * self.covariance[3:, 3:]
+        return result
+
+    @property
+    def _unit(self) -> float:
+        return float(np.sqrt(self.previous[2] * self.previous[3]))
+
+
+class Tracker:
+    """Follows one object in a video, or several with one pass of the encoder a frame.
+
+    Args:
+        perception: the encoder.
+        mover: how boxes are moved by what it sees.
+        colour: order of the channels of the frames, ``rgb`` or ``bgr`` (OpenCV's).
+
+    Raises:
+        UserError: if ``colour`` is neither.
+    """
+
+    def __init__(
+        self, perception: Perception, mover: Mover = move_by_posterior, colour: Colour = "rgb"
+    ) -> None:
+        if colour not in COLOURS:
+            raise UserError(f"colour must be one of {COLOURS}, not {colour!r}")
+        self._perception, self._mover, self._colour = perception, mover, colour
+        self._size = (0, 0)
+        self._boxes: dict[int, FloatArray] = {}
+        self._motions: dict[int, FloatArray] = {}
+
+    @classmethod
+    def load(
+        cls, weights: str | Path | None = None, device: str = "cpu", colour: Colour = "rgb"
+    ) -> Tracker:
+        """A tracker from weights: moved by their agent if they have one, else by the posterior.
+
+        Args:
+            weights: a folder, or bundled weights by name; None: :data:`VIDEO_WEIGHTS`.
+            device: ``cpu`` or ``cuda``, for the encoder.
+            colour: see the class.
+
+        Raises:
+            UserError: if there are no such weights, they cannot track or do not fit each other, or
+                the device is not there.
+        """
+        folder = weights_folder(VIDEO_WEIGHTS if weights is None else weights)
+        perception = Perception.load(folder, device)
+        if not (folder / "agent.json").is_file():
+            return cls(perception, colour=colour)
+        load_mover: Callable[[Path, Perception], Mover] = pkgutil.resolve_name(_AGENT_MOVER)
+        return cls(perception, load_mover(folder, perception), colour)
+
+    def init(self, frame: Any, box: Any, object_id: int = 1) -> None:
+        """Start to follow an object, or start anew with one.
+
+        Args:
+            frame: ``(H, W, 3)`` uint8.
+            box: of the object in it: ``x, y, w, h``, a rotated box, or a mask; see
+                :func:`bmvtrack.inputs.rotated_box`.
+            object_id: tells apart the objects of one video.
+
+        Raises:
+            UserError: if the frame is none, or of another size than that of the other objects; if
+                the box is none, or outside the frame.
+        """
+        height, width = rgb_frame(frame, self._colour).shape[:2]
+        if self._boxes.keys() - {object_id} and self._size != (width, height):
+            raise UserError(
+                f"the frame is {width}×{height} but the other objects are followed in frames of "
+                f"{self._size[0]}×{self._size[1]}; for another video, make another tracker"
+            )
+        self._boxes[object_id] = rotated_box(box, width, height)
+        self._motions[object_id] = np.array(AT_REST)
+        self._size = width, height
+
+    def update(self, frame: Any) -> Result:
+        """The one object that is followed, in the next frame.
+
+        Args:
+            frame: ``(H, W, 3)`` uint8, of the size of the first.
+
+        Raises:
+            UserError: if nothing is followed, or several objects are (see :meth:`update_all`), or
+                the frame is none or of another size.
+        """
+        if len(self._boxes) > 1:
+            raise UserError(f"{len(self._boxes)} objects are followed: call update_all")
+        (result,) = self.update_all(frame).values()
+        return result
+
+    @torch.inference_mode()
+    def update_all(self, frame: Any) -> dict[int, Result]:
+        """All objects in the next frame, by their ids, in one pass of the encoder.
+
+        Args:
+            frame: ``(H, W, 3)`` uint8, of the size of the first.
+
+        Raises:
+            UserError: if nothing is followed, or the frame is none or of another size.
+        """
+        if not self._boxes:
+            raise UserError("there is nothing to follow yet: call init with a frame and a box")
+        rgb = rgb_frame(frame, self._colour)
+        if rgb.shape[1::-1] != self._size:
+            raise UserError(
+                f"the frame is {rgb.shape[1]}×{rgb.shape[0]} but the first one was "
+                f"{self._size[0]}×{self._size[1]}; all frames must have one size"
+            )
+        before = np.stack(list(self._boxes.values()))  # (B, 5)
+        percept = self._perception.look(rgb, before)
+        after = self._moved(percept, before)
+        motions = motion.solve(before, after, *self._size, "object")
+        ids = list(self._boxes)
+        self._boxes = dict(zip(ids, after, strict=True))
+        self._motions = dict(zip(ids, motions, strict=True))
+        return dict(zip(ids, _results(percept, before, after, self._size), strict=True))
+
+    def _moved(self, percept: Percept, before: FloatArray) -> FloatArray:
+        boxes = torch.as_tensor(before).to(percept.mean)
+        previous_motion = torch.as_tensor(np.stack(list(self._motions.values()))).to(percept.mean)
+        sizes = torch.tensor([self._size], device=boxes.device).expand(len(boxes), -1)
+        moved = self._mover(percept, boxes, previous_motion, sizes)
+        return geometry.clamp(moved.cpu().numpy(), *self._size)
+
+
+def confidence(percept: Percept) -> torch.Tensor:
+    """How sure the network is of B objects: of their masks, and of where they are.
+
+    Mean probability inside the mask · exp(−√(Σ_Δx + Σ_Δy)), the latter the posterior's standard
+    deviation of the centre in units of √(w·h). 0 where there is no mask. It says little where the
+    network is sure of the wrong thing.
+
+    Returns:
+        ``(B,)`` in [0, 1].
+    """
+    variances = percept.covariance.diagonal(dim1=-2, dim2=-1)
+    spread = variances[:, 3:].sum(dim=-1).sqrt()
+    return percept.geometry[:, INSIDE] * (-spread).exp()
+
+
+def bounds_of_mask(probabilities: FloatArray, window: FloatArray, rbbox: FloatArray) -> FloatArray:
+    """Axis-aligned bounds of what a predicted mask has in common with the predicted box.
+
+    The bounds of a slanted box are larger than those of the object in it; the mask knows better,
+    as long as it and the box agree. Where the mask fills less than a quarter of the box, the bounds
+    are the box's own.
+
+    Args:
+        probabilities: ``(S, S)`` float32 of object, on the patch.
+        window: ``(4,)`` where the patch lies in the frame.
+        rbbox: ``(5,)`` predicted box.
+
+    Returns:
+        ``(4,)``: left, top, right, bottom in pixels of the frame.
+    """
+    size = len(probabilities)
+    tensors = torch.from_numpy(np.stack([rbbox])), torch.from_numpy(window[None])
+    inside = patches.fill_box(*tensors, size)[0, 0].numpy() > 0
+    common = (probabilities > 0.5) & inside
+    if common.sum() < _LEAST_FILLED * int(inside.sum()) or not common.any():
+        return geometry.bounds(rbbox)
+    edges = geometry.mask_bounds(common).reshape(2, 2)
+    return np.asarray(patches.to_frame(edges, window, size)).reshape(4)
+
+
+def _results(
+    percept: Percept, before: FloatArray, after: FloatArray, size: tuple[int, int]
+) -> list[Result]:
+    scores = confidence(percept).tolist()
+    tensors = percept.mean, percept.covariance, percept.probabilities, percept.windows
+    means, covariances, probabilities, windows = (tensor.cpu().numpy() for tensor in tensors)
+    return [
+        Result(
+            rbbox=after[i],
+            score=scores[i],
+            mean=means[i],
+            covariance=covariances[i],
+            previous=before[i],
+            probabilities=probabilities[i],
+            window=windows[i],
+            size=size,
+        )
+        for i in range(len(after))
+    ]

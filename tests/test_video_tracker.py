@@ -1,0 +1,256 @@
+"""The public tracker: boxes in any form, several objects at once, mistakes said plainly."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from agents.storage import make_actor, save_actor
+from bmvtrack import geometry
+from bmvtrack.data.sequence import VideoSequence
+from bmvtrack.data.synthetic import synthetic_sequence
+from bmvtrack.errors import UserError
+from bmvtrack.inputs import corner_and_size, rotated_box
+from bmvtrack.motion import apply
+from bmvtrack.perception import Perception, mask_in_frame
+from bmvtrack.tracker import Result, Tracker, confidence
+from bmvtrack.tracking.learned import PosteriorTracker
+
+
+@pytest.fixture(scope="module")
+def sequence() -> VideoSequence:
+    return synthetic_sequence(8).in_memory()
+
+
+@pytest.fixture
+def tracker(perception: Perception) -> Tracker:
+    return Tracker(perception)
+
+
+def follow(tracker: Tracker, sequence: VideoSequence, count: int = 4) -> list[Result]:
+    tracker.init(sequence.frame(0), sequence.boxes[0])
+    return [tracker.update(sequence.frame(t)) for t in range(1, count + 1)]
+
+
+def test_it_is_the_tracker_that_evaluations_judge(
+    tracker: Tracker, perception: Perception, sequence: VideoSequence
+) -> None:
+    judged = PosteriorTracker(perception)
+    judged.init(sequence.frame(0), sequence.boxes[0])
+    for t, result in enumerate(follow(tracker, sequence), start=1):
+        assert (judged.update(sequence.frame(t)) == result.rbbox).all()
+        assert (judged.axis_aligned(result.rbbox) == result.limits).all()
+        assert (judged.mask == result.mask).all()
+
+
+def test_a_result_says_where_and_how_sure(
+    tracker: Tracker, perception: Perception, sequence: VideoSequence
+) -> None:
+    before, (result, *_) = sequence.boxes[0], follow(tracker, sequence)
+    width, height = sequence.size
+    percept = perception.look(sequence.frame(1), before)
+    assert (result.previous == before).all()
+    np.testing.assert_allclose(result.mean, percept.mean[0], rtol=1e-6)
+    np.testing.assert_allclose(result.covariance, percept.covariance[0], rtol=1e-5)
+    moved = apply(before, result.mean, width, height, "object")
+    np.testing.assert_allclose(result.rbbox, geometry.clamp(moved, width, height))
+    # The posterior's centre is that of the box it moves, with its covariance in pixels.
+    np.testing.assert_allclose(result.centre, result.rbbox[:2])
+    unit = before[2] * before[3]
+    np.testing.assert_allclose(result.centre_covariance, unit * result.covariance[3:, 3:])
+    expected = mask_in_frame(percept.probabilities[0], percept.windows[0], width, height)
+    assert (result.mask == expected).all()
+    assert result.mask.shape == (height, width)
+    np.testing.assert_allclose(corner_and_size(result.limits), result.box)
+
+
+def test_the_score_falls_with_the_mask_and_with_the_spread(
+    perception: Perception, sequence: VideoSequence
+) -> None:
+    percept = perception.look(sequence.frame(1), sequence.boxes[:1])
+    inside = percept.probabilities[percept.probabilities > 0.5]
+    variances = percept.covariance[0].diagonal()[3:]
+    expected = inside.mean() * torch.exp(-variances.sum().sqrt())
+    assert confidence(percept)[0].item() == pytest.approx(expected.item(), rel=1e-5)
+    without_mask = percept.geometry.clone()
+    without_mask[:, 6] = 0
+    object.__setattr__(percept, "geometry", without_mask)
+    assert confidence(percept)[0] == 0
+
+
+def test_several_objects_take_one_pass_and_do_not_disturb_each_other(
+    perception: Perception, sequence: VideoSequence, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    passes: list[int] = []
+    network = perception.network.forward
+
+    def counted(inputs: torch.Tensor) -> object:
+        passes.append(len(inputs))
+        return network(inputs)
+
+    boxes = {7: sequence.boxes[0], 3: sequence.boxes[0] + np.array([25, -12, 8, 5, 0.3])}
+    alone = {}
+    for object_id, box in boxes.items():
+        single = Tracker(perception)
+        single.init(sequence.frame(0), box)
+        alone[object_id] = [single.update(sequence.frame(t)) for t in (1, 2, 3)]
+    monkeypatch.setattr(perception.network, "forward", counted)
+    together = Tracker(perception)
+    for object_id, box in boxes.items():
+        together.init(sequence.frame(0), box, object_id)
+    for i, t in enumerate((1, 2, 3)):
+        results = together.update_all(sequence.frame(t))
+        assert list(results) == [7, 3]
+        for object_id, result in results.items():
+            expected = alone[object_id][i]
+            np.testing.assert_allclose(result.rbbox, expected.rbbox, rtol=1e-4, atol=1e-2)
+            assert result.score == pytest.approx(expected.score, abs=1e-3)
+    assert passes == [2, 2, 2]
+    with pytest.raises(UserError, match="2 objects are followed: call update_all"):
+        together.update(sequence.frame(1))
+
+
+def test_bgr_frames_are_rgb_frames_backwards(
+    perception: Perception, sequence: VideoSequence
+) -> None:
+    expected = follow(Tracker(perception), sequence)
+    tracker = Tracker(perception, colour="bgr")
+    tracker.init(sequence.frame(0)[..., ::-1], sequence.boxes[0])
+    for t, result in enumerate(expected, start=1):
+        assert (tracker.update(sequence.frame(t)[..., ::-1]).rbbox == result.rbbox).all()
+    with pytest.raises(UserError, match="'rgb', 'bgr'"):
+        Tracker(perception, colour="grey")
+
+
+def test_the_frame_is_left_alone(tracker: Tracker, sequence: VideoSequence) -> None:
+    frame = sequence.frame(1).copy()
+    frame.flags.writeable = False
+    tracker.init(frame, sequence.boxes[0])
+    tracker.update(frame)
+    assert (frame == sequence.frame(1)).all()
+
+
+def test_init_starts_anew(tracker: Tracker, sequence: VideoSequence) -> None:
+    first = follow(tracker, sequence)
+    second = follow(tracker, sequence)
+    assert all((a.rbbox == b.rbbox).all() for a, b in zip(first, second, strict=True))
+    smaller = np.ascontiguousarray(sequence.frame(0)[:-10])
+    tracker.init(smaller, sequence.boxes[0])
+    assert tracker.update(smaller).mask.shape == smaller.shape[:2]
+
+
+@given(
+    x=st.integers(-40, 300),
+    y=st.integers(-40, 200),
+    w=st.integers(1, 200),
+    h=st.integers(1, 200),
+)
+@settings(max_examples=50)
+def test_corner_and_size_come_back(x: int, y: int, w: int, h: int) -> None:
+    if x + w < 1 or y + h < 1:
+        with pytest.raises(UserError, match="outside the frame, which is 320×240"):
+            rotated_box((x, y, w, h), 320, 240)
+        return
+    rbbox = rotated_box((x, y, w, h), 320, 240)
+    assert corner_and_size(geometry.bounds(rbbox)) == pytest.approx([x, y, w, h])
+
+
+def test_a_box_that_covers_a_mask_s_pixels_is_its_bounds() -> None:
+    mask = np.zeros((240, 320), dtype=bool)
+    mask[40:70, 100:180] = True
+    box = rotated_box((100, 40, 80, 30), 320, 240)
+    assert (geometry.bounds(box) == geometry.mask_bounds(mask)).all()
+
+
+def test_a_mask_starts_with_its_rotated_box(tracker: Tracker, sequence: VideoSequence) -> None:
+    mask = sequence.mask(0)
+    for given_mask in (mask, mask.astype(np.uint8) * 255, mask.astype(np.int64)):
+        assert (rotated_box(given_mask, *sequence.size) == geometry.from_mask(mask)).all()
+    tracker.init(sequence.frame(0), mask)
+    assert (tracker.update(sequence.frame(1)).previous == geometry.from_mask(mask)).all()
+
+
+@pytest.mark.parametrize(
+    ("box", "message"),
+    [
+        ((10, 10, 20), "x, y, w, h or a rotated box"),
+        ((10, 10, 20, float("nan")), "must be finite: 10, 10, 20, nan"),
+        ((10, 10, float("inf"), 20), "must be finite"),
+        ((10, 10, 0, 20), "at least a pixel wide and high: 10, 10, 0, 20"),
+        ((10, 10, -5, 20, 0.1), "at least a pixel"),
+        ((500, 10, 20, 20), "outside the frame"),
+        ((-30, 10, 20, 20), "outside the frame"),
+        ((100, 290, 20, 20, 0.7), "outside the frame"),
+        ("here", "made of numbers"),
+        (None, "made of numbers|array of shape"),
+        (np.zeros((240, 320), dtype=bool), "the mask is empty"),
+        (np.ones((24, 32), dtype=bool), "the mask is 32×24 but the frame is 320×240"),
+        (np.ones((240, 320)), "boolean or integer, not float64"),
+        (np.ones((2, 2, 2)), "array of shape"),
+    ],
+)
+def test_wrong_boxes_are_refused(tracker: Tracker, box: object, message: str) -> None:
+    frame = np.zeros((240, 320, 3), dtype=np.uint8)
+    with pytest.raises(UserError, match=message):
+        tracker.init(frame, box)
+    with pytest.raises(UserError, match="nothing to follow yet"):
+        tracker.update(frame)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda frame: frame[..., 0], r"\(H, W, 3\), not \(240, 320\)"),
+        (lambda frame: np.dstack([frame, frame[..., :1]]), r"not \(240, 320, 4\)"),
+        (lambda frame: frame[:0], r"not \(0, 320, 3\)"),
+        (lambda frame: frame / 255, "uint8, 0 to 255, not float64"),
+        (lambda frame: frame.tolist(), "a NumPy array, not list"),
+        (lambda frame: None, "a NumPy array, not NoneType"),
+    ],
+)
+def test_wrong_frames_are_refused(
+    tracker: Tracker, spoil: Callable[[np.ndarray], object], message: str
+) -> None:
+    frame = np.zeros((240, 320, 3), dtype=np.uint8)
+    with pytest.raises(UserError, match=message):
+        tracker.init(spoil(frame), (10, 10, 20, 20))
+    tracker.init(frame, (10, 10, 20, 20))
+    with pytest.raises(UserError, match=message):
+        tracker.update(spoil(frame))
+
+
+def test_all_frames_have_one_size(tracker: Tracker) -> None:
+    frame, smaller = (np.zeros((height, 320, 3), dtype=np.uint8) for height in (240, 200))
+    tracker.init(frame, (10, 10, 20, 20))
+    with pytest.raises(UserError, match="320×200 but the first one was 320×240"):
+        tracker.update(smaller)
+    with pytest.raises(UserError, match="other objects are followed in frames of 320×240"):
+        tracker.init(smaller, (10, 10, 20, 20), object_id=2)
+
+
+def test_load_takes_the_agent_where_there_is_one(
+    perception: Perception, sequence: VideoSequence, tmp_path: Path
+) -> None:
+    perception.network.save_weights(tmp_path, half=False)
+    posterior = follow(Tracker.load(tmp_path), sequence)
+    torch.manual_seed(1)
+    actor = make_actor("latent-prior", "object", perception.feature_count, [16])
+    with torch.no_grad():
+        actor.mu.bias.fill_(0.5)
+    save_actor(actor, "latent-prior", "object", tmp_path)
+    agent = follow(Tracker.load(tmp_path), sequence)
+    assert not np.allclose(agent[0].rbbox, posterior[0].rbbox)
+    (tmp_path / "agent.safetensors").unlink()
+    with pytest.raises(UserError, match=r"agent\.safetensors is missing"):
+        Tracker.load(tmp_path)
+
+
+def test_bundled_weights_for_video_load_by_default(sequence: VideoSequence) -> None:
+    result = follow(Tracker.load(), sequence, 1)[0]
+    assert 0 < result.score < 1
+    with pytest.raises(UserError, match="no weights 'nowhere'"):
+        Tracker.load("nowhere")
