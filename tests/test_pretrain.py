@@ -9,10 +9,10 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
-import cv2
 import numpy as np
 import pytest
 import torch
+from rectangles import write_rectangles
 from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.distributions import MultivariateNormal
@@ -32,34 +32,12 @@ SCRIPT = Path(__file__).parents[1] / "scripts" / "pretrain_vae.py"
 LOOP = sys.modules[PretrainRun.__module__]  # the package gives the function of that name
 MODES = pytest.mark.parametrize("mode", ["paper", "tracking"])
 TRACKING_METRICS = {"motion_nll", "motion_error"}
-METRICS = {"loss", "mask_iou", "kl", "mahalanobis"}
+METRICS = {"loss", "mask_iou", "kl", "mahalanobis", "active_units"}
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    """Two data sets for ``--data``: videos and stills of bright, turned rectangles."""
-    root = tmp_path_factory.mktemp("data")
-    generator = np.random.default_rng(0)
-    for number in range(4):
-        x, y, angle = generator.uniform((30, 30, 0), (50, 40, 180))
-        for t in range(4 if number < 3 else 6):
-            write_frame(root / "videos", f"v{number}/{t:05}", (x + 3 * t, y + t, angle + 4 * t))
-    for number in range(5):
-        x, y, angle = generator.uniform((30, 30, 0), (50, 40, 180))
-        write_frame(root / "stills", f"{number}", (x, y, angle), ("images", "masks"))
-    return f"davis16:{root / 'videos'}", f"stills:{root / 'stills'}"
-
-
-def write_frame(root, name, state, folders=("JPEGImages/480p", "Annotations/480p")):
-    x, y, angle = state
-    points = cv2.boxPoints(((x, y), (34, 16), angle)).round().astype(np.int32)
-    mask = np.zeros((72, 90), np.uint8)
-    cv2.fillPoly(mask, [points], 255)
-    image = np.where(mask[..., None] > 0, np.uint8(220), np.uint8([40, 70, 30]))
-    for folder, picture, suffix in zip(folders, (image, mask), ("jpg", "png"), strict=True):
-        path = root / folder / f"{name}.{suffix}"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        cv2.imwrite(str(path), picture)
+    return write_rectangles(tmp_path_factory.mktemp("data"))
 
 
 @pytest.fixture
@@ -316,6 +294,8 @@ def test_a_moved_run_can_be_resumed(options, tmp_path):
         ({"max_minutes": float("nan")}, "--max-minutes must be positive"),
         ({"prior": "mine"}, "no prior named 'mine'"),
         ({"device": "tpu"}, "unknown --device 'tpu'"),
+        ({"devices": 0}, "--devices must be at least 1"),
+        ({"nodes": 0}, "--nodes must be at least 1"),
     ],
 )
 def test_mistakes_are_named_before_anything_is_written(options, changes, message):

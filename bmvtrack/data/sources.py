@@ -16,6 +16,7 @@ from bmvtrack.data.patch_store import PatchStore
 from bmvtrack.data.sequence import VideoSequence
 from bmvtrack.data.stills import load_stills
 from bmvtrack.data.synthetic import synthetic_sequences
+from bmvtrack.distributed import rank
 from bmvtrack.errors import UserError
 
 STILLS = ("stills", "duts")
@@ -91,8 +92,9 @@ def class_count(data: Iterable[str]) -> int:
 
 
 def load_bank(name: str, sequences: Sequence[VideoSequence], longest_side: int) -> FrameBank:
-    """Read sequences into a bank, with a progress bar."""
+    """Read sequences into a bank, with a progress bar (on the first rank)."""
     steps = build_bank(sequences, longest_side)
-    *_, bank = track(steps, f"reading {name}", total=len(sequences) + 1)
+    total = len(sequences) + 1
+    *_, bank = track(steps, f"reading {name}", total=total, disable=rank() > 0)
     assert isinstance(bank, FrameBank)
     return bank

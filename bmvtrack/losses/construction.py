@@ -1,9 +1,15 @@
-"""The construction loss of the mask: balanced cross-entropy + soft Jaccard (paper Eq. 3)."""
+"""The construction loss of the mask: balanced cross-entropy + soft Jaccard (paper Eq. 3).
+
+Both look at the batch as a whole. In a distributed run that is the batch of all ranks, equally many
+pixels on each: classes are counted, and soft Jaccard is summed, over all of them.
+"""
 
 from __future__ import annotations
 
 import torch
 from torch.nn import functional
+
+from bmvtrack.distributed import all_sum, rank_count
 
 
 def balanced_weights(labels: torch.Tensor, classes: int) -> torch.Tensor:
@@ -16,11 +22,12 @@ def balanced_weights(labels: torch.Tensor, classes: int) -> torch.Tensor:
     Returns:
         ``(C,)`` float32 on the labels' device, without a host synchronisation.
     """
-    counts = torch.zeros(classes, device=labels.device).scatter_add_(
-        0, labels.flatten(), torch.ones((), device=labels.device).expand(labels.numel())
-    )
+    one = torch.ones((), dtype=torch.int64, device=labels.device)  # float32 cannot count past 2²⁴
+    counts = torch.zeros(classes, dtype=torch.int64, device=labels.device)
+    counts = all_sum(counts.scatter_add_(0, labels.flatten(), one.expand(labels.numel())))
     present = counts > 0
-    return torch.where(present, labels.numel() / (present.sum() * counts.clamp_min(1)), 0.0)
+    total = rank_count() * labels.numel()
+    return torch.where(present, total / (present.sum() * counts.clamp_min(1)), 0.0)
 
 
 def balanced_cross_entropy(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
@@ -31,10 +38,12 @@ def balanced_cross_entropy(logits: torch.Tensor, labels: torch.Tensor) -> torch.
         labels: ``(B, H, W)`` int64.
 
     Returns:
-        A scalar: the weighted mean over pixels.
+        A scalar: the weighted mean over this rank's pixels. The weights of all ranks' pixels sum to
+        their number, so the mean over ranks is the weighted mean over the whole batch.
     """
     weights = balanced_weights(labels, logits.shape[1])
-    return functional.cross_entropy(logits.float(), labels, weight=weights)
+    total = functional.cross_entropy(logits.float(), labels, weight=weights, reduction="sum")
+    return total / labels.numel()
 
 
 def soft_jaccard_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
@@ -47,15 +56,17 @@ def soft_jaccard_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tenso
         labels: ``(B, H, W)`` int64.
 
     Returns:
-        A scalar in [0, 1].
+        A scalar in [0, 1], the same on every rank.
     """
     probabilities = logits.float().softmax(dim=1)
     truth = functional.one_hot(labels, logits.shape[1]).movedim(-1, 1)
-    intersection = (probabilities * truth).sum(dim=(0, 2, 3))
-    union = (probabilities + truth).sum(dim=(0, 2, 3)) - intersection
-    present = truth.sum(dim=(0, 2, 3)) > 0
+    sums = [(probabilities * truth).sum(dim=(0, 2, 3)), probabilities.sum(dim=(0, 2, 3))]
+    intersection, predicted, true = all_sum(torch.stack([*sums, truth.sum(dim=(0, 2, 3))]))
+    union = predicted + true - intersection
+    present = true > 0
     jaccard = intersection / union.clamp_min(torch.finfo(torch.float32).tiny)
-    return 1 - (jaccard * present).sum() / present.sum()
+    loss: torch.Tensor = 1 - (jaccard * present).sum() / present.sum()
+    return loss
 
 
 def construction_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from bmvtrack import gaussian
+from bmvtrack.distributed import all_sum, rank_count
 from bmvtrack.prior import MotionPrior
 
 CovarianceKind = Literal["batch", "frame"]
@@ -44,8 +45,9 @@ class Bottleneck(nn.Module):
         features: number of input features.
         prior: N(μ, Σ) that the KL term pulls to and that the noise ε is drawn from.
         samples: S, numbers per variable (the published weights: 50; the paper's text: 10).
-        covariance: ``batch`` (the paper): Σ' is reduced over the batch, then the sample covariance
-            over S is one for the batch. ``frame``: the sample covariance of each frame's own 5×S.
+        covariance: ``batch`` (the paper): Σ' is reduced over the batch (that of all processes, in a
+            distributed run), then the sample covariance over S is one for the batch. ``frame``: the
+            sample covariance of each frame's own 5×S.
         reduction: over the batch, for ``batch``: ``norm`` (the paper's text) or ``mean`` (its
             code). A frame repeated B times has B times the covariance of one frame under ``norm``.
         reparameterization: ``affine`` (paper Eq. 6: the posterior's marginals with the prior's
@@ -151,11 +153,12 @@ class Bottleneck(nn.Module):
         )
 
     def _reduce(self, spread: torch.Tensor) -> torch.Tensor:
-        """``(B, 5, S)`` → ``(5, S)`` over the batch."""
+        """``(B, 5, S)`` → ``(5, S)`` over the batch: that of all ranks, equally large on each."""
         if self.reduction == "norm":
-            norm: torch.Tensor = torch.linalg.vector_norm(spread, dim=0)
-            return norm
-        return spread.mean(dim=0)
+            squares = all_sum(spread.square().sum(dim=0))
+            # The root of zero has no gradient; clamped, it is that of the norm: zero.
+            return squares.clamp_min(torch.finfo(squares.dtype).tiny).sqrt()
+        return all_sum(spread.sum(dim=0)) / (rank_count() * len(spread))
 
 
 def sample_covariance(rows: torch.Tensor) -> torch.Tensor:

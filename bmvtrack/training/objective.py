@@ -12,6 +12,8 @@ from bmvtrack.data.samples import Batch
 from bmvtrack.losses import balanced_cross_entropy, soft_jaccard_loss
 from bmvtrack.models import Bottleneck, Output
 
+_ACTIVE = 0.01
+
 
 def objective(
     output: Output,
@@ -73,6 +75,21 @@ def validation_metrics(
         metrics["motion_nll"] = motion_nll(output, batch, bottleneck)
         metrics["motion_error"] = (moved - true)[:, :2].norm(dim=-1).float()
     return metrics
+
+
+def active_units(means: torch.Tensor, bottleneck: Bottleneck) -> torch.Tensor:
+    """How many of the five latent variables tell frames apart: a scalar tensor, 0 to 5.
+
+    Variable i is active if the variance over the data of its posterior mean exceeds 0.01 of its prior
+    variance (Burda et al. 2016, §5.2, whose prior variance is 1). None is where the posterior has
+    collapsed.
+
+    Args:
+        means: ``(N, 5)`` of the posteriors of N ≥ 2 frames.
+        bottleneck: that they come from.
+    """
+    variance = means.var(dim=0) / bottleneck.latent_covariance.diagonal()
+    return (variance > _ACTIVE).sum()
 
 
 def averaged(parts: Iterable[dict[str, torch.Tensor]]) -> dict[str, float]:

@@ -55,7 +55,7 @@ class PretrainOptions:
     steps: int = 2500
     """optimiser steps in all"""
     batch_size: int = 32
-    """patches a step"""
+    """patches a step, on all devices together"""
     learning_rate: float | None = None
     """highest; default by mode: 1e-4 cyclic from 5e-5, RAdam (paper); 2e-3 one-cycle, AdamW
     (tracking)"""
@@ -72,6 +72,11 @@ class PretrainOptions:
     """steps between validations; a checkpoint is written at each"""
     device: str = "auto"
     """`auto`, `cpu`, or `cuda`"""
+    devices: int | None = None
+    """GPUs (or processes, on a CPU) of each machine; default: one, or what torchrun started"""
+    nodes: int | None = None
+    """machines, that all see `out`; default: one, or what torchrun started. Without torchrun, start
+    the script on each, with MASTER_ADDR, MASTER_PORT and NODE_RANK in its environment"""
     precision: Literal["auto", "32-true", "bf16-mixed"] = "auto"
     """`auto`: bf16 on a GPU, float32 on a CPU"""
     seed: int = 0
@@ -105,6 +110,9 @@ class PretrainOptions:
         for name in ("steps", "batch_size", "synthetic_count", "validate_every", "width"):
             if getattr(self, name) < 1:
                 raise UserError(f"--{name.replace('_', '-')} must be at least 1")
+        for name, count in (("devices", self.devices), ("nodes", self.nodes)):
+            if count is not None and count < 1:
+                raise UserError(f"--{name} must be at least 1")
         assert self.input_size is not None
         if self.input_size < 64 or self.input_size % 64:
             raise UserError(f"--input-size must be a multiple of 64, not {self.input_size}")
@@ -123,7 +131,10 @@ class PretrainOptions:
 
     def fixed(self) -> dict[str, Any]:
         """What may not change when a run is resumed, as JSON."""
-        free = {"out", "max_minutes", "resume", "device", "resident_gigabytes"}
+        free = {
+            *("out", "max_minutes", "resume", "resident_gigabytes"),
+            *("device", "devices", "nodes"),
+        }
         values = {name: value for name, value in self.__dict__.items() if name not in free}
         return {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}
 

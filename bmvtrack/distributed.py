@@ -1,0 +1,63 @@
+"""Sums over the processes (ranks) of a distributed run, which gradients pass through.
+
+Where nothing is distributed, each of these is of the one process and changes nothing. Every rank must
+come here equally often, with tensors of the same shape.
+
+What is summed so is a quantity of the whole batch, and every rank holds the same. ``all_sum`` gives
+back to each rank the gradients of all ranks' losses; ``DistributedDataParallel`` then averages over
+ranks. Together that is the gradient of the mean of the ranks' losses, without any other factor.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import distributed
+
+
+def rank_count() -> int:
+    """Processes that train together; 1 where nothing is distributed."""
+    if distributed.is_available() and distributed.is_initialized():
+        return distributed.get_world_size()
+    return 1
+
+
+def rank() -> int:
+    """This process among them; 0 where nothing is distributed."""
+    return distributed.get_rank() if rank_count() > 1 else 0
+
+
+def all_sum(values: torch.Tensor) -> torch.Tensor:
+    """The sum over ranks of a tensor of any shape, the same on every rank; differentiable."""
+    if rank_count() == 1:
+        return values
+    result: torch.Tensor = _AllSum.apply(values)
+    return result
+
+
+def gathered(values: torch.Tensor) -> torch.Tensor:
+    """The values of all ranks, ``(ranks, …)``, in order of ranks; not differentiable."""
+    if rank_count() == 1:
+        return values[None]
+    parts = [torch.empty_like(values) for _ in range(rank_count())]
+    distributed.all_gather(parts, values.contiguous())
+    return torch.stack(parts)
+
+
+class _AllSum(torch.autograd.Function):
+    """The gradient of a sum over ranks is the sum over ranks of the gradients."""
+
+    @staticmethod
+    def forward(ctx: Any, values: torch.Tensor) -> torch.Tensor:
+        return _summed(values)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:
+        return _summed(gradient)
+
+
+def _summed(values: torch.Tensor) -> torch.Tensor:
+    result = values.detach().clone(memory_format=torch.contiguous_format)
+    distributed.all_reduce(result)
+    return result

@@ -1,0 +1,93 @@
+"""The devices and machines that a run is spread over, by Lightning Fabric."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import torch
+from lightning.fabric import Fabric
+from torch import distributed, nn
+
+from bmvtrack.errors import UserError
+
+_FRAGILE_CHANNELS = 8
+
+
+def make_fabric(
+    device: str, precision: str, devices: int | None = None, nodes: int | None = None
+) -> Fabric:
+    """Lightning Fabric, launched; bf16 on a GPU unless told otherwise.
+
+    With several devices, Fabric starts this script again for each but the first, unless ``torchrun``
+    (or another launcher that Fabric knows) has started all of them.
+
+    Args:
+        device: ``auto``, ``cpu`` or ``cuda``.
+        precision: ``auto``, or one of Fabric's.
+        devices: of each machine. Default: one, or as many as ``torchrun`` says.
+        nodes: machines. Default: one, or as many as ``torchrun`` says.
+
+    Raises:
+        UserError: if a device is unknown or not there, or ``torchrun`` says otherwise.
+    """
+    if device not in ("auto", "cpu", "cuda"):
+        raise UserError(f"unknown --device {device!r}: it is auto, cpu or cuda")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise UserError("--device cuda: this machine has no CUDA device; use --device cpu")
+    accelerator = "cuda" if device != "cpu" and torch.cuda.is_available() else "cpu"
+    devices, nodes = _agreed("devices", devices), _agreed("nodes", nodes)
+    if accelerator == "cuda" and devices > torch.cuda.device_count():
+        raise UserError(
+            f"--devices {devices}: this machine has {torch.cuda.device_count()} CUDA devices"
+        )
+    if precision == "auto":
+        precision = "bf16-mixed" if accelerator == "cuda" else "32-true"
+    if accelerator == "cuda":
+        torch.set_float32_matmul_precision("high")
+    choices: dict[str, Any] = {"accelerator": accelerator, "precision": precision}
+    strategy = "ddp" if devices * nodes > 1 else "auto"
+    fabric = Fabric(devices=devices, num_nodes=nodes, strategy=strategy, **choices)
+    fabric.launch()
+    return fabric
+
+
+def synchronized(network: nn.Module, fabric: Fabric) -> nn.Module:
+    """The network with batch norms that see the batch of all ranks, where torch has such: on GPUs.
+
+    On the CPU each rank normalises by its own part of the batch, and the running averages are those
+    of the first rank.
+    """
+    if fabric.world_size == 1 or fabric.device.type != "cuda":
+        return network
+    converted: nn.Module = nn.SyncBatchNorm.convert_sync_batchnorm(network)
+    return converted
+
+
+def memory_format(network: nn.Module, device: torch.device) -> torch.memory_format:
+    """The layout to train in: channels last, which is also 1.0 to 1.3 times as fast on a CPU.
+
+    But not everywhere there: with it, torch 2.15's backward of a strided 1×1 convolution of 4 or 8
+    channels writes past its memory.
+    """
+    if device.type == "cpu":
+        for layer in network.modules():
+            if (
+                isinstance(layer, nn.Conv2d)
+                and layer.kernel_size == (1, 1)
+                and layer.stride != (1, 1)
+                and layer.in_channels <= _FRAGILE_CHANNELS
+            ):
+                return torch.contiguous_format
+    return torch.channels_last
+
+
+def _agreed(name: str, wanted: int | None) -> int:
+    """How many devices, or nodes: as wanted, unless ``torchrun`` has decided."""
+    if not distributed.is_torchelastic_launched():
+        return wanted or 1
+    local, world = (int(os.environ[key]) for key in ("LOCAL_WORLD_SIZE", "WORLD_SIZE"))
+    started = {"devices": local, "nodes": world // local}[name]
+    if wanted not in (None, started):
+        raise UserError(f"--{name} {wanted}, but torchrun started {started}; leave --{name} out")
+    return started

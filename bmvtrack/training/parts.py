@@ -1,0 +1,108 @@
+"""What a run is made of, from its options: network, data, optimiser."""
+
+from __future__ import annotations
+
+import torch
+
+from bmvtrack import prior as priors
+from bmvtrack.data import sources
+from bmvtrack.data.patch_sampler import store_samplers
+from bmvtrack.data.samples import BatchSource, Jitter, MixedSampler, Sampler
+from bmvtrack.errors import UserError
+from bmvtrack.models import BetaMVAE, BetaMVUNet, MultivariationalNetwork, ResNetUNet
+from bmvtrack.training.options import Architecture, PretrainOptions
+
+_NETWORKS: dict[Architecture, type[MultivariationalNetwork]] = {
+    "resnet-unet": ResNetUNet,
+    "beta-mvae": BetaMVAE,
+    "beta-mvunet": BetaMVUNet,
+}
+
+
+def build_network(options: PretrainOptions, classes: int = 2) -> MultivariationalNetwork:
+    """The network that resolved options describe; ``classes`` count the background."""
+    assert options.prior is not None
+    assert options.covariance is not None
+    assert options.reparameterization is not None
+    tracking = options.mode == "tracking"
+    return _NETWORKS[options.architecture](
+        prior=priors.load(options.prior),
+        width=options.width,
+        input_size=options.input_size,
+        input_channels=4 if tracking else 3,
+        classes=classes,
+        samples=options.samples,
+        covariance=options.covariance,
+        reduction=options.reduction,
+        reparameterization=options.reparameterization,
+        standardized=tracking,
+    )
+
+
+def build_samplers(
+    options: PretrainOptions, device: torch.device
+) -> tuple[MixedSampler, MixedSampler]:
+    """Where batches for training and for validation are drawn from.
+
+    Raises:
+        UserError: if data is not as it should be, or not for this mode.
+    """
+    pairs = [_samplers_of(source, options, device) for source in options.data]
+    shares = list(options.shares)
+    train, validation = (MixedSampler(samplers, shares) for samplers in zip(*pairs, strict=True))
+    return train, validation
+
+
+def build_optimizer(
+    network: torch.nn.Module, options: PretrainOptions, device: torch.device
+) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
+    """RAdam and a cyclic rate (mode ``paper``), or AdamW and one cycle (mode ``tracking``)."""
+    highest = options.learning_rate
+    assert highest is not None
+    if options.mode == "paper":
+        radam = torch.optim.RAdam(network.parameters(), lr=highest / 2)
+        return radam, torch.optim.lr_scheduler.CyclicLR(
+            radam, base_lr=highest / 2, max_lr=highest, cycle_momentum=False
+        )
+    adamw = torch.optim.AdamW(
+        network.parameters(), lr=highest, weight_decay=1e-2, fused=device.type == "cuda"
+    )
+    return adamw, torch.optim.lr_scheduler.OneCycleLR(
+        adamw, max_lr=highest, total_steps=options.steps + 1, pct_start=0.1
+    )
+
+
+def _samplers_of(
+    source: str, options: PretrainOptions, device: torch.device
+) -> tuple[BatchSource, BatchSource]:
+    assert options.input_size is not None
+    store = sources.load_store(source)
+    if store is not None:
+        if options.mode != "paper":
+            raise UserError(
+                f"{source} holds patches centred on their object, and --mode {options.mode} needs "
+                "what lies around them; give --mode paper"
+            )
+        gigabytes = options.resident_gigabytes
+        limit = None if gigabytes is None else 1e9 * gigabytes
+        return store_samplers(store, options.input_size, device, limit)
+    sequences = sources.load_sequences(
+        source, synthetic_count=options.synthetic_count, seed=options.seed
+    )
+    bank = sources.load_bank(source, sequences, options.longest_side)
+    parts = bank.split(options.validation_share, options.seed)
+    bank = bank.to(device)
+    channels = 4 if options.mode == "tracking" else 3
+    train, validation = (
+        Sampler(
+            bank,
+            targets.to(device),
+            options.input_size,
+            channels,
+            options.mode,
+            Jitter(),
+            augment,
+        )
+        for targets, augment in zip(parts, (True, False), strict=True)
+    )
+    return train, validation
