@@ -1,9 +1,9 @@
-"""Drawing boxes, masks and text on frames, and writing frames as a video."""
+"""Drawing boxes, masks, ellipses and text on frames, and writing frames as a video."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from contextlib import closing
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing, contextmanager
 from functools import lru_cache
 from pathlib import Path
 
@@ -21,6 +21,7 @@ TRUE_COLOUR: Colour = (60, 220, 90)
 PREDICTED_COLOUR: Colour = (255, 140, 20)
 MASK_COLOUR: Colour = (70, 150, 255)
 _MASK_OPACITY = 0.45
+_FRAMES_PER_KEYFRAME = 24  # few enough to jump to any frame of a video at once
 _SUBPIXEL_BITS = 4  # cv2 takes fixed-point coordinates
 
 
@@ -45,58 +46,119 @@ def draw_overlay(
     """
     image = np.array(frame)
     if mask is not None:
-        tinted = (1 - _MASK_OPACITY) * image[mask] + _MASK_OPACITY * np.array(MASK_COLOUR)
-        image[mask] = tinted.astype(np.uint8)
-    thickness = max(1, round(min(image.shape[:2]) / 200))
+        draw_mask(image, mask)
     for box, colour in ((true_box, TRUE_COLOUR), (predicted_box, PREDICTED_COLOUR)):
         if box is not None and np.isfinite(box).all():
-            _draw_box(image, box, colour, thickness)
-    return image if text is None else _with_text(image, text)
+            draw_box(image, box, colour)
+    if text is not None:
+        draw_text(image, text)
+    return image
 
 
-def write_video(path: Path, frames: Iterable[ByteArray], fps: float) -> None:
-    """Write an H.264 MP4 that browsers play, whole or not at all.
+def draw_mask(image: ByteArray, mask: BoolArray, colour: Colour = MASK_COLOUR) -> None:
+    """Tint what is under a mask ``(H, W)``, in place."""
+    tinted = (1 - _MASK_OPACITY) * image[mask] + _MASK_OPACITY * np.array(colour)
+    image[mask] = tinted.astype(np.uint8)
+
+
+def draw_box(image: ByteArray, box: FloatArray, colour: Colour) -> None:
+    """The outline of a rotated box ``(5,)``, in place."""
+    _draw_outline(image, geometry.corners(box), colour)
+
+
+def draw_ellipse(
+    image: ByteArray, centre: FloatArray, covariance: FloatArray, colour: Colour
+) -> None:
+    """Where a point lies with 86 % probability under a Gaussian: its 2σ ellipse, in place.
 
     Args:
-        path: ending in ``.mp4``.
-        frames: ``(H, W, 3)`` uint8 RGB, all of one size, at least one; an odd side is extended by
-            one pixel, as the format demands.
-        fps: frames per second.
+        image: ``(H, W, 3)`` uint8.
+        centre: ``(2,)`` mean, pixels.
+        covariance: ``(2, 2)`` square pixels, symmetric positive semidefinite.
+        colour: of the line.
     """
-    import imageio.v2 as imageio  # brought by moviepy; only videos need it
-
-    with whole_file(path) as temporary:
-        writer = imageio.get_writer(
-            temporary, format="FFMPEG", fps=fps, codec="libx264", macro_block_size=2
-        )
-        with closing(writer):  # imageio's own context leaves ffmpeg running on errors
-            for frame in frames:
-                height, width = frame.shape[:2]
-                even = ((0, height % 2), (0, width % 2), (0, 0))
-                writer.append_data(np.pad(frame, even, mode="edge"))
+    angles = np.linspace(0, 2 * np.pi, 64, endpoint=False)
+    circle = np.stack([np.cos(angles), np.sin(angles)], axis=-1)
+    variances, axes = np.linalg.eigh(covariance)
+    radii = 2 * np.sqrt(np.maximum(variances, 0))
+    _draw_outline(image, centre + (radii * circle) @ axes.T, colour)
 
 
-def _draw_box(image: ByteArray, box: FloatArray, colour: Colour, thickness: int) -> None:
-    # A dark line underneath keeps the colour legible on any background.
-    points = np.round(geometry.corners(box) * 2**_SUBPIXEL_BITS).astype(np.int32)
-    for line_colour, width in (((0, 0, 0), thickness + 2), (colour, thickness)):
-        cv2.polylines(image, [points], True, line_colour, width, cv2.LINE_AA, _SUBPIXEL_BITS)
+def draw_text(image: ByteArray, text: str, corner: tuple[float, float] | None = None) -> None:
+    """A line of white text with a dark outline, in place.
 
-
-def _with_text(image: ByteArray, text: str) -> ByteArray:
+    Args:
+        image: ``(H, W, 3)`` uint8.
+        text: in one line.
+        corner: x, y of its upper left corner in pixels; None: that of the image.
+    """
     # Not cv2.putText: between OpenCV 4 and 5 its letters changed width with their thickness, so
     # that a dark outline no longer lies under the text.
     size = max(11, round(min(image.shape[:2]) / 22))
     canvas = Image.fromarray(image)
     ImageDraw.Draw(canvas).text(
-        (size / 2, size / 3),
+        (size / 2, size / 3) if corner is None else corner,
         text,
         fill=(255, 255, 255),
         font=_font(size),
         stroke_width=max(1, size // 10),
         stroke_fill=(0, 0, 0),
     )
-    return np.array(canvas)
+    image[:] = np.asarray(canvas)
+
+
+@contextmanager
+def video_writer(path: Path, fps: float) -> Iterator[Callable[[ByteArray], None]]:
+    """An H.264 MP4 that browsers play, written whole if the block ends well, or not at all.
+
+    Args:
+        path: ending in ``.mp4``.
+        fps: frames per second.
+
+    Yields:
+        A function that appends a frame ``(H, W, 3)``, uint8 RGB; all are of one size, and there is
+        at least one. An odd side is extended by one pixel, as the format demands.
+    """
+    import imageio.v2 as imageio  # brought by moviepy; only videos need it
+
+    with whole_file(path) as temporary:
+        writer = imageio.get_writer(
+            temporary,
+            format="FFMPEG",
+            fps=fps,
+            codec="libx264",
+            macro_block_size=2,
+            output_params=["-g", str(_FRAMES_PER_KEYFRAME)],
+        )
+        with closing(writer):  # imageio's own context leaves ffmpeg running on errors
+
+            def append(frame: ByteArray) -> None:
+                height, width = frame.shape[:2]
+                even = ((0, height % 2), (0, width % 2), (0, 0))
+                writer.append_data(np.pad(frame, even, mode="edge"))
+
+            yield append
+
+
+def write_video(path: Path, frames: Iterable[ByteArray], fps: float) -> None:
+    """Write frames with :func:`video_writer`.
+
+    Args:
+        path: ending in ``.mp4``.
+        frames: ``(H, W, 3)`` uint8 RGB, all of one size, at least one.
+        fps: frames per second.
+    """
+    with video_writer(path, fps) as append:
+        for frame in frames:
+            append(frame)
+
+
+def _draw_outline(image: ByteArray, points: FloatArray, colour: Colour) -> None:
+    # A dark line underneath keeps the colour legible on any background.
+    thickness = max(1, round(min(image.shape[:2]) / 200))
+    fixed = np.round(points * 2**_SUBPIXEL_BITS).astype(np.int32)
+    for line_colour, width in (((0, 0, 0), thickness + 2), (colour, thickness)):
+        cv2.polylines(image, [fixed], True, line_colour, width, cv2.LINE_AA, _SUBPIXEL_BITS)
 
 
 @lru_cache

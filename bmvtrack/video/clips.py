@@ -1,0 +1,64 @@
+"""The videos that are written while a video is tracked: the frames, and the patches of each object."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from types import TracebackType
+
+from bmvtrack.arrays import ByteArray, FloatArray
+from bmvtrack.tracker import Result
+from bmvtrack.video.overlay import colour_of, draw_first, draw_results, patch_picture
+from bmvtrack.visualization import video_writer
+
+
+class Clips:
+    """An overlay video and a video of patches an object; a context, within which they are written.
+
+    Each is written whole if the context ends well, or not at all, and has one frame for each call.
+
+    Args:
+        overlay: the file of the overlay video.
+        patches: a file for each object, or none.
+        fps: frames per second.
+    """
+
+    def __init__(self, overlay: Path, patches: Sequence[Path], fps: float) -> None:
+        self._overlay, self._patches, self._fps = overlay, patches, fps
+
+    def __enter__(self) -> Clips:
+        with ExitStack() as stack:
+            self._append, *self._append_patch = (
+                stack.enter_context(video_writer(path, self._fps))
+                for path in (self._overlay, *self._patches)
+            )
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._stack.__exit__(kind, error, traceback)
+
+    def first(self, frame: ByteArray, boxes: Mapping[int, FloatArray], text: str) -> None:
+        """The frame that tracking starts from, with the given boxes."""
+        self._append(draw_first(frame, boxes, text))
+        for i, (append, box) in enumerate(zip(self._append_patch, boxes.values(), strict=False)):
+            append(patch_picture(frame, box, None, colour_of(i)))
+
+    def next(
+        self,
+        frame: ByteArray,
+        results: Mapping[int, Result],
+        true_box: FloatArray | None,
+        text: str,
+    ) -> None:
+        """A later frame; see :func:`bmvtrack.video.overlay.draw_results`."""
+        self._append(draw_results(frame, results, true_box, text))
+        found = zip(self._append_patch, results.values(), strict=False)
+        for i, (append, result) in enumerate(found):
+            append(patch_picture(frame, result.previous, result.probabilities, colour_of(i)))

@@ -1,0 +1,188 @@
+"""Tracking a video from end to end: frames in, a video with boxes, their numbers and a page out."""
+
+from __future__ import annotations
+
+import json
+import signal
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from itertools import islice
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from types import FrameType
+from typing import Any
+
+from rich.console import Console
+
+from bmvtrack.arrays import ByteArray
+from bmvtrack.console import progress_bar
+from bmvtrack.errors import UserError
+from bmvtrack.files import write_text
+from bmvtrack.inputs import rotated_box
+from bmvtrack.tracker import Result, Tracker
+from bmvtrack.video.clips import Clips
+from bmvtrack.video.options import TrackOptions
+from bmvtrack.video.page import report_page
+from bmvtrack.video.selection import select_box
+from bmvtrack.video.sources import open_source
+from bmvtrack.video.tracks import Position, TrackedVideo
+from bmvtrack.video.truth import TrueBox, Truth
+
+
+def track_video(options: TrackOptions, console: Console | None = None) -> TrackedVideo:
+    """Follow objects in a video, and write what :class:`TrackOptions` says.
+
+    Args:
+        options: what to follow, and where.
+        console: to say what was done on; None: a new one on stdout.
+
+    Raises:
+        UserError: if an option, the video, a box, the truth or the weights are not as they should
+            be; nothing is written then.
+        KeyboardInterrupt: after Ctrl-C, when everything so far is written. A camera has no other
+            end, so there it is not raised.
+    """
+    options.check()
+    session = _Session(options)
+    video, stem = session.video, options.out / f"{session.video.name}-tracked"
+    clip = stem.with_name(f"{stem.name}.mp4")
+    with stop_on_interrupt() as stopped, TemporaryDirectory() as folder:
+        patches = [Path(folder) / f"{i}.mp4" for i in session.boxes] if options.report else []
+        with Clips(clip, patches, video.fps) as clips:
+            session.run(clips, stopped)
+        contents = {
+            "csv": video.to_csv(),
+            "json": json.dumps(video.to_dict(), ensure_ascii=False, allow_nan=False) + "\n",
+        }
+        if options.report:
+            contents["html"] = report_page(video, clip, patches)
+        for suffix, text in contents.items():
+            write_text(stem.with_name(f"{stem.name}.{suffix}"), text)
+        (console or Console()).print(_outcome(video, stem, ["mp4", *contents]), soft_wrap=True)
+        if stopped() and session.ends_by_itself:
+            raise KeyboardInterrupt
+    return video
+
+
+@contextmanager
+def stop_on_interrupt() -> Iterator[Callable[[], bool]]:
+    """Ctrl-C asks to stop, and a second one insists: it is raised at once. In the main thread only.
+
+    Yields:
+        A function that says whether somebody asked.
+    """
+    asked = False
+
+    def ask(number: int, frame: FrameType | None) -> None:
+        nonlocal asked
+        if asked:
+            raise KeyboardInterrupt
+        asked = True
+
+    before = signal.signal(signal.SIGINT, ask)
+    try:
+        yield lambda: asked
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+class _Session:
+    """An opened source, a tracker started in its first frame, and what is known of the video.
+
+    Attributes:
+        boxes: ``(5,)`` in the first frame, by object id.
+        video: grows while tracking.
+        ends_by_itself: no camera.
+    """
+
+    def __init__(self, options: TrackOptions) -> None:
+        source = open_source(options.video, options.fps)
+        self._truth = None if options.truth is None else Truth(options.truth, source)
+        self._tracker = Tracker.load(options.weights, options.device)
+        self._frames = islice(source, options.max_frames)
+        first = next(self._frames, None)
+        if first is None:
+            raise UserError(f"no frame of {options.video} can be decoded")
+        self._number, self._frame = first
+        height, width = self._frame.shape[:2]
+        self.boxes = {
+            object_id: rotated_box(box, width, height)
+            for object_id, box in enumerate(self._given_boxes(options), start=1)
+        }
+        for object_id, box in self.boxes.items():
+            self._tracker.init(self._frame, box, object_id)
+        self.video = TrackedVideo(
+            source.name,
+            (width, height),
+            source.fps,
+            options.weights,
+            {i: [Position.given(self._number, box)] for i, box in self.boxes.items()},
+            source.skipped,
+        )
+        self.ends_by_itself = source.length is not None
+        lengths = [n for n in (source.length, options.max_frames) if n is not None]
+        self._total = min(lengths, default=None)
+
+    def run(self, clips: Clips, stopped: Callable[[], bool]) -> None:
+        """Track to the end, or until somebody asks to stop.
+
+        Raises:
+            UserError: if there is but one frame.
+        """
+        with progress_bar() as progress:
+            task = progress.add_task("tracking", total=self._total, completed=1)
+            clips.first(self._frame, self.boxes, f"frame {self._number}")
+            for number, frame, results, true in self._follow():
+                true_box = None if true is None else true.rbbox
+                clips.next(frame, results, true_box, self._text(number, results))
+                progress.advance(task)
+                if stopped():
+                    return
+        if len(self.video.frames) < 2:
+            raise UserError(
+                f"only one frame of {self.video.name} can be decoded: there is nothing to track"
+            )
+
+    def _follow(self) -> Iterator[tuple[int, ByteArray, dict[int, Result], TrueBox | None]]:
+        seconds = 0.0
+        for count, (number, frame) in enumerate(self._frames, start=1):
+            began = time.perf_counter()
+            results = self._tracker.update_all(frame)
+            seconds += time.perf_counter() - began
+            self.video.speed = count / seconds
+            true = None if self._truth is None else self._truth.box(number, self.video.size)
+            for object_id, result in results.items():
+                iou = None if true is None else true.overlap(result)
+                self.video.objects[object_id].append(Position.found(number, result, iou))
+            yield number, frame, results, true
+
+    def _given_boxes(self, options: TrackOptions) -> Sequence[Any]:
+        if options.select:
+            return [select_box(self._frame)]
+        if options.box:
+            return options.boxes()
+        assert self._truth is not None
+        return [self._truth.mask(self._number)]
+
+    def _text(self, number: int, results: dict[int, Result]) -> str:
+        scores = "  ".join(
+            f"{result.score:.2f}" if len(results) == 1 else f"{object_id}: {result.score:.2f}"
+            for object_id, result in results.items()
+        )
+        text = f"frame {number}   score {scores}   {self.video.speed:.0f} frames/s"
+        iou = next(iter(self.video.objects.values()))[-1].iou
+        return text if iou is None else f"{text}   IoU {iou.rotated:.2f}"
+
+
+def _outcome(video: TrackedVideo, stem: Path, suffixes: list[str]) -> str:
+    objects = "1 object" if len(video.objects) == 1 else f"{len(video.objects)} objects"
+    parts = [
+        f"{objects} followed through {len(video.frames)} frames, {video.speed:.0f} a second",
+    ]
+    if video.skipped:
+        parts.append(f"{len(video.skipped)} damaged frames skipped")
+    iou = video.mean_iou()
+    if iou is not None:
+        parts.append(f"mean IoU {iou.rotated:.3f} rotated, {iou.axis_aligned:.3f} axis-aligned")
+    return f"{'; '.join(parts)}\nwritten to {stem}.{{{','.join(suffixes)}}}"

@@ -1,0 +1,168 @@
+"""Where frames come from: a video file, a camera, or a folder of images."""
+
+from __future__ import annotations
+
+import os
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from itertools import repeat
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+
+from bmvtrack.arrays import ByteArray
+from bmvtrack.data.sequence import read_image
+from bmvtrack.errors import UserError
+
+DEFAULT_FPS = 25.0
+_PLAUSIBLE_FPS = (1.0, 1000.0)  # some cameras and streams say 0, or their clock's rate
+_IMAGES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
+_MOST_FAILURES = 100
+"""Frames in a row that cannot be decoded before a file counts as at its end."""
+
+
+class VideoSource(ABC):
+    """Frames in order, numbered from 0. Those that cannot be decoded are skipped.
+
+    Attributes:
+        name: fit for a file name.
+        fps: frames per second.
+        length: number of frames as far as known beforehand, None for a camera.
+        skipped: numbers of the frames left out so far: undecodable, or of another size than the
+            first.
+    """
+
+    def __init__(self, name: str, fps: float, length: int | None) -> None:
+        self.name, self.fps, self.length = name, fps, length
+        self.skipped: list[int] = []
+
+    def __iter__(self) -> Iterator[tuple[int, ByteArray]]:
+        """Number and frame ``(H, W, 3)``, uint8 RGB, of each frame that can be decoded."""
+        shape = None
+        for number, frame in enumerate(self._read()):
+            if frame is None or shape not in (None, frame.shape):
+                self.skipped.append(number)
+            else:
+                shape = frame.shape
+                yield number, frame
+
+    @abstractmethod
+    def _read(self) -> Iterator[ByteArray | None]:
+        """The frames; None where one cannot be decoded."""
+
+
+class CapturedVideo(VideoSource):
+    """A video file or a camera, by OpenCV.
+
+    A damaged picture that the decoder makes something of is not told from a sound one.
+
+    Args:
+        video: a file, or the index of a camera.
+        fps: frames per second; None: as the file or camera says.
+
+    Raises:
+        UserError: if it cannot be opened.
+    """
+
+    def __init__(self, video: Path | int, fps: float | None = None) -> None:
+        live = isinstance(video, int)
+        self._capture = _opened_quietly(video)
+        if not self._capture.isOpened():
+            raise UserError(
+                f"cannot open camera {video}: none is there, or another program has it"
+                if live
+                else f"cannot read {video} as a video: it is damaged or of an unknown format"
+            )
+        told = self._capture.get(cv2.CAP_PROP_FPS)
+        low, high = _PLAUSIBLE_FPS
+        length = int(self._capture.get(cv2.CAP_PROP_FRAME_COUNT))
+        super().__init__(
+            f"camera-{video}" if isinstance(video, int) else video.stem,
+            fps or (told if low <= told <= high else DEFAULT_FPS),
+            length if length > 0 and not live else None,
+        )
+
+    def _read(self) -> Iterator[ByteArray | None]:
+        failed = 0
+        try:
+            while failed < _MOST_FAILURES:
+                decoded, frame = self._capture.read()
+                if not decoded:
+                    failed += 1  # damaged if another frame follows, else the end
+                    continue
+                yield from repeat(None, failed)
+                failed = 0
+                yield np.asarray(cv2.cvtColor(frame, cv2.COLOR_BGR2RGB), dtype=np.uint8)
+        finally:
+            self._capture.release()
+
+
+class FrameFolder(VideoSource):
+    """A folder of images, in the order of the numbers in their names.
+
+    Args:
+        folder: with .jpg, .png, .bmp, .webp or .tif files; others are ignored.
+        fps: frames per second; None: 25.
+
+    Raises:
+        UserError: if there are no images.
+    """
+
+    def __init__(self, folder: Path, fps: float | None = None) -> None:
+        self._paths = numbered_files(folder, _IMAGES)
+        if not self._paths:
+            raise UserError(f"no images in {folder}: it holds no file ending in {_IMAGES}")
+        super().__init__(folder.resolve().name, fps or DEFAULT_FPS, len(self._paths))
+
+    def _read(self) -> Iterator[ByteArray | None]:
+        for path in self._paths:
+            try:
+                yield read_image(path)
+            except UserError:
+                yield None
+
+
+def _opened_quietly(video: Path | int) -> cv2.VideoCapture:
+    """Without complaints of damaged frames, which are counted, or of a camera that isn't there."""
+    os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
+    logging = cv2.utils.logging
+    before = logging.getLogLevel()
+    logging.setLogLevel(logging.LOG_LEVEL_SILENT)
+    try:
+        return cv2.VideoCapture(video if isinstance(video, int) else str(video))
+    finally:
+        logging.setLogLevel(before)
+
+
+def open_source(video: str, fps: float | None = None) -> VideoSource:
+    """The source that a person named.
+
+    Args:
+        video: a file, a folder of images, or the index of a camera.
+        fps: frames per second; None: as the source says, or 25.
+
+    Raises:
+        UserError: if there is no such source, or it has no frames.
+    """
+    path = Path(video)
+    if path.is_dir():
+        return FrameFolder(path, fps)
+    if path.is_file():
+        return CapturedVideo(path, fps)
+    if video.isdecimal():
+        return CapturedVideo(int(video), fps)
+    raise UserError(f"no video {video}: neither a file, nor a folder of images, nor a camera index")
+
+
+def numbered_files(folder: Path, suffixes: tuple[str, ...]) -> list[Path]:
+    """The files of a folder with one of the suffixes; 2.png comes before 10.png."""
+
+    def key(path: Path) -> list[Any]:
+        parts = re.split(r"(\d+)", path.name)
+        return [int(part) if i % 2 else part for i, part in enumerate(parts)]
+
+    files = (path for path in folder.iterdir() if path.is_file())
+    return sorted((path for path in files if path.suffix.lower() in suffixes), key=key)

@@ -1,0 +1,145 @@
+"""What is kept of a tracked video: a line a frame and object, as CSV and as JSON.
+
+All pixels are those of the frame. Boxes are ``x, y, w, h`` of the upper left corner, axis-aligned;
+rotated boxes are centre, size and angle in radians. The motion's mean and covariance are those of
+:class:`bmvtrack.tracker.Result`. In an object's first frame there is only the box that was given.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from io import StringIO
+from typing import Any
+
+import numpy as np
+
+from bmvtrack import geometry
+from bmvtrack.arrays import FloatArray
+from bmvtrack.inputs import corner_and_size
+from bmvtrack.tracker import Result
+from bmvtrack.video.truth import Overlap
+
+_COLUMNS = (
+    *("frame", "seconds", "object", "x", "y", "w", "h"),
+    *("centre_x", "centre_y", "width", "height", "angle"),
+    *("score", "iou_rotated", "iou_axis_aligned"),
+)
+
+
+@dataclass(frozen=True)
+class Position:
+    """Where one object is in one frame.
+
+    Attributes:
+        frame: its number.
+        box: x, y, w, h.
+        rbbox: rotated box.
+        score: see :func:`bmvtrack.tracker.confidence`; None in the first frame.
+        mean: five numbers; None in the first frame.
+        covariance: five rows of five; None in the first frame.
+        iou: with the truth; None in the first frame, without truth, and where there is no object.
+    """
+
+    frame: int
+    box: list[float]
+    rbbox: list[float]
+    score: float | None = None
+    mean: list[float] | None = None
+    covariance: list[list[float]] | None = None
+    iou: Overlap | None = None
+
+    @classmethod
+    def given(cls, frame: int, rbbox: FloatArray) -> Position:
+        """In the frame that tracking starts from."""
+        return cls(frame, corner_and_size(geometry.bounds(rbbox)).tolist(), rbbox.tolist())
+
+    @classmethod
+    def found(cls, frame: int, result: Result, iou: Overlap | None) -> Position:
+        """In a later one."""
+        return cls(
+            frame,
+            result.box.tolist(),
+            result.rbbox.tolist(),
+            result.score,
+            result.mean.tolist(),
+            result.covariance.tolist(),
+            iou,
+        )
+
+
+@dataclass
+class TrackedVideo:
+    """A video, and where its objects are.
+
+    Attributes:
+        name: of the video.
+        size: width and height in pixels.
+        fps: of the video.
+        weights: that the tracker was loaded from.
+        objects: positions by object id, one for each tracked frame, the same frames for all.
+        skipped: numbers of the frames that could not be decoded.
+        speed: frames tracked per second, without reading and drawing; 0 before the first.
+    """
+
+    name: str
+    size: tuple[int, int]
+    fps: float
+    weights: str
+    objects: dict[int, list[Position]]
+    skipped: list[int] = field(default_factory=list)
+    speed: float = 0.0
+
+    @property
+    def frames(self) -> list[int]:
+        """Numbers of the tracked frames, the first one with the given boxes included."""
+        positions = next(iter(self.objects.values()))
+        return [position.frame for position in positions]
+
+    def to_csv(self) -> str:
+        """A line a frame and object; what does not apply is empty."""
+        text = StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(_COLUMNS)
+        writer.writerows(self._rows())
+        return text.getvalue()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything, as ``json`` can write it; positions are those of :class:`Position`."""
+        objects = [
+            {"id": object_id, "positions": [asdict(position) for position in positions]}
+            for object_id, positions in self.objects.items()
+        ]
+        return {
+            "video": self.name,
+            "width": self.size[0],
+            "height": self.size[1],
+            "fps": self.fps,
+            "weights": self.weights,
+            "frames_tracked_per_second": self.speed,
+            "skipped": self.skipped,
+            "objects": objects,
+        }
+
+    def mean_iou(self) -> Overlap | None:
+        """Over all frames but the first that have an object; None without truth."""
+        overlaps = [p.iou for positions in self.objects.values() for p in positions if p.iou]
+        if not overlaps:
+            return None
+        rotated, axis_aligned = np.mean([(o.rotated, o.axis_aligned) for o in overlaps], axis=0)
+        return Overlap(float(rotated), float(axis_aligned))
+
+    def _rows(self) -> Iterator[list[str | int]]:
+        for positions in zip(*self.objects.values(), strict=True):
+            for object_id, position in zip(self.objects, positions, strict=True):
+                iou = position.iou
+                yield [
+                    position.frame,
+                    f"{position.frame / self.fps:.3f}",
+                    object_id,
+                    *(f"{value:.2f}" for value in position.box),
+                    *(f"{value:.4f}" for value in position.rbbox),
+                    "" if position.score is None else f"{position.score:.4f}",
+                    *(["", ""] if iou is None else [f"{v:.4f}" for v in asdict(iou).values()]),
+                ]

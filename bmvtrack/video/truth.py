@@ -1,0 +1,94 @@
+"""True masks of the object of a video, to score its track by."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from bmvtrack import geometry
+from bmvtrack.arrays import BoolArray, FloatArray
+from bmvtrack.data.davis import read_mask
+from bmvtrack.errors import UserError
+from bmvtrack.iou import bounds_iou, rotated_iou
+from bmvtrack.tracker import Result
+from bmvtrack.video.sources import VideoSource, numbered_files
+
+
+@dataclass(frozen=True)
+class Overlap:
+    """IoU of an object's track with the truth in one frame, in [0, 1].
+
+    Attributes:
+        rotated: of the rotated boxes.
+        axis_aligned: of the bounds of mask and track.
+    """
+
+    rotated: float
+    axis_aligned: float
+
+
+@dataclass(frozen=True, eq=False)
+class TrueBox:
+    """Where the object really is.
+
+    Attributes:
+        rbbox: ``(5,)`` rotated box of the mask.
+        limits: ``(4,)`` bounds of the mask.
+    """
+
+    rbbox: FloatArray
+    limits: FloatArray
+
+    def overlap(self, result: Result) -> Overlap:
+        """How well a result lies on the object."""
+        return Overlap(
+            float(rotated_iou(result.rbbox, self.rbbox)),
+            float(bounds_iou(result.limits, self.limits)),
+        )
+
+
+class Truth:
+    """A folder with a mask image for each frame of a video, in the order of their numbers.
+
+    Args:
+        folder: of .png files, as in DAVIS.
+        source: that they belong to; a mask is found by the frame's number.
+
+    Raises:
+        UserError: if there is no such folder, or not as many masks as frames.
+    """
+
+    def __init__(self, folder: Path, source: VideoSource) -> None:
+        if not folder.is_dir():
+            raise UserError(f"no folder {folder}; --truth takes a folder of mask images")
+        self._paths = numbered_files(folder, (".png",))
+        if not self._paths or source.length not in (None, len(self._paths)):
+            raise UserError(
+                f"{folder} holds {len(self._paths)} .png masks, but {source.name} has "
+                f"{source.length} frames; there must be one for each"
+            )
+
+    def mask(self, number: int) -> BoolArray:
+        """The mask ``(H, W)`` of a frame.
+
+        Raises:
+            UserError: if there is none, or it cannot be read.
+        """
+        if number >= len(self._paths):
+            raise UserError(f"there are {len(self._paths)} true masks, and none of frame {number}")
+        return read_mask(self._paths[number])
+
+    def box(self, number: int, size: tuple[int, int]) -> TrueBox | None:
+        """The true box of a frame of that width and height; None where there is no object.
+
+        Raises:
+            UserError: if there is no mask, it cannot be read, or is of another size.
+        """
+        mask = self.mask(number)
+        if mask.shape[::-1] != size:
+            raise UserError(
+                f"{self._paths[number]} is {mask.shape[1]}×{mask.shape[0]} but the frame is "
+                f"{size[0]}×{size[1]}; both must have one size"
+            )
+        rbbox = geometry.from_mask(mask)
+        return None if rbbox is None else TrueBox(rbbox, geometry.mask_bounds(mask))

@@ -1,0 +1,27 @@
+"""Follow objects in a video of your own: a file, a folder of images, or a camera.
+
+Writes to --out: NAME-tracked.mp4 with box, mask, 2σ ellipse of the predicted centre, score and frames
+a second drawn in; boxes as NAME-tracked.csv, with motion means and covariances as .json; with
+--report a page to look at as .html. Frames that cannot be decoded are skipped and counted. Ctrl-C
+ends the video where it is, whole.
+
+    python scripts/track_video.py clip.mp4 --box 120,80,64,48 --report
+    python scripts/track_video.py clip.mp4 --box 120,80,64,48 --box 300,90,50,40
+    python scripts/track_video.py 0 --select
+    python scripts/track_video.py DAVIS/JPEGImages/480p/libby --truth DAVIS/Annotations/480p/libby
+"""
+
+import tyro
+
+from bmvtrack.errors import run_script
+from bmvtrack.video.options import TrackOptions
+from bmvtrack.video.session import track_video
+
+
+def main() -> None:
+    """Parse the options and track."""
+    track_video(tyro.cli(TrackOptions, description=__doc__))
+
+
+if __name__ == "__main__":
+    run_script(main)
