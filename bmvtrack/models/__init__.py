@@ -2,6 +2,7 @@
 
 from bmvtrack.models.base import Encoding, MultivariationalNetwork, Output, load_network
 from bmvtrack.models.bottleneck import Bottleneck, Posterior
+from bmvtrack.models.flows import FlowBottleneck, FlowPosterior
 from bmvtrack.models.mvae import BetaMVAE
 from bmvtrack.models.mvunet import BetaMVUNet
 from bmvtrack.models.unet import ResNetUNet
@@ -16,6 +17,8 @@ __all__ = [
     "BetaMVUNet",
     "Bottleneck",
     "Encoding",
+    "FlowBottleneck",
+    "FlowPosterior",
     "MultivariationalNetwork",
     "Output",
     "Posterior",

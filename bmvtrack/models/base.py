@@ -93,7 +93,7 @@ class MultivariationalNetwork(
             generator: of the noise.
         """
         encoding = self.encode(patches)
-        posterior = self.bottleneck(encoding.features)
+        posterior = self.bottleneck(encoding.features, generator)
         if self.training if stochastic is None else stochastic:
             latents = self.bottleneck.draw(posterior, generator)
         else:

@@ -93,8 +93,16 @@ class Bottleneck(nn.Module):
         }.items():
             self.register_buffer(name, value.float(), persistent=False)
 
-    def forward(self, features: torch.Tensor) -> Posterior:
-        """Posterior of ``(B, F)`` features, in float32 whatever the precision around it."""
+    def forward(
+        self, features: torch.Tensor, generator: torch.Generator | None = None
+    ) -> Posterior:
+        """Posterior of ``(B, F)`` features, in float32 whatever the precision around it.
+
+        Args:
+            features: of the frames.
+            generator: for posteriors that are known by draws only (:mod:`bmvtrack.models.flows`);
+                this one has no use for it.
+        """
         shape = VARIABLES, self.samples
         rows = self.mean_head(features).float().unflatten(-1, shape)  # (B, 5, S)
         spread = self.covariance_head(features).float().unflatten(-1, shape)

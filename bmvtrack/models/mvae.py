@@ -16,11 +16,11 @@ from bmvtrack.models.base import Encoding, MultivariationalNetwork, check_sizes
 from bmvtrack.models.blocks import initialize, residual_stage
 from bmvtrack.models.bottleneck import (
     VARIABLES,
-    Bottleneck,
     CovarianceKind,
     Reduction,
     Reparameterization,
 )
+from bmvtrack.models.flows import BottleneckKind, build_bottleneck
 from bmvtrack.prior import MotionPrior
 
 _STRIDE = 16
@@ -45,9 +45,11 @@ class BetaMVAE(MultivariationalNetwork):
         reduction: ``norm`` or ``mean``.
         reparameterization: ``affine`` or ``full``.
         standardized: heads in units of the prior.
+        bottleneck: ``multivariational``, or one of the flows of :mod:`bmvtrack.models.flows` (with
+            covariance ``frame``; reduction and reparameterization play no part).
 
     Raises:
-        ValueError: if a size is not what it must be.
+        ValueError: if a size, or the bottleneck, is not what it must be.
     """
 
     def __init__(
@@ -62,6 +64,7 @@ class BetaMVAE(MultivariationalNetwork):
         reduction: Reduction = "norm",
         reparameterization: Reparameterization = "affine",
         standardized: bool = False,
+        bottleneck: BottleneckKind = "multivariational",
     ) -> None:
         super().__init__()
         if input_size % _STRIDE or input_size < _SMALLEST:
@@ -73,7 +76,8 @@ class BetaMVAE(MultivariationalNetwork):
         self.input_size, self.input_channels, self.classes = input_size, input_channels, classes
         self.feature_count = 8 * width
         self.encoder = _Encoder(input_channels, width)
-        self.bottleneck = Bottleneck(
+        self.bottleneck = build_bottleneck(
+            bottleneck,
             self.feature_count,
             prior,
             samples,

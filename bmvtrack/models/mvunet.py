@@ -17,11 +17,11 @@ from bmvtrack.models.base import Encoding, MultivariationalNetwork, check_sizes
 from bmvtrack.models.blocks import initialize
 from bmvtrack.models.bottleneck import (
     VARIABLES,
-    Bottleneck,
     CovarianceKind,
     Reduction,
     Reparameterization,
 )
+from bmvtrack.models.flows import BottleneckKind, build_bottleneck
 from bmvtrack.prior import MotionPrior
 
 Alignment = Literal["resize", "padded"]
@@ -45,13 +45,15 @@ class BetaMVUNet(MultivariationalNetwork):
         reduction: ``norm`` or ``mean``.
         reparameterization: ``affine`` or ``full``.
         standardized: heads in units of the prior.
+        bottleneck: ``multivariational``, or one of the flows of :mod:`bmvtrack.models.flows` (with
+            covariance ``frame``; reduction and reparameterization play no part).
         alignment: how the 8×8 map of the latents meets the deepest skip connection, which has an
             8th of the input's side. ``resize``: the map is resized to half of that, which ``up1``
             doubles. ``padded``, as the published weights were trained: ``up1`` makes it 16×16, and
             zeros around it do the rest, so that the latents reach the middle of the patch only.
 
     Raises:
-        ValueError: if a size is not what it must be.
+        ValueError: if a size, or the bottleneck, is not what it must be.
     """
 
     def __init__(
@@ -66,6 +68,7 @@ class BetaMVUNet(MultivariationalNetwork):
         reduction: Reduction = "norm",
         reparameterization: Reparameterization = "affine",
         standardized: bool = False,
+        bottleneck: BottleneckKind = "multivariational",
         alignment: Alignment = "resize",
     ) -> None:
         super().__init__()
@@ -86,7 +89,8 @@ class BetaMVUNet(MultivariationalNetwork):
         self.down3 = _down(4 * width, 8 * width)
         self.down4 = _down(8 * width, 16 * width)
         self.flat = nn.Linear(16 * width * (input_size // _STRIDE) ** 2, self.feature_count)
-        self.bottleneck = Bottleneck(
+        self.bottleneck = build_bottleneck(
+            bottleneck,
             self.feature_count,
             prior,
             samples,

@@ -16,11 +16,11 @@ from bmvtrack.models.base import Encoding, MultivariationalNetwork, check_sizes
 from bmvtrack.models.blocks import initialize, residual_stage
 from bmvtrack.models.bottleneck import (
     VARIABLES,
-    Bottleneck,
     CovarianceKind,
     Reduction,
     Reparameterization,
 )
+from bmvtrack.models.flows import BottleneckKind, build_bottleneck
 from bmvtrack.prior import MotionPrior
 
 _POOLED = 2  # the deepest map is pooled to 2×2: the motion needs to know where things are
@@ -41,9 +41,11 @@ class ResNetUNet(MultivariationalNetwork):
         reduction: ``norm`` or ``mean``.
         reparameterization: ``affine`` or ``full``.
         standardized: heads in units of the prior.
+        bottleneck: ``multivariational``, or one of the flows of :mod:`bmvtrack.models.flows` (with
+            covariance ``frame``; reduction and reparameterization play no part).
 
     Raises:
-        ValueError: if a size is not what it must be.
+        ValueError: if a size, or the bottleneck, is not what it must be.
     """
 
     def __init__(
@@ -58,6 +60,7 @@ class ResNetUNet(MultivariationalNetwork):
         reduction: Reduction = "norm",
         reparameterization: Reparameterization = "full",
         standardized: bool = True,
+        bottleneck: BottleneckKind = "multivariational",
     ) -> None:
         super().__init__()
         if input_size % _STRIDE or input_size < _STRIDE:
@@ -83,7 +86,8 @@ class ResNetUNet(MultivariationalNetwork):
             nn.LayerNorm(self.feature_count),
             nn.SiLU(inplace=True),  # ReLU died here: three quarters of the features were constant
         )
-        self.bottleneck = Bottleneck(
+        self.bottleneck = build_bottleneck(
+            bottleneck,
             self.feature_count,
             prior,
             samples,

@@ -9,6 +9,7 @@ from typing import Any, Literal
 from bmvtrack.data import sources
 from bmvtrack.data.samples import Mode
 from bmvtrack.errors import UserError
+from bmvtrack.models.flows import BottleneckKind
 
 Architecture = Literal["resnet-unet", "beta-mvae", "beta-mvunet"]
 
@@ -31,6 +32,9 @@ class PretrainOptions:
     architecture: Architecture = "resnet-unet"
     """`resnet-unet`: the project's own; `beta-mvae`, `beta-mvunet`: the paper's two, 20 and 316
     million parameters as they were published (width 64, input size 256)"""
+    bottleneck: BottleneckKind = "multivariational"
+    """`planar`, `radial`, `realnvp`, `iaf`: a flow in its place, on the factorised prior; the paper's
+    baselines, for mode `paper` (they need the extra `flows`)"""
     prior: str | None = None
     """name or .json file of the motion prior; default: `paper` or `davis16`, by mode"""
     width: int | None = None
@@ -40,7 +44,7 @@ class PretrainOptions:
     samples: int = 50
     """S, numbers per motion parameter at the bottleneck"""
     covariance: Literal["batch", "frame"] | None = None
-    """of the posterior; default by mode: `batch` (paper), `frame` (tracking)"""
+    """of the posterior; default: `batch` (paper), `frame` (tracking, and flows)"""
     reduction: Literal["norm", "mean"] = "norm"
     """over the batch, for the `batch` covariance: the paper's text, or its code"""
     reparameterization: Literal["affine", "full"] | None = None
@@ -94,6 +98,8 @@ class PretrainOptions:
         """
         values: dict[str, Any] = dict(self.__dict__)
         defaults = _MODE_DEFAULTS[self.mode] | {"width": _WIDTHS[self.architecture]}
+        if self.bottleneck != "multivariational":
+            defaults["covariance"] = "frame"
         for name, default in defaults.items():
             if values[name] is None:
                 values[name] = default
@@ -113,6 +119,8 @@ class PretrainOptions:
         for name, count in (("devices", self.devices), ("nodes", self.nodes)):
             if count is not None and count < 1:
                 raise UserError(f"--{name} must be at least 1")
+        if self.bottleneck != "multivariational":
+            self._check_flow()
         assert self.input_size is not None
         if self.input_size < 64 or self.input_size % 64:
             raise UserError(f"--input-size must be a multiple of 64, not {self.input_size}")
@@ -128,6 +136,15 @@ class PretrainOptions:
             )
         if self.longest_side < 32:
             raise UserError(f"--longest-side must be at least 32, not {self.longest_side}")
+
+    def _check_flow(self) -> None:
+        flow = f"--bottleneck {self.bottleneck}"
+        if self.mode != "paper":
+            raise UserError(f"{flow} is for --mode paper, not {self.mode}")
+        if self.covariance != "frame":
+            raise UserError(f"{flow} has a posterior a frame: leave --covariance out")
+        if self.kl_direction != "posterior":
+            raise UserError(f"{flow} has D(q‖p) only: leave --kl-direction out")
 
     def fixed(self) -> dict[str, Any]:
         """What may not change when a run is resumed, as JSON."""

@@ -36,6 +36,7 @@ def build_network(options: PretrainOptions, classes: int = 2) -> Multivariationa
         reduction=options.reduction,
         reparameterization=options.reparameterization,
         standardized=tracking,
+        bottleneck=options.bottleneck,
     )
 
 
