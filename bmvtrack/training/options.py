@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from bmvtrack.data import sources
-from bmvtrack.data.samples import Mode
+from bmvtrack.data.samples import Jitter, Mode
 from bmvtrack.errors import UserError
 from bmvtrack.models.flows import BottleneckKind
 
@@ -63,6 +63,10 @@ class PretrainOptions:
     learning_rate: float | None = None
     """highest; default by mode: 1e-4 cyclic from 5e-5, RAdam (paper); 2e-3 one-cycle, AdamW
     (tracking)"""
+    start_from: Path | None = None
+    """folder of weights to start from instead of random ones; of the same network"""
+    jitter: tuple[float, ...] = Jitter().strengths
+    """factors of the random motion of boxes, one of which each sample draws (tracking)"""
     synthetic_count: int = 128
     """synthetic sequences to make, where data has `synthetic`"""
     longest_side: int = 480
@@ -134,6 +138,8 @@ class PretrainOptions:
             raise UserError(
                 f"--resident-gigabytes must not be negative, not {self.resident_gigabytes}"
             )
+        if not self.jitter or min(self.jitter) < 0:
+            raise UserError(f"--jitter needs factors that are not negative, not {self.jitter}")
         if self.longest_side < 32:
             raise UserError(f"--longest-side must be at least 32, not {self.longest_side}")
 
@@ -153,7 +159,13 @@ class PretrainOptions:
             *("device", "devices", "nodes"),
         }
         values = {name: value for name, value in self.__dict__.items() if name not in free}
-        return {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}
+        return {name: _to_json(value) for name, value in values.items()}
+
+
+def _to_json(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return list(value)
+    return str(value) if isinstance(value, Path) else value
 
 
 _MODE_DEFAULTS: dict[Mode, dict[str, Any]] = {

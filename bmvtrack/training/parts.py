@@ -9,7 +9,13 @@ from bmvtrack.data import sources
 from bmvtrack.data.patch_sampler import store_samplers
 from bmvtrack.data.samples import BatchSource, Jitter, MixedSampler, Sampler
 from bmvtrack.errors import UserError
-from bmvtrack.models import BetaMVAE, BetaMVUNet, MultivariationalNetwork, ResNetUNet
+from bmvtrack.models import (
+    BetaMVAE,
+    BetaMVUNet,
+    MultivariationalNetwork,
+    ResNetUNet,
+    load_network,
+)
 from bmvtrack.training.options import Architecture, PretrainOptions
 
 _NETWORKS: dict[Architecture, type[MultivariationalNetwork]] = {
@@ -20,12 +26,20 @@ _NETWORKS: dict[Architecture, type[MultivariationalNetwork]] = {
 
 
 def build_network(options: PretrainOptions, classes: int = 2) -> MultivariationalNetwork:
-    """The network that resolved options describe; ``classes`` count the background."""
+    """The network that resolved options describe, before its first step.
+
+    Args:
+        options: resolved.
+        classes: with background.
+
+    Raises:
+        UserError: if the weights to start from are not there, or of another network.
+    """
     assert options.prior is not None
     assert options.covariance is not None
     assert options.reparameterization is not None
     tracking = options.mode == "tracking"
-    return _NETWORKS[options.architecture](
+    network = _NETWORKS[options.architecture](
         prior=priors.load(options.prior),
         width=options.width,
         input_size=options.input_size,
@@ -38,6 +52,16 @@ def build_network(options: PretrainOptions, classes: int = 2) -> Multivariationa
         standardized=tracking,
         bottleneck=options.bottleneck,
     )
+    if options.start_from is not None:
+        start = load_network(options.start_from)
+        try:
+            network.load_state_dict(start.state_dict())
+        except RuntimeError as error:
+            reason = " ".join(str(error).split())
+            raise UserError(
+                f"--start-from {options.start_from} is of another network: {reason}"
+            ) from error
+    return network
 
 
 def build_samplers(
@@ -101,7 +125,7 @@ def _samplers_of(
             options.input_size,
             channels,
             options.mode,
-            Jitter(),
+            Jitter(strengths=options.jitter),
             augment,
         )
         for targets, augment in zip(parts, (True, False), strict=True)

@@ -1,0 +1,38 @@
+"""Pretraining that starts from weights that are there already."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import torch
+
+from bmvtrack.errors import UserError
+from bmvtrack.training.options import PretrainOptions
+from bmvtrack.training.parts import build_network
+
+
+@pytest.fixture
+def options(tmp_path: Path) -> PretrainOptions:
+    return PretrainOptions(out=tmp_path / "run", width=4, input_size=64, samples=6).resolved()
+
+
+def test_starts_from_the_weights_of_another_run(options: PretrainOptions, tmp_path: Path) -> None:
+    first = build_network(options)
+    first.save_weights(tmp_path / "weights", half=False)
+    second = build_network(dataclasses.replace(options, start_from=tmp_path / "weights"))
+    for name, value in first.state_dict().items():
+        assert torch.equal(second.state_dict()[name], value), name
+
+
+def test_weights_of_another_network_are_refused(options: PretrainOptions, tmp_path: Path) -> None:
+    build_network(dataclasses.replace(options, width=8)).save_weights(tmp_path / "weights")
+    with pytest.raises(UserError, match=r"--start-from .*is of another network: .*size mismatch"):
+        build_network(dataclasses.replace(options, start_from=tmp_path / "weights"))
+    with pytest.raises(UserError, match="no weights in"):
+        build_network(dataclasses.replace(options, start_from=tmp_path / "nowhere"))
+
+
+def test_factors_of_the_jitter_are_checked() -> None:
+    for jitter in ((), (1.0, -0.5)):
+        with pytest.raises(UserError, match="--jitter needs factors that are not negative"):
+            PretrainOptions(jitter=jitter).resolved()
