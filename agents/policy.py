@@ -11,45 +11,61 @@ Stable-Baselines3's training loop then minimises α·KL − Q and tunes α so th
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any, Literal
 
 import torch
 from gymnasium import spaces
-from stable_baselines3.common.policies import ContinuousCritic
+from stable_baselines3.common.policies import BaseModel
 from stable_baselines3.common.preprocessing import get_action_dim
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.sac.policies import Actor, SACPolicy
 from torch import nn
+from torch.nn import functional
 
 from bmvtrack import gaussian
 
 Observations = dict[str, torch.Tensor]
+Inputs = Literal["moments", "all"]
+"""What an agent makes use of: everything, or all but the encoder's features."""
 _MOST_SHIFT = 3.0  # |δ_i|, in standard deviations of the prior
 _LOG_SCALE = (-4.0, 1.0)  # of T_ii
 _MOST_WHITE = 10.0  # what the critic is shown of a whitened action
+_MOST_INPUT = 5.0  # of anything but features: log-areas of empty masks and the like
 
 
 class StateExtractor(BaseFeaturesExtractor):
-    """The ``Dict`` observation as one vector; encoder features are layer-normalised.
+    """The ``Dict`` observation as one vector.
 
     Args:
         observation_space: of ``BMVTrack-v0``.
+        inputs: ``moments``: posterior, mask geometry, box and motion, but not the encoder's pooled
+            features. They say next to nothing about where the posterior's mean is wrong, and an
+            agent that sees them learns its training sequences by heart (docs/results.md). ``all``:
+            features too, layer-normalised.
     """
 
-    def __init__(self, observation_space: spaces.Dict) -> None:
+    def __init__(self, observation_space: spaces.Dict, inputs: Inputs = "moments") -> None:
         sizes = {name: space.shape[0] for name, space in observation_space.spaces.items()}  # type: ignore[index]
-        super().__init__(observation_space, features_dim=sum(sizes.values()))
-        self.normalize_features = nn.LayerNorm(sizes["features"])
+        features = sizes.pop("features")
+        self.inputs = inputs
+        super().__init__(
+            observation_space, sum(sizes.values()) + (features if inputs == "all" else 0)
+        )
+        if inputs == "all":
+            self.normalize_features = nn.LayerNorm(features)
 
     def forward(self, observations: Observations) -> torch.Tensor:
-        """``(B, F')``, keys in alphabetical order."""
-        return torch.cat(
-            [
-                self.normalize_features(value) if name == "features" else value
-                for name, value in sorted(observations.items())
-            ],
-            dim=1,
-        )
+        """``(B, F')``, keys in alphabetical order, features last."""
+        parts = [
+            value.clamp(-_MOST_INPUT, _MOST_INPUT)
+            for name, value in sorted(observations.items())
+            if name != "features"
+        ]
+        if self.inputs == "all":
+            parts.append(self.normalize_features(observations["features"]))
+        return torch.cat(parts, dim=1)
 
 
 class ScaledPrior(nn.Module):
@@ -57,13 +73,15 @@ class ScaledPrior(nn.Module):
 
     Args:
         action_space: with finite bounds.
+        correlated: False removes the covariance's off-diagonals, to see what they are worth.
     """
 
     low: torch.Tensor
     rate: torch.Tensor
 
-    def __init__(self, action_space: spaces.Box) -> None:
+    def __init__(self, action_space: spaces.Box, correlated: bool = True) -> None:
         super().__init__()
+        self.correlated = correlated
         low = torch.from_numpy(action_space.low)
         high = torch.from_numpy(action_space.high)
         self.register_buffer("low", low, persistent=False)
@@ -73,18 +91,23 @@ class ScaledPrior(nn.Module):
         """Mean ``(B, 5)`` and lower Cholesky factor ``(B, 5, 5)``."""
         mean = (observations["prior_mean"] - self.low) * self.rate - 1
         factor = gaussian.unpack_lower(observations["prior_cholesky"])
+        if not self.correlated:
+            factor = torch.diag_embed(factor.norm(dim=-1))  # L_i· has the length σ_i
         return mean, self.rate[:, None] * factor
 
 
 class LatentPriorActor(Actor):
     """The policy π(a | s) = N(m + Lδ, LTTᵀLᵀ); see the module.
 
-    Takes the arguments of Stable-Baselines3's :class:`~stable_baselines3.sac.policies.Actor`.
+    Args:
+        args: of Stable-Baselines3's :class:`~stable_baselines3.sac.policies.Actor`.
+        correlated: see :class:`ScaledPrior`; without it, T is diagonal as well.
+        kwargs: as ``args``.
     """
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, correlated: bool = True, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.prior = ScaledPrior(self.action_space)
+        self.prior = ScaledPrior(self.action_space, correlated)
         dimension = get_action_dim(self.action_space)
         width = self.net_arch[-1] if self.net_arch else self.features_dim
         self.mu = nn.Linear(width, dimension)  # δ
@@ -92,7 +115,6 @@ class LatentPriorActor(Actor):
         self.log_std = factor_head  # type: ignore[assignment]
         for parameter in (*self.mu.parameters(), *factor_head.parameters()):
             nn.init.zeros_(parameter)
-        self.last_kl = torch.zeros(())
 
     def residual(self, observations: Observations) -> tuple[torch.Tensor, torch.Tensor]:
         """δ ``(B, 5)`` and T ``(B, 5, 5)``, in units of the prior's own distribution."""
@@ -100,7 +122,8 @@ class LatentPriorActor(Actor):
         shift = _MOST_SHIFT * torch.tanh(self.mu(hidden) / _MOST_SHIFT)
         raw = gaussian.unpack_lower(self.log_std(hidden))  # type: ignore[operator]
         diagonal = raw.diagonal(dim1=-2, dim2=-1).clamp(*_LOG_SCALE).exp()
-        return shift, raw.tril(-1) + torch.diag_embed(diagonal)
+        below = raw.tril(-1) if self.prior.correlated else torch.zeros_like(raw)
+        return shift, below + torch.diag_embed(diagonal)
 
     def forward(self, obs: Any, deterministic: bool = False) -> torch.Tensor:
         """Scaled actions ``(B, 5)``; not squashed, so some lie outside ±1."""
@@ -114,7 +137,6 @@ class LatentPriorActor(Actor):
         dimension = shift.shape[-1]
         quadratic = spread.square().sum(dim=(-2, -1)) + shift.square().sum(-1) - dimension
         kl = 0.5 * quadratic - log_diagonal
-        self.last_kl = kl.detach().mean()
         return self._action(obs, shift, spread), kl
 
     def _action(
@@ -126,29 +148,94 @@ class LatentPriorActor(Actor):
         return gaussian.unwhiten(shift, mean, factor)
 
 
-class LatentPriorCritic(ContinuousCritic):
-    """Q(s, a) of the whitened action L⁻¹(a − m): the same units as the policy's residual.
+class TwinNetwork(nn.Module):
+    """Two multilayer perceptrons with layer normalisation, evaluated together.
 
-    Takes the arguments of Stable-Baselines3's ``ContinuousCritic``.
+    Args:
+        inputs: number of inputs.
+        hidden: sizes of the hidden layers.
     """
 
-    def __init__(self, observation_space: Any, action_space: spaces.Box, *args: Any, **kwargs: Any):
-        super().__init__(observation_space, action_space, *args, **kwargs)
-        self.prior = ScaledPrior(action_space)
+    def __init__(self, inputs: int, hidden: Sequence[int]) -> None:
+        super().__init__()
+        sizes = [inputs, *hidden, 1]
+        self.weights, self.biases = nn.ParameterList(), nn.ParameterList()
+        self.gains, self.offsets = nn.ParameterList(), nn.ParameterList()
+        for before, after in pairwise(sizes):
+            bound = before**-0.5  # as of nn.Linear
+            self.weights.append(torch.empty(2, before, after).uniform_(-bound, bound))
+            self.biases.append(torch.empty(2, 1, after).uniform_(-bound, bound))
+        for size in hidden:
+            self.gains.append(torch.ones(2, 1, size))
+            self.offsets.append(torch.zeros(2, 1, size))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """``(B, inputs)`` → ``(2, B, 1)``."""
+        x = x.expand(2, *x.shape)
+        for i, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
+            x = torch.baddbmm(bias, x, weight)  # (2, B, H)
+            if i < len(self.gains):
+                x = functional.layer_norm(x, x.shape[-1:])
+                x = functional.silu(torch.addcmul(self.offsets[i], x, self.gains[i]))
+        return x
+
+
+class LatentPriorCritic(BaseModel):
+    """Two estimates of Q(s, a), of the action in units of the policy's residual.
+
+    Beside the state they see the whitened action u = L⁻¹(a − m), how far it is from the motion that the
+    mask suggests, and the squares of both: Q is roughly a bowl whose bottom lies between the two.
+
+    Args:
+        observation_space: of the environment.
+        action_space: of the environment.
+        net_arch: sizes of the hidden layers.
+        features_extractor: of the state.
+        correlated: see :class:`ScaledPrior`.
+        kwargs: of Stable-Baselines3's ``BaseModel``.
+    """
+
+    def __init__(
+        self,
+        observation_space: spaces.Dict,
+        action_space: spaces.Box,
+        net_arch: Sequence[int],
+        features_extractor: BaseFeaturesExtractor,
+        correlated: bool = True,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(
+            observation_space, action_space, features_extractor=features_extractor, **kwargs
+        )
+        self.prior = ScaledPrior(action_space, correlated)
+        dimension = get_action_dim(action_space)
+        self.twins = TwinNetwork(features_extractor.features_dim + 4 * dimension, net_arch)
 
     def forward(self, obs: Any, actions: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Q values of scaled actions ``(B, 5)``: one ``(B, 1)`` for each critic."""
-        white = gaussian.whiten(actions, *self.prior(obs))
-        return super().forward(obs, white.clamp(-_MOST_WHITE, _MOST_WHITE))
+        white = gaussian.whiten(actions, *self.prior(obs)).clamp(-_MOST_WHITE, _MOST_WHITE)
+        gap = white - obs["mask_residual"]
+        assert self.features_extractor is not None
+        state = self.extract_features(obs, self.features_extractor)
+        inputs = [state, white, gap, white.square() / 4, gap.square() / 4]
+        return tuple(self.twins(torch.cat(inputs, dim=1)).unbind(0))
 
 
 class LatentPriorPolicy(SACPolicy):
-    """SAC's policy with the actor and critics above; arguments as there."""
+    """SAC's policy with the actor and critics above.
+
+    Args:
+        args: of ``SACPolicy``.
+        correlated: see :class:`ScaledPrior`.
+        kwargs: as ``args``.
+    """
 
     actor: LatentPriorActor
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, correlated: bool = True, **kwargs: Any) -> None:
+        self.correlated = correlated
         kwargs.setdefault("features_extractor_class", StateExtractor)
+        kwargs.setdefault("optimizer_kwargs", {"fused": True})
         super().__init__(*args, **kwargs)
 
     def make_actor(
@@ -156,11 +243,16 @@ class LatentPriorPolicy(SACPolicy):
     ) -> LatentPriorActor:
         """See ``SACPolicy``."""
         kwargs = self._update_features_extractor(self.actor_kwargs, features_extractor)
-        return LatentPriorActor(**kwargs).to(self.device)
+        return LatentPriorActor(correlated=self.correlated, **kwargs).to(self.device)
 
-    def make_critic(
+    def make_critic(  # type: ignore[override]
         self, features_extractor: BaseFeaturesExtractor | None = None
     ) -> LatentPriorCritic:
         """See ``SACPolicy``."""
         kwargs = self._update_features_extractor(self.critic_kwargs, features_extractor)
-        return LatentPriorCritic(**kwargs).to(self.device)
+        taken = ("observation_space", "action_space", "net_arch", "features_extractor")
+        return LatentPriorCritic(
+            **{name: kwargs[name] for name in taken},
+            correlated=self.correlated,
+            normalize_images=kwargs["normalize_images"],
+        ).to(self.device)

@@ -1,48 +1,159 @@
-"""Soft actor-critic around the latent prior: Stable-Baselines3's own loop, with KL for −entropy."""
+"""Soft actor-critic around the latent prior: Stable-Baselines3's, with KL for −entropy."""
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import numpy as np
+import torch
+from gymnasium import spaces
 from stable_baselines3 import SAC
 from stable_baselines3.common.noise import ActionNoise
 from stable_baselines3.common.policies import BasePolicy
-from stable_baselines3.common.type_aliases import GymEnv
+from stable_baselines3.common.type_aliases import DictReplayBufferSamples, GymEnv
+from stable_baselines3.common.utils import update_learning_rate
+from torch.nn import functional
 
 from agents.policy import LatentPriorActor, LatentPriorPolicy
+from bmvtrack import gaussian
 
 
 class LatentPriorSAC(SAC):
     """SAC whose policy is the prior at first and is held near it by KL (as in SPiRL).
 
+    The update is Stable-Baselines3's, number for number, without its waits for the device: losses stay
+    there until :meth:`train` is done. The actor may learn more slowly than the critics: the gain of a
+    better action is small beside what a half-learned critic gets wrong.
+
     Args:
         policy: ``LatentPriorPolicy``.
         env: ``BMVTrack-v0``, or anything with its observations.
         target_kl: nats that the policy may spend on leaving the prior; the temperature is tuned to it.
+        learning_rate: of critics and temperature.
+        actor_learning_rate: of the actor; None: the same.
+        truth_share: of the environments that act by the true motion plus the prior's noise, so that
+            part of the buffer shows what good tracking is worth. Needs environments with a
+            ``true_motion`` method.
         kwargs: of Stable-Baselines3's ``SAC``. The warm-up (``learning_starts``) draws from the prior.
     """
 
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {"LatentPriorPolicy": LatentPriorPolicy}
     actor: LatentPriorActor
+    ent_coef_optimizer: torch.optim.Adam | None
 
     def __init__(
         self,
         policy: str | type[LatentPriorPolicy],
         env: GymEnv | str,
         target_kl: float = 1.0,
+        learning_rate: float = 3e-4,
+        actor_learning_rate: float | None = None,
+        truth_share: float = 0.0,
         **kwargs: Any,
     ) -> None:
-        self.target_kl = target_kl
-        super().__init__(policy, env, target_entropy=-target_kl, **kwargs)
+        self.target_kl, self.truth_share = target_kl, truth_share
+        self.actor_learning_rate = actor_learning_rate or learning_rate
+        super().__init__(
+            policy, env, learning_rate=learning_rate, target_entropy=-target_kl, **kwargs
+        )
 
     def train(self, gradient_steps: int, batch_size: int = 64) -> None:
         """See ``SAC``; logs the KL to the prior as well."""
-        super().train(gradient_steps, batch_size)
-        self.logger.record("train/kl_to_prior", float(self.actor.last_kl))
+        self.policy.set_training_mode(True)
+        others = [self.critic.optimizer]
+        if self.ent_coef_optimizer is not None:
+            others.append(self.ent_coef_optimizer)
+        self._update_learning_rate(others)
+        update_learning_rate(self.actor.optimizer, self.actor_learning_rate)
+        sums: dict[str, torch.Tensor] = {}
+        for step in range(gradient_steps):
+            assert self.replay_buffer is not None
+            batch = self.replay_buffer.sample(batch_size, env=self._vec_normalize_env)
+            for name, value in self.update(cast("DictReplayBufferSamples", batch)).items():
+                sums[name] = sums.get(name, 0) + value
+            if step % self.target_update_interval == 0:
+                self._update_target()
+        self._n_updates += gradient_steps
+        self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
+        means = torch.stack(list(sums.values())).div(gradient_steps).tolist()  # waits once
+        for name, mean in zip(sums, means, strict=True):
+            self.logger.record(f"train/{name}", mean)
+
+    def update(self, batch: DictReplayBufferSamples) -> dict[str, torch.Tensor]:
+        """One gradient step of temperature, critics and actor, as in ``SAC.train``.
+
+        Returns:
+            Losses, temperature and KL to the prior, each a scalar tensor on the device.
+        """
+        actions, kl = self.actor.action_log_prob(batch.observations)
+        temperature, report = self._update_temperature(kl)
+        target = self._target(batch, temperature)
+        estimates = self.critic(batch.observations, batch.actions)
+        critic_loss = 0.5 * sum(functional.mse_loss(q, target) for q in estimates)
+        assert isinstance(critic_loss, torch.Tensor)
+        _minimize(self.critic.optimizer, critic_loss)
+        # Held fixed while the actor learns: their gradients would be thrown away.
+        self.critic.requires_grad_(False)
+        value = torch.cat(self.critic(batch.observations, actions), dim=1).amin(1)
+        actor_loss = (temperature * kl - value).mean()
+        _minimize(self.actor.optimizer, actor_loss)
+        self.critic.requires_grad_(True)
+        return report | {
+            "actor_loss": actor_loss.detach(),
+            "critic_loss": critic_loss.detach(),
+            "kl_to_prior": kl.detach().mean(),
+        }
+
+    def _update_temperature(self, kl: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """The temperature before, and a step of it towards the target KL if it is tuned."""
+        if self.ent_coef_optimizer is None or self.log_ent_coef is None:
+            return self.ent_coef_tensor, {"ent_coef": self.ent_coef_tensor}
+        temperature = self.log_ent_coef.detach().exp()
+        loss = -(self.log_ent_coef * (kl.detach() - self.target_kl)).mean()
+        _minimize(self.ent_coef_optimizer, loss)
+        return temperature, {"ent_coef": temperature.squeeze(), "ent_coef_loss": loss.detach()}
+
+    @torch.no_grad()
+    def _target(self, batch: DictReplayBufferSamples, temperature: torch.Tensor) -> torch.Tensor:
+        """r + γ(1 − d)(min Q'(s', a') − α·KL), ``(B, 1)``."""
+        actions, kl = self.actor.action_log_prob(batch.next_observations)
+        values = torch.cat(self.critic_target(batch.next_observations, actions), dim=1)
+        value = values.amin(1, keepdim=True) - temperature * kl[:, None]
+        discount = self.gamma if batch.discounts is None else batch.discounts
+        return batch.rewards + (1 - batch.dones) * discount * value
+
+    @torch.no_grad()
+    def _update_target(self) -> None:
+        """Polyak averaging, all parameters at once."""
+        target: list[torch.Tensor] = list(self.critic_target.parameters())
+        source: list[torch.Tensor] = list(self.critic.parameters())
+        torch._foreach_lerp_(target, source, self.tau)
 
     def _sample_action(
         self, learning_starts: int, action_noise: ActionNoise | None = None, n_envs: int = 1
     ) -> tuple[np.ndarray, np.ndarray]:
         # 0: no uniform warm-up. Before the first update the policy is the prior itself.
-        return super()._sample_action(0, action_noise, n_envs)
+        action, scaled = super()._sample_action(0, action_noise, n_envs)
+        count = round(self.truth_share * n_envs)
+        if count:
+            self._follow_the_truth(action, scaled, count)
+        return action, scaled
+
+    def _follow_the_truth(self, action: np.ndarray, scaled: np.ndarray, count: int) -> None:
+        """Replace the first ``count`` actions, in place, where there is an object to follow."""
+        assert self.env is not None
+        assert isinstance(self._last_obs, dict)
+        truth = self.env.env_method("true_motion")[0][:count].cpu().float()
+        factor = gaussian.unpack_lower(torch.from_numpy(self._last_obs["prior_cholesky"][:count]))
+        noisy = gaussian.unwhiten(torch.randn_like(truth), truth, factor).numpy()
+        space = self.env.action_space
+        assert isinstance(space, spaces.Box)
+        there = np.flatnonzero(np.isfinite(noisy).all(axis=1))
+        action[there] = np.clip(noisy[there], space.low, space.high)
+        scaled[there] = self.policy.scale_action(action[there])
+
+
+def _minimize(optimizer: torch.optim.Optimizer, loss: torch.Tensor) -> None:
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    optimizer.step()

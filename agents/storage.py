@@ -3,28 +3,33 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from gymnasium import spaces
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from stable_baselines3 import SAC
-from stable_baselines3.common.buffers import DictReplayBuffer
 from stable_baselines3.sac.policies import Actor
 from torch import nn
 
-from agents.policy import LatentPriorActor, StateExtractor
+from agents.policy import Inputs, LatentPriorActor, StateExtractor
+from agents.replay import TensorReplayBuffer
 from bmvtrack.errors import UserError
 from bmvtrack.files import whole_file, write_text
 from bmvtrack.motion import Coordinates
 from envs.state import action_space, observation_space
 
-PolicyName = Literal["latent-prior", "plain"]
-ACTORS: dict[PolicyName, type[Actor]] = {"latent-prior": LatentPriorActor, "plain": Actor}
+PolicyName = Literal["latent-prior", "diagonal-prior", "plain"]
+ACTORS: dict[PolicyName, Callable[..., Actor]] = {
+    "latent-prior": LatentPriorActor,
+    "diagonal-prior": partial(LatentPriorActor, correlated=False),
+    "plain": Actor,
+}
 
 
 @dataclass(frozen=True)
@@ -54,6 +59,7 @@ def save_actor(actor: Actor, policy: PolicyName, coordinates: Coordinates, folde
         "coordinates": coordinates,
         "features": _feature_count(actor),
         "net_arch": actor.net_arch,
+        "inputs": _inputs(actor),
     }
     tensors = {
         name: value.detach().cpu().half().contiguous() for name, value in actor.state_dict().items()
@@ -78,7 +84,11 @@ def load_actor(folder: Path) -> StoredActor:
     try:
         config = json.loads(config_path.read_text(encoding="utf-8"))
         actor = make_actor(
-            config["policy"], config["coordinates"], config["features"], config["net_arch"]
+            config["policy"],
+            config["coordinates"],
+            config["features"],
+            config["net_arch"],
+            config["inputs"],
         )
         coordinates: Coordinates = config["coordinates"]
     except (ValueError, KeyError, TypeError) as error:
@@ -93,7 +103,11 @@ def load_actor(folder: Path) -> StoredActor:
 
 
 def make_actor(
-    policy: PolicyName, coordinates: Coordinates, features: int, net_arch: list[int]
+    policy: PolicyName,
+    coordinates: Coordinates,
+    features: int,
+    net_arch: list[int],
+    inputs: Inputs = "moments",
 ) -> Actor:
     """An untrained actor: of ``latent-prior``, the prior itself.
 
@@ -102,9 +116,10 @@ def make_actor(
         coordinates: of its actions.
         features: F of the encoder.
         net_arch: sizes of the hidden layers.
+        inputs: see :class:`~agents.policy.StateExtractor`.
     """
     observations = observation_space(features)
-    extractor = StateExtractor(observations)
+    extractor = StateExtractor(observations, inputs)
     return ACTORS[policy](
         observations,
         action_space(coordinates),
@@ -116,27 +131,12 @@ def make_actor(
 
 def training_state(model: SAC) -> dict[str, Any]:
     """Parameters, optimisers, temperature, replay buffer and counters as tensors and numbers."""
-    buffer = _replay(model)
-    filled = buffer.buffer_size if buffer.full else buffer.pos
-
-    def stored(array: np.ndarray) -> torch.Tensor:
-        return torch.from_numpy(array[:filled])
-
     return {
         "parameters": model.get_parameters(),
         "log_ent_coef": None if model.log_ent_coef is None else model.log_ent_coef.detach(),
         "num_timesteps": model.num_timesteps,
         "n_updates": model._n_updates,
-        "replay": {
-            "observations": {k: stored(v) for k, v in buffer.observations.items()},
-            "next_observations": {k: stored(v) for k, v in buffer.next_observations.items()},
-            "actions": stored(buffer.actions),
-            "rewards": stored(buffer.rewards),
-            "dones": stored(buffer.dones),
-            "timeouts": stored(buffer.timeouts),
-            "position": buffer.pos,
-            "full": buffer.full,
-        },
+        "replay": _replay(model).state(),
     }
 
 
@@ -146,13 +146,6 @@ def restore_training_state(model: SAC, state: dict[str, Any]) -> None:
     Raises:
         UserError: if the state is of another policy, network or buffer.
     """
-    buffer, replay = _replay(model), state["replay"]
-    filled = len(replay["actions"])
-    if filled > buffer.buffer_size:
-        raise UserError(
-            f"the checkpoint holds {filled} transitions but --buffer-size is {buffer.buffer_size}; "
-            "resume with the same options"
-        )
     try:
         model.set_parameters(state["parameters"], exact_match=True, device=model.device)
     except (ValueError, RuntimeError) as error:
@@ -162,16 +155,11 @@ def restore_training_state(model: SAC, state: dict[str, Any]) -> None:
         with torch.no_grad():
             model.log_ent_coef.copy_(state["log_ent_coef"])
     model.num_timesteps, model._n_updates = state["num_timesteps"], state["n_updates"]
-    for name in ("observations", "next_observations"):
-        for key, values in replay[name].items():
-            getattr(buffer, name)[key][:filled] = values.cpu().numpy()
-    for name in ("actions", "rewards", "dones", "timeouts"):
-        getattr(buffer, name)[:filled] = replay[name].cpu().numpy()
-    buffer.pos, buffer.full = replay["position"], replay["full"]
+    _replay(model).load_state(state["replay"])
 
 
-def _replay(model: SAC) -> DictReplayBuffer:
-    assert isinstance(model.replay_buffer, DictReplayBuffer)
+def _replay(model: SAC) -> TensorReplayBuffer:
+    assert isinstance(model.replay_buffer, TensorReplayBuffer)
     return model.replay_buffer
 
 
@@ -181,3 +169,9 @@ def _feature_count(actor: nn.Module) -> int:
     shape = space["features"].shape
     assert shape is not None
     return shape[0]
+
+
+def _inputs(actor: Actor) -> Inputs:
+    extractor = actor.features_extractor
+    assert isinstance(extractor, StateExtractor)
+    return extractor.inputs

@@ -1,15 +1,12 @@
-"""Training an agent: options, environments, callbacks, and the call to ``learn``."""
+"""Training an agent: environments, callbacks, and the call to ``learn``."""
 
 from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal
+from collections.abc import Sequence
+from typing import Any
 
-import gymnasium as gym
 import numpy as np
 import torch
 from rich.console import Console
@@ -17,120 +14,26 @@ from rich.progress import track
 from stable_baselines3 import SAC
 from stable_baselines3.common.callbacks import BaseCallback, CallbackList, EvalCallback
 from stable_baselines3.common.evaluation import evaluate_policy
-from stable_baselines3.common.monitor import Monitor
-from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
+from stable_baselines3.common.vec_env import VecEnv, VecMonitor
 
+from agents.options import TrainOptions
 from agents.policy import StateExtractor
+from agents.replay import TensorReplayBuffer
 from agents.sac import LatentPriorSAC
-from agents.storage import PolicyName, restore_training_state, save_actor, training_state
+from agents.sb3_env import StableBaselinesEnv
+from agents.storage import restore_training_state, save_actor, training_state
 from bmvtrack.data import sources
 from bmvtrack.data.sequence import VideoSequence
 from bmvtrack.data.synthetic import synthetic_sequences
 from bmvtrack.errors import UserError
 from bmvtrack.files import write_text
-from bmvtrack.motion import Coordinates
-from bmvtrack.perception import DEFAULT_WEIGHTS, Perception
+from bmvtrack.perception import Perception
 from bmvtrack.training.checkpoint import refuse_existing_run, resumed_state, save_checkpoint
-from envs.bmvtrack_env import BMVTrackEnv
+from envs.clips import Clip, ClipSource
+from envs.vector_env import GIBIBYTE, BMVTrackVectorEnv
 
-_VALIDATION_SEED = 500  # away from the small seeds that encoders are trained with
-
-_AT_LEAST_ONE = (
-    "steps",
-    "environments",
-    "clip_length",
-    "updates",
-    "batch_size",
-    "buffer_size",
-    "validation_clips",
-    "validate_every",
-)
-
-
-@dataclass(frozen=True)
-class TrainOptions:
-    """Train a soft actor-critic to track, starting from the encoder's own Gaussian."""
-
-    out: Path = Path("runs/sac")
-    """folder for checkpoints, TensorBoard logs, evaluations, and the agents `best` and `last`"""
-    data: str = "synthetic"
-    """synthetic (a new sequence for every clip), davis16:FOLDER or davis16:FOLDER:SPLIT"""
-    weights: str = DEFAULT_WEIGHTS
-    """encoder: name of bundled weights, or a folder that pretrain_vae.py wrote"""
-    policy: PolicyName = "latent-prior"
-    """`latent-prior`: full-covariance residual of the encoder's Gaussian, KL for entropy.
-    `plain`: Stable-Baselines3's own SAC on the same states, for comparison"""
-    coordinates: Coordinates = "object"
-    """of the action: `object`, where the encoder's Gaussian is exact, or `frame` (the paper's G_t)"""
-    reward: Literal["rotated", "axis_aligned"] = "rotated"
-    """IoU of the rotated boxes, or of their axis-aligned bounds"""
-    steps: int = 20_000
-    """environment steps in all"""
-    environments: int = 4
-    """clips stepped side by side"""
-    clip_length: int = 32
-    """steps of an episode at most"""
-    updates: int = 4
-    """gradient steps after each step of all environments"""
-    batch_size: int = 256
-    """transitions in a gradient step"""
-    learning_rate: float = 3e-4
-    """of actor, critics and temperature"""
-    gamma: float = 0.7
-    """discount: drift costs later IoU, but not for ever"""
-    target_kl: float = 2.5
-    """nats the policy may spend on leaving the prior (`latent-prior` only): acting with half of the
-    prior's noise takes 1.6 of them, a shift by one standard deviation takes half of one"""
-    initial_temperature: float = 0.05
-    """weight of KL (or of entropy, for `plain`) at the start; tuned from there"""
-    buffer_size: int = 100_000
-    """transitions kept for replay"""
-    learning_starts: int = 500
-    """steps before the first update"""
-    hidden: tuple[int, ...] = (256, 256)
-    """sizes of the hidden layers of actor and critics"""
-    validation_share: float = 0.2
-    """of the sequences of a folder, held out to choose the best agent"""
-    validation_clips: int = 48
-    """clips in an evaluation, the same ones each time"""
-    validate_every: int = 2000
-    """steps between evaluations; a checkpoint is written at each"""
-    device: str = "auto"
-    """of encoder and agent: `auto`, `cpu` or `cuda`"""
-    seed: int = 0
-    """of everything random"""
-    max_minutes: float | None = None
-    """stop after this time, with a checkpoint to resume from"""
-    resume: bool = False
-    """go on from the last checkpoint in `out`"""
-
-    def check(self) -> None:
-        """Refuse what cannot be.
-
-        Raises:
-            UserError: naming the option and what it may be.
-        """
-        sources.parse(self.data)
-        if sources.parse(self.data)[0] in sources.STILLS:
-            raise UserError(f"--data {self.data}: stills have no motion to learn from; give videos")
-        for name in _AT_LEAST_ONE:
-            if getattr(self, name) < 1:
-                raise UserError(f"--{name.replace('_', '-')} must be at least 1")
-        if not 0 <= self.gamma < 1 or not 0 < self.validation_share < 1:
-            raise UserError(
-                f"--gamma must lie in [0, 1) and --validation-share in (0, 1), not {self.gamma} "
-                f"and {self.validation_share}"
-            )
-        if self.target_kl <= 0 or self.initial_temperature <= 0 or self.learning_rate <= 0:
-            raise UserError("--target-kl, --initial-temperature and --learning-rate are positive")
-        if self.device not in ("auto", "cpu", "cuda"):
-            raise UserError(f"unknown --device {self.device!r}: it is auto, cpu or cuda")
-
-    def fixed(self) -> dict[str, Any]:
-        """What may not change when a run is resumed, as JSON."""
-        free = {"out", "steps", "max_minutes", "resume", "device"}
-        values = {name: value for name, value in self.__dict__.items() if name not in free}
-        return {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}
+# Away from the small seeds that encoders are trained with: on their own sequences they err less.
+_TRAINING_SEED, _VALIDATION_SEED = 400, 500
 
 
 def train_agent(options: TrainOptions, console: Console | None = None) -> float:
@@ -151,14 +54,15 @@ def train_agent(options: TrainOptions, console: Console | None = None) -> float:
         device = "cuda" if torch.cuda.is_available() else "cpu"
     perception = Perception.load(options.weights, device)
     training, validation = _sequences(options)
-    model = make_model(options, make_environments(training, perception, options), device)
+    model = make_model(options, make_environments(options, perception, training), device)
     best = float("-inf")
     if options.resume:
         state = resumed_state(options.out / "checkpoints", options.fixed())
         restore_training_state(model, state)
         best = float(state["best"])
         console.print(f"resuming {options.out} at step {model.num_timesteps} of {options.steps}")
-    evaluation = _evaluation_environment(validation, perception, options)
+    clips = ClipSource(validation, options.clip_length).spread(options.validation_clips)
+    evaluation = make_environments(options, perception, clips=clips)
     keeper = _Keeper(options, perception)
     evaluator = EvalCallback(
         evaluation,
@@ -195,7 +99,11 @@ def train_agent(options: TrainOptions, console: Console | None = None) -> float:
 
 def make_model(options: TrainOptions, environments: VecEnv, device: str) -> SAC:
     """An untrained agent."""
-    policy: dict[str, Any] = {"net_arch": list(options.hidden)}
+    policy: dict[str, Any] = {
+        "net_arch": list(options.hidden),
+        "features_extractor_class": StateExtractor,
+        "features_extractor_kwargs": {"inputs": options.inputs},
+    }
     common: dict[str, Any] = {
         "learning_rate": options.learning_rate,
         "buffer_size": options.buffer_size,
@@ -205,38 +113,23 @@ def make_model(options: TrainOptions, environments: VecEnv, device: str) -> SAC:
         "train_freq": 1,
         "gradient_steps": options.updates,
         "ent_coef": f"auto_{options.initial_temperature}",
+        "replay_buffer_class": TensorReplayBuffer,
         "tensorboard_log": str(options.out / "tensorboard"),
         "policy_kwargs": policy,
         "seed": options.seed,
         "device": device,
     }
-    if options.policy == "latent-prior":
-        return LatentPriorSAC(
-            "LatentPriorPolicy", environments, target_kl=options.target_kl, **common
-        )
-    policy["features_extractor_class"] = StateExtractor
-    return SAC("MultiInputPolicy", environments, **common)
-
-
-class ClipCycle(gym.Wrapper[Any, Any, Any, Any]):
-    """Resets go through a fixed list of clips, over and over: every evaluation sees the same ones.
-
-    Args:
-        env: ``BMVTrack-v0``.
-        clips: ``(sequence index, start)`` each.
-    """
-
-    def __init__(self, env: gym.Env[Any, Any], clips: Sequence[tuple[int, int]]) -> None:
-        super().__init__(env)
-        self._clips, self._next = list(clips), 0
-
-    def reset(
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[Any, dict[str, Any]]:
-        """Start the next clip of the list."""
-        sequence, start = self._clips[self._next % len(self._clips)]
-        self._next += 1
-        return self.env.reset(seed=seed, options={"sequence": sequence, "start": start})
+    if options.policy == "plain":
+        return SAC("MultiInputPolicy", environments, **common)
+    policy["correlated"] = options.policy == "latent-prior"
+    return LatentPriorSAC(
+        "LatentPriorPolicy",
+        environments,
+        target_kl=options.target_kl,
+        actor_learning_rate=options.actor_learning_rate,
+        truth_share=options.truth_share,
+        **common,
+    )
 
 
 class _Keeper(BaseCallback):
@@ -287,20 +180,16 @@ class _Best(BaseCallback):
 
 def _mean_reward(model: SAC, environment: VecEnv, clips: int) -> float:
     mean, _ = evaluate_policy(model, environment, clips)
-    assert isinstance(mean, float)
-    return mean
+    return float(np.mean(mean))
 
 
-def _sequences(
-    options: TrainOptions,
-) -> tuple[list[VideoSequence] | None, list[VideoSequence]]:
-    """Sequences to train on (None: synthetic, new for every clip) and held-out ones."""
+def _sequences(options: TrainOptions) -> tuple[list[VideoSequence], list[VideoSequence]]:
+    """Sequences to train on, and held-out ones."""
     if sources.parse(options.data)[0] == "synthetic":
-        return None, _loaded(
-            synthetic_sequences(options.validation_clips, options.seed), "synthetic"
-        )
-    sequences = _loaded(sources.load_sequences(options.data), options.data)
-    usable = [s for s in sequences if len(s) > 1 and s.present[:-1].any()]
+        training = synthetic_sequences(options.synthetic_count, options.seed + _TRAINING_SEED)
+        validation = synthetic_sequences(options.validation_clips, options.seed + _VALIDATION_SEED)
+        return _usable(training, "synthetic"), _usable(validation, "synthetic, held out")
+    usable = _usable(sources.load_sequences(options.data), options.data)
     if len(usable) < 2:
         raise UserError(f"{options.data} has {len(usable)} usable sequences; at least 2 are needed")
     order = np.random.default_rng(options.seed).permutation(len(usable))
@@ -310,44 +199,34 @@ def _sequences(
     return training, [s for i, s in enumerate(usable) if i in held_out]
 
 
-def _loaded(sequences: list[VideoSequence], name: str) -> list[VideoSequence]:
-    return [sequence.in_memory() for sequence in track(sequences, f"reading {name}")]
+def _usable(sequences: Sequence[VideoSequence], name: str) -> list[VideoSequence]:
+    """Those that can be tracked through; reads all masks."""
+    read = track(sequences, f"reading {name}")
+    return [s for s in read if len(s) > 1 and s.present[:-1].any()]
 
 
 def make_environments(
-    sequences: list[VideoSequence] | None, perception: Perception, options: TrainOptions
+    options: TrainOptions,
+    perception: Perception,
+    sequences: list[VideoSequence] | None = None,
+    clips: Sequence[Clip] | None = None,
 ) -> VecEnv:
-    """Training environments side by side, sharing one encoder."""
+    """Environments side by side, for Stable-Baselines3, with the sums of rewards in their infos.
 
-    def make() -> gym.Env[Any, Any]:
-        return Monitor(make_environment(sequences, perception, options))
-
-    makers: list[Callable[[], gym.Env[Any, Any]]] = [make] * options.environments
-    return DummyVecEnv(makers)
-
-
-def make_environment(
-    sequences: list[VideoSequence] | None, perception: Perception, options: TrainOptions
-) -> BMVTrackEnv:
-    """One environment as the options want it."""
-    return BMVTrackEnv(
+    Args:
+        options: of the training.
+        perception: the encoder they share.
+        sequences: to draw clips from.
+        clips: instead, to be played in turn after each reset.
+    """
+    environment = BMVTrackVectorEnv(
+        min(options.environments, len(clips)) if clips else options.environments,
         sequences,
         perception,
         clip_length=options.clip_length,
         coordinates=options.coordinates,
         reward=options.reward,
+        cache_bytes=int(options.cache_gigabytes * GIBIBYTE),
+        clips=clips,
     )
-
-
-def _evaluation_environment(
-    sequences: list[VideoSequence], perception: Perception, options: TrainOptions
-) -> VecEnv:
-    """Clips spread evenly over the held-out sequences, from evenly spread starts."""
-    clips = []
-    rounds = -(-options.validation_clips // len(sequences))
-    for i in range(options.validation_clips):
-        sequence = i % len(sequences)
-        starts = np.flatnonzero(sequences[sequence].present[:-1])
-        clips.append((sequence, int(starts[len(starts) * (i // len(sequences)) // rounds])))
-    environment = ClipCycle(make_environment(sequences, perception, options), clips)
-    return DummyVecEnv([lambda: Monitor(environment)])
+    return VecMonitor(StableBaselinesEnv(environment))

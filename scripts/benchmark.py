@@ -11,16 +11,23 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
 import tyro
+from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from rich.console import Console
 from rich.table import Table
+from stable_baselines3 import SAC
 
+from agents.options import TrainOptions
 from agents.tracker import agent_tracker
-from agents.training import TrainOptions, make_environments, make_model
+from agents.training import make_environments, make_model
+from bmvtrack.data import sources
+from bmvtrack.data.sequence import VideoSequence
 from bmvtrack.data.synthetic import synthetic_sequences
 from bmvtrack.errors import UserError, run_script
 from bmvtrack.files import write_text
@@ -29,12 +36,17 @@ from bmvtrack.perception import DEFAULT_WEIGHTS, Perception
 from bmvtrack.tracking.learned import learned_tracker
 from bmvtrack.training import PretrainOptions
 from bmvtrack.training.pretrain import PretrainRun
+from envs import BMVTrackEnv, BMVTrackVectorEnv
+
+Part = Literal["training", "environment", "agent", "tracking"]
 
 
 @dataclass
 class Options:
     """Measure training patches/s, environment steps/s, agent updates/s and tracking frames/s."""
 
+    parts: tuple[Part, ...] = get_args(Part)
+    """what to measure"""
     weights: str = DEFAULT_WEIGHTS
     """encoder and agent: name of bundled weights, or a folder"""
     device: str = "auto"
@@ -47,6 +59,12 @@ class Options:
     """of the network that is trained"""
     batch_size: int = 32
     """of pretraining"""
+    data: str = "synthetic"
+    """sequences that environments and agent see: `synthetic` or davis16:FOLDER"""
+    environments: tuple[int, ...] = (1, 16, 64)
+    """numbers N of environments side by side"""
+    most_single: int = 64
+    """of these, most that single environments are stepped for in turn"""
     out: Path | None = None
     """JSON file to write"""
 
@@ -59,11 +77,9 @@ def main() -> None:
     device = options.device
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    measured = {
-        "pretraining, patches/s": training_rate(options, device),
-        **agent_rates(options, device),
-        **tracking_rates(options, device),
-    }
+    measured: dict[str, float] = {}
+    for part in options.parts:
+        measured |= PARTS[part](options, device)
     machine = f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads"
     if device == "cuda":
         machine = torch.cuda.get_device_name()
@@ -91,7 +107,7 @@ def rate(step: Callable[[], object], seconds: float, device: str, warm_up: int =
     return count / (time.perf_counter() - started)
 
 
-def training_rate(options: Options, device: str) -> float:
+def training_rates(options: Options, device: str) -> dict[str, float]:
     """Whole pretraining steps in tracking mode: draw, crop, jitter, forward, backward, update."""
     run = PretrainRun(
         PretrainOptions(
@@ -105,29 +121,56 @@ def training_rate(options: Options, device: str) -> float:
             device=device,
         ).resolved()
     )
-    return options.batch_size * rate(run.training_step, options.seconds, device)
+    patches = options.batch_size * rate(run.training_step, options.seconds, device)
+    return {"pretraining, patches/s": patches}
+
+
+def environment_rates(options: Options, device: str) -> dict[str, float]:
+    """Steps/s with boxes at rest: N single environments in turn, and N stepped together."""
+    perception = Perception.load(options.weights, device)
+    sequences = benchmark_sequences(options)
+    rates = {}
+    for count in options.environments:
+        arguments: dict[str, Any] = {"sequences": sequences, "coordinates": "object"}
+        makers = [lambda: BMVTrackEnv(weights=perception, **arguments)] * count  # noqa: B023
+        one_by_one = SyncVectorEnv(makers, autoreset_mode=AutoresetMode.SAME_STEP)
+        together = BMVTrackVectorEnv(count, weights=perception, **arguments)
+        at_rest = np.tile(np.array(AT_REST, np.float32), (count, 1))
+        for name, environment in (("SyncVectorEnv", one_by_one), ("BMVTrackVectorEnv", together)):
+            if environment is one_by_one and count > options.most_single:
+                continue
+            environment.reset(seed=0)
+            step = partial(environment.step, at_rest)
+            rates[f"{name}, N = {count}, steps/s"] = count * rate(step, options.seconds, device)
+    return rates
 
 
 def agent_rates(options: Options, device: str) -> dict[str, float]:
-    """Environment steps with a box at rest, and SAC updates on the agent's own transitions."""
+    """Updates/s of the same networks by Stable-Baselines3's loop and by ours; whole training."""
     perception = Perception.load(options.weights, device)
-    sequences = [s.in_memory() for s in synthetic_sequences(4, seed=900)]
+    sequences = benchmark_sequences(options)
+    rates = {}
     with tempfile.TemporaryDirectory() as folder:
-        train = TrainOptions(
-            out=Path(folder), environments=1, learning_starts=10**9, coordinates="object"
-        )
-        environments = make_environments(sequences, perception, train)
-        model = make_model(train, environments, device)
-        environments.reset()
-        at_rest = np.array([AT_REST], np.float32)
+        train = TrainOptions(out=Path(folder), learning_starts=512)
+        model = make_model(train, make_environments(train, perception, sequences), device)
+        model.learn(1024)  # fills the buffer, warms up, logs to the temporary folder
+        size = train.batch_size
+        plain = partial(SAC.train, model, 1, size)
+        rates["Stable-Baselines3's update, updates/s"] = rate(plain, options.seconds, device)
+        ours = partial(model.train, 1, size)
+        rates["our update, updates/s"] = rate(ours, options.seconds, device)
+        started, before = time.perf_counter(), model.num_timesteps
+        model.learn(1024, reset_num_timesteps=False)
+        steps = model.num_timesteps - before
+        rates["agent training, steps/s"] = steps / (time.perf_counter() - started)
+    return rates
 
-        def step() -> None:
-            environments.step(at_rest)
 
-        steps = rate(step, options.seconds, device)
-        model.learn(train.batch_size)  # fills the buffer, logs to the temporary folder
-        updates = rate(lambda: model.train(1, train.batch_size), options.seconds, device)
-    return {"environment, steps/s": steps, "agent, updates/s": updates}
+def benchmark_sequences(options: Options) -> list[VideoSequence]:
+    """Synthetic sequences, or those of ``--data``, in memory."""
+    if options.data == "synthetic":
+        return [sequence.in_memory() for sequence in synthetic_sequences(8, seed=900)]
+    return [sequence.in_memory() for sequence in sources.load_sequences(options.data)]
 
 
 def tracking_rates(options: Options, device: str) -> dict[str, float]:
@@ -148,6 +191,14 @@ def tracking_rates(options: Options, device: str) -> dict[str, float]:
 
         rates[f"tracking by {name}, frames/s"] = rate(update, options.seconds, device)
     return rates
+
+
+PARTS: dict[Part, Callable[[Options, str], dict[str, float]]] = {
+    "training": training_rates,
+    "environment": environment_rates,
+    "agent": agent_rates,
+    "tracking": tracking_rates,
+}
 
 
 if __name__ == "__main__":

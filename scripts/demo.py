@@ -16,8 +16,9 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
+from agents.options import TrainOptions
 from agents.tracker import agent_tracker
-from agents.training import TrainOptions, train_agent
+from agents.training import train_agent
 from bmvtrack.data.synthetic import synthetic_sequences
 from bmvtrack.errors import UserError, run_script
 from bmvtrack.files import write_text

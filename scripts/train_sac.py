@@ -8,7 +8,8 @@ Examples:
 
 import tyro
 
-from agents.training import TrainOptions, train_agent
+from agents.options import TrainOptions
+from agents.training import train_agent
 from bmvtrack.errors import run_script
 
 

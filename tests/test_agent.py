@@ -8,8 +8,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from stable_baselines3 import SAC
 
-from agents.policy import LatentPriorActor, StateExtractor
+from agents.policy import LatentPriorActor, StateExtractor, TwinNetwork
+from agents.replay import TensorReplayBuffer
 from agents.sac import LatentPriorSAC
+from agents.sb3_env import StableBaselinesEnv
 from agents.storage import (
     load_actor,
     make_actor,
@@ -27,6 +29,7 @@ from bmvtrack.prior import named, push_forward
 from bmvtrack.tracking.learned import PosteriorTracker
 from envs.bmvtrack_env import BMVTrackEnv
 from envs.state import observation_space
+from envs.vector_env import BMVTrackVectorEnv
 
 FEATURES = 6
 BOXES = {
@@ -139,25 +142,24 @@ def env(perception: Perception) -> BMVTrackEnv:
     return BMVTrackEnv([synthetic_sequence(8).in_memory()], perception, clip_length=8)
 
 
-def agent(env: BMVTrackEnv, seed: int = 0) -> LatentPriorSAC:
-    return LatentPriorSAC(
-        "LatentPriorPolicy",
-        env,
-        target_kl=0.7,
-        learning_starts=16,
-        buffer_size=200,
-        batch_size=16,
-        policy_kwargs={"net_arch": [16]},
-        seed=seed,
-        device="cpu",
-    )
+def agent(env: BMVTrackEnv, **options: object) -> LatentPriorSAC:
+    defaults: dict[str, object] = {
+        "target_kl": 0.7,
+        "learning_starts": 16,
+        "buffer_size": 200,
+        "batch_size": 16,
+        "replay_buffer_class": TensorReplayBuffer,
+        "policy_kwargs": {"net_arch": [16]},
+        "seed": 0,
+        "device": "cpu",
+    }
+    return LatentPriorSAC("LatentPriorPolicy", env, **(defaults | options))
 
 
 def test_training_learns_and_is_deterministic(env: BMVTrackEnv) -> None:
     def trained() -> dict[str, torch.Tensor]:
         model = agent(env).learn(40)
         assert model.target_entropy == -0.7
-        assert model.actor.last_kl > 0
         return model.policy.state_dict()
 
     first, second = trained(), trained()
@@ -170,8 +172,8 @@ def test_warm_up_draws_from_the_prior(env: BMVTrackEnv) -> None:
     model = agent(env)
     model.learn(16)
     buffer = model.replay_buffer
-    actions = torch.from_numpy(buffer.actions[: buffer.pos, 0])
-    state = {name: torch.from_numpy(v[: buffer.pos, 0]) for name, v in buffer.observations.items()}
+    actions = buffer.actions[: buffer.pos, 0]
+    state = {name: value[: buffer.pos, 0] for name, value in buffer.observations.items()}
     white = gaussian.whiten(actions, *model.actor.prior(state))
     assert white.abs().max() < 5  # uniform actions would lie tens of standard deviations away
 
@@ -188,10 +190,92 @@ def test_training_state_goes_round(env: BMVTrackEnv, tmp_path: Path) -> None:
     for name, value in model.policy.state_dict().items():
         assert torch.equal(other.policy.state_dict()[name], value)
     assert torch.equal(other.log_ent_coef, model.log_ent_coef)
-    for name in ("actions", "rewards", "dones", "timeouts"):
-        old, new = getattr(model.replay_buffer, name), getattr(other.replay_buffer, name)
-        np.testing.assert_array_equal(old[:30], new[:30])
-    other.train(1, 16)
+    assert torch.equal(model.replay_buffer.actions, other.replay_buffer.actions)
+    torch.manual_seed(0)
+    model.train(2, 16)
+    torch.manual_seed(0)
+    other.train(2, 16)
+    for name, value in model.policy.state_dict().items():
+        assert torch.equal(other.policy.state_dict()[name], value), name
+
+
+@pytest.mark.parametrize("tuned", [True, False])
+def test_updates_are_those_of_the_plain_loop(env: BMVTrackEnv, tuned: bool) -> None:
+    models = []
+    for _ in range(2):
+        model = agent(env, ent_coef="auto_0.1" if tuned else 0.1)
+        model.learn(24)
+        models.append(model)
+    ours, plain = models
+    records = []
+    for model, train in ((ours, LatentPriorSAC.train), (plain, SAC.train)):
+        for _ in range(3):  # with equal batches and noise
+            torch.manual_seed(7)
+            train(model, 1, 16)
+        records.append(dict(model.logger.name_to_value))
+    for name in ("train/actor_loss", "train/critic_loss", "train/ent_coef"):
+        assert records[0][name] == pytest.approx(records[1][name], abs=1e-5), name
+    for name, value in plain.policy.state_dict().items():
+        torch.testing.assert_close(ours.policy.state_dict()[name], value, rtol=0, atol=1e-5)
+
+
+def test_the_actor_may_learn_at_its_own_rate(env: BMVTrackEnv) -> None:
+    model = agent(env, learning_rate=1e-2, actor_learning_rate=1e-9)
+    model.learn(16)
+    before = {name: value.clone() for name, value in model.policy.state_dict().items()}
+    model.train(3, 16)
+    moved = {
+        name.split(".")[0]
+        for name, value in model.policy.state_dict().items()
+        if (value - before[name]).abs().max() > 1e-6
+    }
+    assert moved == {"critic", "critic_target"}
+
+
+def test_part_of_the_buffer_follows_the_truth(perception: Perception) -> None:
+    many = BMVTrackVectorEnv(4, [synthetic_sequence(8)], perception, coordinates="object")
+    model = agent(StableBaselinesEnv(many), truth_share=0.5, learning_starts=10**6)
+    model.learn(40)
+    rewards = model.replay_buffer.rewards[: model.replay_buffer.pos].mean(dim=0)
+    assert rewards[:2].min() > rewards[2:].max()
+
+
+def test_without_correlations_the_marginals_stay(actor: LatentPriorActor) -> None:
+    root = torch.randn(5, 5, dtype=torch.float64) / 10
+    covariance = root @ root.T + 0.01 * torch.eye(5)
+    diagonal = make_actor("diagonal-prior", "frame", FEATURES, [16])
+    assert isinstance(diagonal, LatentPriorActor)
+    state = tensors(observations(torch.ones(5), covariance, 1))
+    full, marginal = actor.prior(state)[1][0], diagonal.prior(state)[1][0]
+    assert torch.equal(marginal, torch.diag(marginal.diagonal()))
+    torch.testing.assert_close(marginal @ marginal.T, torch.diag((full @ full.T).diagonal()))
+    spread = stirred(diagonal).residual(state)[1][0]
+    assert torch.equal(spread, torch.diag(spread.diagonal()))
+
+
+def test_twin_networks_are_two_networks() -> None:
+    torch.manual_seed(0)
+    twins, x = TwinNetwork(7, [16, 8]), torch.randn(5, 7)
+    for i, output in enumerate(twins(x)):
+        layers: list[torch.nn.Module] = []
+        for k, (weight, bias) in enumerate(zip(twins.weights, twins.biases, strict=True)):
+            linear = torch.nn.Linear(weight.shape[1], weight.shape[2])
+            linear.weight.data, linear.bias.data = weight[i].T.detach(), bias[i, 0].detach()
+            layers.append(linear)
+            if k < 2:
+                layers += [torch.nn.LayerNorm(weight.shape[2]), torch.nn.SiLU()]
+        torch.testing.assert_close(output, torch.nn.Sequential(*layers)(x))
+
+
+def test_moments_leave_the_features_out() -> None:
+    space = observation_space(FEATURES)
+    values = tensors(observations(torch.ones(5), torch.eye(5) / 100, 2))
+    other = values | {"features": torch.randn(2, FEATURES)}
+    moments, everything = StateExtractor(space), StateExtractor(space, "all")
+    assert everything.features_dim == moments.features_dim + FEATURES
+    assert moments(values).shape == (2, moments.features_dim)
+    assert torch.equal(moments(values), moments(other))
+    assert not torch.equal(everything(values), everything(other))
 
 
 def test_actor_is_stored_in_half_precision(tmp_path: Path, actor: LatentPriorActor) -> None:

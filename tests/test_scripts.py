@@ -58,10 +58,11 @@ def test_demo_leaves_a_report(run, tmp_path: Path) -> None:
 
 def test_benchmark_writes_its_table(run, tmp_path: Path) -> None:
     sizes = ["--seconds", "0.2", "--width", "8", "--input-size", "64", "--batch-size", "4"]
+    sizes += ["--environments", "1", "2", "--most-single", "1"]
     result = run("benchmark.py", *sizes, "--device", "cpu", "--out", "speed.json")
     assert result.returncode == 0, result.stderr
     speeds = json.loads((tmp_path / "speed.json").read_text())["per_second"]
-    assert len(speeds) == 5
+    assert len(speeds) == 9
     assert all(value > 0 for value in speeds.values())
 
 

@@ -1,0 +1,213 @@
+"""Several ways to learn, on the same states, clips, budget and seeds: what the latent prior buys."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from rich.console import Console
+from stable_baselines3 import SAC
+from stable_baselines3.common.callbacks import BaseCallback
+
+from agents.options import TrainOptions
+from agents.training import make_environments, make_model
+from bmvtrack.arrays import FloatArray
+from bmvtrack.data.sequence import VideoSequence
+from bmvtrack.errors import UserError
+from bmvtrack.files import write_text
+from bmvtrack.perception import Perception
+from envs.clips import Clip, ClipSource
+from envs.vector_env import BMVTrackVectorEnv
+
+METHODS: dict[str, dict[str, Any]] = {
+    "latent prior": {"policy": "latent-prior", "coordinates": "frame"},
+    "without correlations": {"policy": "diagonal-prior", "coordinates": "frame"},
+    "plain SAC, frame": {"policy": "plain", "coordinates": "frame", "learning_rate": 3e-4},
+    "plain SAC, object": {"policy": "plain", "coordinates": "object", "learning_rate": 3e-4},
+}
+"""What differs from one method to the next; Stable-Baselines3's SAC learns at its own default rate."""
+UNTRAINED = "untrained prior"
+_NEVER = 10**9
+
+
+@dataclass(frozen=True)
+class Curve:
+    """How one run went.
+
+    Attributes:
+        method: a key of :data:`METHODS`.
+        seed: of the run.
+        steps: ``(K,)`` environment steps at each evaluation, from 0 on.
+        overlaps: ``(K, C)`` mean IoU over the scored frames of each test clip.
+    """
+
+    method: str
+    seed: int
+    steps: NDArray[np.intp]
+    overlaps: FloatArray
+
+
+def compare(
+    options: TrainOptions,
+    seeds: Sequence[int],
+    training: Sequence[VideoSequence],
+    test: Sequence[VideoSequence],
+    test_clips: int,
+    console: Console,
+    max_minutes: float | None = None,
+) -> list[Curve]:
+    """Train every method with every seed; each run is kept in ``options.out`` and not repeated.
+
+    Args:
+        options: of every run; method and seed are filled in, ``validate_every`` spaces the evaluations.
+        seeds: one run of each method for each.
+        training: sequences to learn on.
+        test: sequences to evaluate on, to their end, deterministically.
+        test_clips: clips spread over them.
+        console: for progress.
+        max_minutes: no further run is started after this time.
+
+    Raises:
+        UserError: if the folder holds runs with other options.
+    """
+    perception = Perception.load(options.weights, _device(options))
+    clips = ClipSource(test, _NEVER).spread(test_clips)
+    deadline = time.monotonic() + 60 * (max_minutes or math.inf)
+    curves = []
+    for seed in seeds:  # every method once, then the next seed: a part is a fair comparison, too
+        for method, changes in METHODS.items():
+            run = replace(options, seed=seed, **changes)
+            path = options.out / f"{method.replace(', ', '-').replace(' ', '-')}-{seed}.json"
+            curve = _stored(path, run)
+            if curve is None and time.monotonic() < deadline:
+                curve = _train(method, run, perception, list(training), clips, console)
+                _store(path, run, curve)
+            if curve is not None:
+                curves.append(curve)
+    return curves
+
+
+def clip_overlaps(
+    act: Callable[[dict[str, torch.Tensor]], torch.Tensor], environment: BMVTrackVectorEnv
+) -> FloatArray:
+    """Mean IoU of each clip of an environment that plays one clip in each of its places.
+
+    Args:
+        act: observations → actions ``(N, 5)``.
+        environment: with ``clips``, as many as environments.
+
+    Returns:
+        ``(N,)`` over the scored frames; NaN where there is none.
+    """
+    observations, _ = environment.reset()
+    count = environment.num_envs
+    total, frames = np.zeros(count), np.zeros(count)
+    playing = np.ones(count, dtype=bool)
+    while playing.any():
+        observations, _, terminated, truncated, info = environment.step(act(observations))
+        ended = (terminated | truncated).cpu().numpy()
+        iou = info["iou"].cpu().numpy()
+        if ended.any():  # the info is of the next clip there
+            iou = np.where(ended, info["final_info"]["iou"].cpu().numpy(), iou)
+        scored = playing & np.isfinite(iou)
+        total[scored] += iou[scored]
+        frames[scored] += 1
+        playing &= ~ended
+    return total / np.where(frames, frames, np.nan)
+
+
+class _Evaluations(BaseCallback):
+    """Overlaps on the test clips before the first step and every so many."""
+
+    def __init__(self, environment: BMVTrackVectorEnv, every: int, say: Callable[[str], None]):
+        super().__init__()
+        self.environment, self.every, self.say = environment, every, say
+        self.steps: list[int] = []
+        self.overlaps: list[FloatArray] = []
+
+    def _on_training_start(self) -> None:
+        self._evaluate()
+
+    def _on_step(self) -> bool:
+        if self.num_timesteps // self.every > self.steps[-1] // self.every:
+            self._evaluate()
+        return True
+
+    def _evaluate(self) -> None:
+        assert isinstance(self.model, SAC)
+        overlaps = clip_overlaps(_actions_of(self.model), self.environment)
+        self.steps.append(self.num_timesteps)
+        self.overlaps.append(overlaps)
+        self.say(f"step {self.num_timesteps}: {np.nanmean(overlaps):.3f}")
+
+
+def _train(
+    method: str,
+    options: TrainOptions,
+    perception: Perception,
+    training: list[VideoSequence],
+    clips: list[Clip],
+    console: Console,
+) -> Curve:
+    environments = make_environments(options, perception, training)
+    model = make_model(options, environments, str(perception.device))
+    evaluation = BMVTrackVectorEnv(
+        len(clips),
+        weights=perception,
+        coordinates=options.coordinates,
+        lost_after=_NEVER,
+        clips=clips,
+    )
+    callback = _Evaluations(
+        evaluation,
+        options.validate_every,
+        lambda text: console.print(f"{method}, seed {options.seed}, {text}"),
+    )
+    model.learn(options.steps, callback=callback)
+    return Curve(method, options.seed, np.array(callback.steps), np.stack(callback.overlaps))
+
+
+def _actions_of(model: SAC) -> Callable[[dict[str, torch.Tensor]], torch.Tensor]:
+    def act(observations: dict[str, torch.Tensor]) -> torch.Tensor:
+        arrays = {name: value.cpu().numpy() for name, value in observations.items()}
+        return torch.from_numpy(model.predict(arrays, deterministic=True)[0])
+
+    return act
+
+
+def _device(options: TrainOptions) -> str:
+    if options.device != "auto":
+        return options.device
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _store(path: Path, options: TrainOptions, curve: Curve) -> None:
+    values = {
+        "method": curve.method,
+        "options": options.fixed() | {"steps": options.steps},
+        "steps": curve.steps.tolist(),
+        "overlaps": [[None if np.isnan(x) else x for x in row] for row in curve.overlaps.tolist()],
+    }
+    write_text(path, json.dumps(values, indent=1) + "\n")
+
+
+def _stored(path: Path, options: TrainOptions) -> Curve | None:
+    if not path.exists():
+        return None
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        expected = options.fixed() | {"steps": options.steps}
+        if values["options"] != json.loads(json.dumps(expected)):
+            raise UserError(f"{path} is of a run with other options; give another --out")
+        overlaps = np.array(values["overlaps"], dtype=np.float64)
+        return Curve(values["method"], options.seed, np.array(values["steps"]), overlaps)
+    except (ValueError, KeyError) as error:
+        raise UserError(f"{path} does not hold a run: {error!r}; remove it") from error

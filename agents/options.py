@@ -1,0 +1,137 @@
+"""Options of the agent's training, checked before anything is written."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from agents.policy import Inputs
+from agents.storage import PolicyName
+from bmvtrack.data import sources
+from bmvtrack.errors import UserError
+from bmvtrack.motion import Coordinates
+from bmvtrack.perception import DEFAULT_WEIGHTS
+from envs.state import Reward
+
+_AT_LEAST_ONE = (
+    "steps",
+    "environments",
+    "clip_length",
+    "updates",
+    "batch_size",
+    "buffer_size",
+    "validation_clips",
+    "validate_every",
+)
+_POSITIVE = (
+    "target_kl",
+    "initial_temperature",
+    "learning_rate",
+    "actor_learning_rate",
+    "cache_gigabytes",
+)
+
+
+@dataclass(frozen=True)
+class TrainOptions:
+    """Train a soft actor-critic to track, starting from the encoder's own Gaussian."""
+
+    out: Path = Path("runs/sac")
+    """folder for checkpoints, TensorBoard logs, evaluations, and the agents `best` and `last`"""
+    data: str = "synthetic"
+    """synthetic, davis16:FOLDER or davis16:FOLDER:SPLIT"""
+    synthetic_count: int = 192
+    """synthetic sequences to train on, where data is `synthetic`"""
+    weights: str = DEFAULT_WEIGHTS
+    """encoder: name of bundled weights, or a folder that pretrain_vae.py wrote"""
+    policy: PolicyName = "latent-prior"
+    """`latent-prior`: full-covariance residual of the encoder's Gaussian, KL for entropy.
+    `diagonal-prior`: the same without the covariance's off-diagonals, for comparison.
+    `plain`: Stable-Baselines3's own SAC on the same states, for comparison"""
+    coordinates: Coordinates = "object"
+    """of the action: `object`, where the encoder's Gaussian is exact, or `frame` (the paper's G_t)"""
+    inputs: Inputs = "moments"
+    """what the agent sees: `moments` of posterior and mask, box and motion; `all`: the encoder's
+    pooled features as well, which it tends to learn its training sequences by heart from"""
+    reward: Reward = "rotated"
+    """IoU of the rotated boxes, or of their axis-aligned bounds"""
+    steps: int = 20_000
+    """environment steps in all"""
+    environments: int = 16
+    """clips stepped side by side, one encoder pass for all"""
+    clip_length: int = 32
+    """steps of an episode at most"""
+    updates: int = 12
+    """gradient steps after each step of all environments"""
+    batch_size: int = 256
+    """transitions in a gradient step"""
+    learning_rate: float = 1e-3
+    """of critics and temperature (`plain`: of the actor, too)"""
+    actor_learning_rate: float = 1e-4
+    """of the actor of `latent-prior`: slower, so that it follows critics that have learned"""
+    gamma: float = 0.7
+    """discount: drift costs later IoU, but not for ever"""
+    target_kl: float = 2.5
+    """nats the policy may spend on leaving the prior (`latent-prior` only): acting with half of the
+    prior's noise takes 1.6 of them, a shift by one standard deviation takes half of one"""
+    initial_temperature: float = 0.02
+    """weight of KL (or of entropy, for `plain`) at the start; tuned from there"""
+    buffer_size: int = 100_000
+    """transitions kept for replay"""
+    cache_gigabytes: float = 4.0
+    """of frames on the device; those used least recently are read again"""
+    truth_share: float = 0.0
+    """of the environments that act by the true motion, with the prior's noise; the others act by
+    the policy (`latent-prior` and `diagonal-prior`)"""
+    learning_starts: int = 2000
+    """steps before the first update"""
+    hidden: tuple[int, ...] = (128, 128)
+    """sizes of the hidden layers of actor and critics"""
+    validation_share: float = 0.2
+    """of the sequences of a folder, held out to choose the best agent"""
+    validation_clips: int = 96
+    """clips in an evaluation, the same ones each time"""
+    validate_every: int = 4000
+    """steps between evaluations; a checkpoint is written at each"""
+    device: str = "auto"
+    """of encoder and agent: `auto`, `cpu` or `cuda`"""
+    seed: int = 0
+    """of everything random"""
+    max_minutes: float | None = None
+    """stop after this time, with a checkpoint to resume from"""
+    resume: bool = False
+    """go on from the last checkpoint in `out`"""
+
+    def check(self) -> None:
+        """Refuse what cannot be.
+
+        Raises:
+            UserError: naming the option and what it may be.
+        """
+        sources.parse(self.data)
+        if sources.parse(self.data)[0] in sources.STILLS:
+            raise UserError(f"--data {self.data}: stills have no motion to learn from; give videos")
+        for name in _AT_LEAST_ONE:
+            if getattr(self, name) < 1:
+                raise UserError(f"--{name.replace('_', '-')} must be at least 1")
+        if not 0 <= self.gamma < 1 or not 0 < self.validation_share < 1:
+            raise UserError(
+                f"--gamma must lie in [0, 1) and --validation-share in (0, 1), not {self.gamma} "
+                f"and {self.validation_share}"
+            )
+        for name in _POSITIVE:
+            if not getattr(self, name) > 0:
+                raise UserError(f"--{name.replace('_', '-')} must be positive")
+        if not 0 <= self.truth_share <= 1:
+            raise UserError(f"--truth-share must lie in [0, 1], not {self.truth_share}")
+        if self.truth_share and self.policy == "plain":
+            raise UserError("--truth-share needs --policy latent-prior or diagonal-prior")
+        if self.device not in ("auto", "cpu", "cuda"):
+            raise UserError(f"unknown --device {self.device!r}: it is auto, cpu or cuda")
+
+    def fixed(self) -> dict[str, Any]:
+        """What may not change when a run is resumed, as JSON."""
+        free = {"out", "steps", "max_minutes", "resume", "device", "cache_gigabytes"}
+        values = {name: value for name, value in self.__dict__.items() if name not in free}
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}

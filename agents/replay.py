@@ -1,0 +1,232 @@
+"""Replay on the device: what the agent has seen, as tensors where it learns."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import psutil
+import torch
+from gymnasium import spaces
+from stable_baselines3.common.buffers import ReplayBuffer
+from stable_baselines3.common.type_aliases import DictReplayBufferSamples
+from stable_baselines3.common.vec_env import VecNormalize
+
+from bmvtrack.errors import UserError
+
+_HALF = "features"  # layer-normalised by the encoder: three decimal digits are plenty
+_FINAL_SHARE = 32  # transitions for each episode's last observation, at first
+
+
+class TensorReplayBuffer(ReplayBuffer):
+    """Transitions with ``Dict`` observations as tensors on one device, each observation stored once.
+
+    A transition's next observation is the observation of the next row; only where an episode ended
+    is it kept apart, because the next row belongs to another episode. Encoder features are in half
+    precision. Sampling does not wait for the device. A transition that a time limit cut short
+    bootstraps; one that lost its target does not.
+
+    Takes the arguments of Stable-Baselines3's ``ReplayBuffer``; give it to ``SAC`` as
+    ``replay_buffer_class``.
+
+    Raises:
+        UserError: if it would not fit into the memory that is left.
+    """
+
+    observations: dict[str, torch.Tensor]  # type: ignore[assignment]
+    actions: torch.Tensor  # type: ignore[assignment]
+    rewards: torch.Tensor  # type: ignore[assignment]
+    dones: torch.Tensor  # type: ignore[assignment]
+
+    def __init__(
+        self,
+        buffer_size: int,
+        observation_space: spaces.Dict,
+        action_space: spaces.Box,
+        device: torch.device | str = "auto",
+        n_envs: int = 1,
+        optimize_memory_usage: bool = False,
+        handle_timeout_termination: bool = True,
+    ) -> None:
+        rows = max(buffer_size // n_envs, 1)
+        super(ReplayBuffer, self).__init__(  # not ReplayBuffer's own: it allocates arrays
+            rows, observation_space, action_space, device, n_envs=n_envs
+        )
+        self.optimize_memory_usage = True
+        self.handle_timeout_termination = handle_timeout_termination
+        self._sizes = {name: space.shape[0] for name, space in observation_space.spaces.items()}  # type: ignore[index]
+        finals = rows * n_envs // _FINAL_SHARE + n_envs
+        self._check_memory((rows + 1) * n_envs, finals)
+        # One row more than transitions: the newest one's next observation.
+        self.observations = self._empty(rows + 1, n_envs)
+        self.finals = self._empty(finals)
+        shape = rows + 1, n_envs
+        self.actions = torch.zeros(*shape, self.action_dim, device=self.device)
+        self.rewards = torch.zeros(shape, device=self.device)
+        self.dones = torch.zeros(shape, device=self.device)
+        self.final_slots = torch.full(shape, -1, dtype=torch.long, device=self.device)
+        self._host_slots = np.full(shape, -1)
+        self._free = list(range(finals))
+
+    @property
+    def bytes_per_transition(self) -> int:
+        """Of one transition, last observations of episodes not counted."""
+        return self._observation_bytes() + self._scalar_bytes()
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held on the device."""
+        tensors = [*self.observations.values(), *self.finals.values()]
+        tensors += [self.actions, self.rewards, self.dones, self.final_slots]
+        return sum(tensor.nbytes for tensor in tensors)
+
+    def add(  # type: ignore[override]
+        self,
+        obs: dict[str, np.ndarray],
+        next_obs: dict[str, np.ndarray],
+        action: np.ndarray,
+        reward: np.ndarray,
+        done: np.ndarray,
+        infos: list[dict[str, Any]],
+    ) -> None:
+        """Store one step of all environments: ``(n_envs, …)`` each, in scaled actions."""
+        row, following = self.pos, (self.pos + 1) % (self.buffer_size + 1)
+        self._free.extend(self._host_slots[row][self._host_slots[row] >= 0].tolist())
+        ended = np.flatnonzero(done)
+        slots = np.full(self.n_envs, -1)
+        slots[ended] = self._take(len(ended))
+        self._host_slots[row] = slots
+        terminal = np.array(done, dtype=np.float32)
+        if self.handle_timeout_termination:
+            terminal *= [not info.get("TimeLimit.truncated", False) for info in infos]
+        for name in self._sizes:
+            stored = self.observations[name]
+            stored[row] = self._upload(obs[name])
+            arrived = self._upload(next_obs[name]).to(stored)
+            stored[following] = arrived
+            if len(ended):
+                where = self._upload(slots[ended])
+                self.finals[name][where] = arrived[self._upload(ended)]
+        self.actions[row] = self._upload(action)
+        self.rewards[row] = self._upload(np.asarray(reward, dtype=np.float32))
+        self.dones[row] = self._upload(terminal)
+        self.final_slots[row] = self._upload(slots)
+        self.pos, self.full = following, self.full or following == 0
+
+    def size(self) -> int:
+        """Rows that hold transitions."""
+        return self.buffer_size if self.full else self.pos
+
+    def sample(self, batch_size: int, env: VecNormalize | None = None) -> DictReplayBufferSamples:  # type: ignore[override]
+        """Transitions drawn uniformly with replacement, float32, on the device.
+
+        Raises:
+            UserError: with a ``VecNormalize``, which works on arrays: normalise in the network instead.
+        """
+        if env is not None:
+            raise UserError("the replay buffer on the device takes no VecNormalize")
+        offsets = torch.randint(self.size(), (batch_size,), device=self.device)
+        oldest = self.pos + 1 if self.full else 0  # row `pos` is the newest next observation
+        rows = (oldest + offsets) % (self.buffer_size + 1)
+        columns = torch.randint(self.n_envs, (batch_size,), device=self.device)
+        return self._transitions(rows, columns)
+
+    def state(self) -> dict[str, Any]:
+        """Contents as tensors and numbers, for a checkpoint."""
+        return {
+            "observations": {k: v[: self._used_rows()] for k, v in self.observations.items()},
+            "finals": dict(self.finals),
+            **{n: getattr(self, n)[: self._used_rows()] for n in _ROWS},
+            "position": self.pos,
+            "full": self.full,
+            "capacity": self.buffer_size,
+        }
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """The inverse of :meth:`state`.
+
+        Raises:
+            UserError: if the state is of a buffer of another size or other observations.
+        """
+        stored, used = state["observations"], len(state["actions"])
+        shapes = {name: value.shape[1:] for name, value in stored.items()}
+        expected = {name: value.shape[1:] for name, value in self.observations.items()}
+        if state["capacity"] != self.buffer_size or shapes != expected:
+            raise UserError(
+                f"the checkpoint's replay buffer holds {state['capacity']} steps of other "
+                f"environments or observations than this one of {self.buffer_size}; resume with "
+                "the same options"
+            )
+        for name, value in stored.items():
+            self.observations[name][:used] = value.to(self.device)
+        for name in _ROWS:
+            getattr(self, name)[:used] = state[name].to(self.device)
+        self.finals = {name: value.to(self.device) for name, value in state["finals"].items()}
+        self.pos, self.full = state["position"], state["full"]
+        self._host_slots = self.final_slots.cpu().numpy().copy()
+        taken = set(self._host_slots[self._host_slots >= 0].tolist())
+        count = len(next(iter(self.finals.values())))
+        self._free = [slot for slot in range(count) if slot not in taken]
+
+    def _transitions(self, rows: torch.Tensor, columns: torch.Tensor) -> DictReplayBufferSamples:
+        following = (rows + 1) % (self.buffer_size + 1)
+        slots = self.final_slots[rows, columns]
+        ended = (slots >= 0)[:, None]
+        now, then = {}, {}
+        for name, stored in self.observations.items():
+            now[name] = stored[rows, columns].float()
+            final = self.finals[name][slots.clamp_min(0)]
+            then[name] = torch.where(ended, final, stored[following, columns]).float()
+        return DictReplayBufferSamples(
+            observations=now,
+            actions=self.actions[rows, columns],
+            next_observations=then,
+            dones=self.dones[rows, columns][:, None],
+            rewards=self.rewards[rows, columns][:, None],
+        )
+
+    def _used_rows(self) -> int:
+        return self.buffer_size + 1 if self.full else self.pos + 1
+
+    def _take(self, count: int) -> list[int]:
+        """Free slots for last observations; there are always as many as asked for."""
+        if count > len(self._free):
+            old = len(next(iter(self.finals.values())))
+            more = self._empty(old)
+            self.finals = {name: torch.cat([v, more[name]]) for name, v in self.finals.items()}
+            self._free.extend(range(old, 2 * old))
+        return [self._free.pop() for _ in range(count)]
+
+    def _empty(self, *shape: int) -> dict[str, torch.Tensor]:
+        return {
+            name: torch.zeros(*shape, size, dtype=_dtype(name), device=self.device)
+            for name, size in self._sizes.items()
+        }
+
+    def _upload(self, array: np.ndarray) -> torch.Tensor:
+        return torch.from_numpy(np.ascontiguousarray(array)).to(self.device)
+
+    def _observation_bytes(self) -> int:
+        return sum(size * _dtype(name).itemsize for name, size in self._sizes.items())
+
+    def _scalar_bytes(self) -> int:
+        return 4 * (self.action_dim + 2) + 8  # action, reward, done; slot of the last observation
+
+    def _check_memory(self, transitions: int, finals: int) -> None:
+        needed = transitions * self.bytes_per_transition + finals * self._observation_bytes()
+        if self.device.type == "cuda":
+            left = torch.cuda.mem_get_info(self.device)[0]
+        else:
+            left = psutil.virtual_memory().available
+        if needed > left:
+            raise UserError(
+                f"a replay buffer of {transitions:,} transitions takes {needed:,} bytes, and "
+                f"{left:,} are left on {self.device}; use a smaller --buffer-size"
+            )
+
+
+_ROWS = ("actions", "rewards", "dones", "final_slots")
+
+
+def _dtype(name: str) -> torch.dtype:
+    return torch.float16 if name == _HALF else torch.float32

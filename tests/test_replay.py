@@ -1,0 +1,144 @@
+"""Replay as tensors: what comes out is what went in, each observation stored once."""
+
+from collections import namedtuple
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from agents import replay
+from agents.replay import TensorReplayBuffer
+from bmvtrack.errors import UserError
+
+SPACE = gym.spaces.Dict(
+    {
+        "features": gym.spaces.Box(-np.inf, np.inf, (3,), np.float32),
+        "box": gym.spaces.Box(-np.inf, np.inf, (2,), np.float32),
+    }
+)
+ACTIONS = gym.spaces.Box(-1, 1, (5,), np.float32)
+
+
+def observation(step, n_envs, kind=0):
+    """Values that tell step, environment and kind, exact in half precision."""
+    code = np.stack([np.full(n_envs, step), np.arange(n_envs), np.full(n_envs, kind)], axis=1)
+    return {"features": code.astype(np.float32), "box": code[:, :2].astype(np.float32)}
+
+
+def filled(capacity, n_envs, ends, timeouts=None):
+    """A buffer after ``len(ends)`` steps; ``ends`` ``(steps, n_envs)`` marks ends of episodes.
+
+    The observation of step t is (t, i, 0); the last one of an episode that ends there (t, i, 1).
+    """
+    buffer = TensorReplayBuffer(capacity * n_envs, SPACE, ACTIONS, "cpu", n_envs)
+    timeouts = np.zeros_like(ends) if timeouts is None else timeouts
+    for t, (done, timeout) in enumerate(zip(ends, timeouts, strict=True)):
+        following = observation(t + 1, n_envs)
+        final = observation(t + 1, n_envs, kind=1)
+        for name in following:
+            following[name] = np.where(done[:, None], final[name], following[name])
+        buffer.add(
+            observation(t, n_envs),
+            following,
+            np.full((n_envs, 5), t, np.float32),
+            np.arange(n_envs) + 100.0 * t,
+            done,
+            [{"TimeLimit.truncated": bool(flag)} for flag in timeout],
+        )
+    return buffer
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    capacity=st.integers(2, 9),
+    n_envs=st.integers(1, 3),
+    steps=st.integers(1, 40),
+    share=st.floats(0, 1),
+    seed=st.integers(0, 99),
+)
+def test_samples_are_whole_transitions(capacity, n_envs, steps, share, seed):
+    rng = np.random.default_rng(seed)
+    ends = rng.random((steps, n_envs)) < share
+    timeouts = ends & (rng.random((steps, n_envs)) < 0.5)
+    buffer = filled(capacity, n_envs, ends, timeouts)
+    torch.manual_seed(seed)
+    batch = buffer.sample(600)
+    step, environment = batch.observations["features"][:, :2].long().unbind(1)
+    newest = min(capacity, steps)
+    assert buffer.size() == newest
+    assert step.min() >= steps - newest
+    assert step.max() < steps
+    if newest * n_envs < 12:
+        assert len(set(zip(step.tolist(), environment.tolist(), strict=True))) == newest * n_envs
+    assert torch.equal(batch.observations["box"][:, 0].long(), step)
+    assert torch.equal(batch.actions[:, 0].long(), step)
+    assert torch.equal(batch.rewards[:, 0].long(), environment + 100 * step)
+    ended = torch.from_numpy(ends)[step, environment]
+    late = torch.from_numpy(timeouts)[step, environment]
+    assert torch.equal(batch.next_observations["features"][:, 0].long(), step + 1)
+    assert torch.equal(batch.next_observations["features"][:, 2].long(), ended.long())
+    assert torch.equal(batch.dones[:, 0].bool(), ended & ~late)
+
+
+def test_every_transition_is_equally_likely():
+    buffer = filled(4, 3, np.zeros((11, 3), dtype=bool))
+    torch.manual_seed(0)
+    batch = buffer.sample(24_000)
+    codes = batch.observations["features"][:, 0] * 3 + batch.observations["features"][:, 1]
+    counts = torch.unique(codes, return_counts=True)[1]
+    assert len(counts) == 12
+    assert (counts - 2000).abs().max() < 5 * 2000**0.5
+
+
+def test_contents_go_round_a_checkpoint(tmp_path):
+    rng = np.random.default_rng(0)
+    ends = rng.random((9, 2)) < 0.4
+    buffer = filled(5, 2, ends)
+    torch.save(buffer.state(), tmp_path / "replay.pt")
+    state = torch.load(tmp_path / "replay.pt", weights_only=True)
+    other = TensorReplayBuffer(10, SPACE, ACTIONS, "cpu", 2)
+    other.load_state(state)
+    for again in (False, True):  # also after both have gone on
+        if again:
+            for one in (buffer, other):
+                done = np.array([True, False])
+                states = observation(9, 2), observation(10, 2, kind=1)
+                one.add(*states, np.zeros((2, 5)), np.zeros(2), done, [{}, {}])
+        torch.manual_seed(1)
+        first = buffer.sample(64)
+        torch.manual_seed(1)
+        second = other.sample(64)
+        for name in SPACE:
+            assert torch.equal(first.next_observations[name], second.next_observations[name])
+        assert torch.equal(first.rewards, second.rewards)
+    with pytest.raises(UserError, match="resume with the same options"):
+        TensorReplayBuffer(12, SPACE, ACTIONS, "cpu", 2).load_state(state)
+
+
+def test_each_observation_is_stored_once_and_features_in_half():
+    buffer = TensorReplayBuffer(64_000, SPACE, ACTIONS, "cpu", 4)
+    assert buffer.bytes_per_transition == 3 * 2 + 2 * 4 + 7 * 4 + 8
+    assert buffer.nbytes < 1.05 * 64_000 * buffer.bytes_per_transition
+
+
+def test_more_than_the_memory_is_refused_with_both_numbers(monkeypatch):
+    memory = namedtuple("memory", "available")(1_000)
+    monkeypatch.setattr(replay.psutil, "virtual_memory", lambda: memory)
+    with pytest.raises(UserError, match=r"takes [\d,]+ bytes, and 1,000 are left on cpu"):
+        TensorReplayBuffer(1_000, SPACE, ACTIONS, "cpu", 1)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_sampling_does_not_wait_for_the_device():
+    buffer = TensorReplayBuffer(100, SPACE, ACTIONS, "cuda", 1)
+    states = observation(0, 1), observation(1, 1)
+    buffer.add(*states, np.zeros((1, 5)), np.zeros(1), np.zeros(1, bool), [{}])
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        assert buffer.sample(8).rewards.is_cuda
+    finally:
+        torch.cuda.set_sync_debug_mode("default")

@@ -1,0 +1,112 @@
+"""The vector environment under Stable-Baselines3: its own API, wrappers and callbacks."""
+
+import numpy as np
+import pytest
+from stable_baselines3 import SAC
+from stable_baselines3.common.callbacks import EvalCallback
+from stable_baselines3.common.vec_env import VecMonitor, VecNormalize
+
+from agents.policy import StateExtractor
+from agents.sb3_env import StableBaselinesEnv
+from bmvtrack.data.synthetic import SyntheticOptions, synthetic_sequence
+from envs import BMVTrackVectorEnv
+from envs.clips import ClipSource
+
+
+@pytest.fixture(scope="module")
+def sequences():
+    options = SyntheticOptions(width=96, height=72, length=8)
+    return [synthetic_sequence(seed, options).in_memory() for seed in (1, 2)]
+
+
+def adapted(sequences, perception, count=3, **arguments):
+    return StableBaselinesEnv(BMVTrackVectorEnv(count, sequences, perception, **arguments))
+
+
+def test_steps_are_those_of_the_environment(sequences, perception):
+    ours, plain = (BMVTrackVectorEnv(3, sequences, perception, clip_length=3) for _ in range(2))
+    ours = StableBaselinesEnv(ours)
+    ours.seed(4)
+    observations = ours.reset()
+    expected, _ = plain.reset(seed=4)
+    ends = 0
+    for _ in range(9):
+        for name, value in expected.items():
+            np.testing.assert_array_equal(observations[name], value.numpy())
+        action = observations["prior_mean"]
+        observations, rewards, dones, infos = ours.step(action)
+        expected, reward, terminated, truncated, info = plain.step(action)
+        np.testing.assert_array_equal(rewards, reward.numpy())
+        np.testing.assert_array_equal(dones, (terminated | truncated).numpy())
+        for i in range(3):
+            if dones[i]:
+                ends += 1
+                assert infos[i]["TimeLimit.truncated"]
+                for name, value in infos[i]["terminal_observation"].items():
+                    np.testing.assert_array_equal(value, info["final_obs"][name][i].numpy())
+                assert infos[i]["iou"] == info["final_info"]["iou"][i]
+            else:
+                assert "terminal_observation" not in infos[i]
+                assert infos[i]["frame"] == info["frame"][i]
+    assert ends >= 9
+
+
+def test_a_lost_target_is_no_time_limit(sequences, perception):
+    lost = adapted(sequences, perception, lost_after=1, clip_length=7)
+    lost.seed(0)
+    lost.reset()
+    away = np.tile(np.float32([0.1, 0.1, 0, 0.9, 1.4]), (3, 1))
+    for _ in range(3):
+        _, _, dones, infos = lost.step(away)
+        if dones.any():
+            break
+    assert dones.any()
+    assert not infos[int(np.flatnonzero(dones)[0])]["TimeLimit.truncated"]
+
+
+def test_works_under_monitor_normalisation_and_evaluation(sequences, perception, tmp_path):
+    environment = VecNormalize(VecMonitor(adapted(sequences, perception, clip_length=3)))
+    clips = ClipSource(sequences, 3).spread(4)
+    evaluation = VecNormalize(
+        VecMonitor(StableBaselinesEnv(BMVTrackVectorEnv(2, weights=perception, clips=clips))),
+        training=False,
+        norm_reward=False,
+    )
+    callback = EvalCallback(evaluation, n_eval_episodes=4, eval_freq=4, log_path=str(tmp_path))
+    model = SAC(
+        "MultiInputPolicy",
+        environment,
+        buffer_size=60,
+        learning_starts=6,
+        batch_size=8,
+        policy_kwargs={"net_arch": [8], "features_extractor_class": StateExtractor},
+        device="cpu",
+    )
+    model.learn(24, callback=callback)
+    results = np.load(tmp_path / "evaluations.npz")
+    assert results["results"].shape == (2, 4)
+    assert (results["ep_lengths"] <= 3).all()
+    assert 0 < results["results"].mean() <= 3
+
+
+def test_the_same_clips_in_every_evaluation(sequences, perception):
+    clips = ClipSource(sequences, 3).spread(4)
+    environment = StableBaselinesEnv(BMVTrackVectorEnv(2, weights=perception, clips=clips))
+    first, second = (environment.reset() for _ in range(2))
+    for name, value in first.items():
+        np.testing.assert_array_equal(value, second[name])
+
+
+def test_the_environments_are_addressed_together(sequences, perception):
+    environment = adapted(sequences, perception)
+    environment.reset()
+    assert environment.get_attr("lost_after") == [10, 10, 10]
+    assert environment.get_attr("lost_after", [1]) == [10]
+    environment.set_attr("lost_after", 4)
+    assert environment.get_attr("lost_after", 0) == [4]
+    assert environment.env_method("true_motion")[0].shape == (3, 5)
+    assert environment.env_is_wrapped(VecMonitor) == [False] * 3
+    with pytest.raises(ValueError, match="only all can be addressed"):
+        environment.set_attr("lost_after", 4, [0])
+    with pytest.raises(ValueError, match="only all can be addressed"):
+        environment.env_method("true_motion", indices=[0, 1])
