@@ -6,17 +6,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from bmvtrack.arrays import FloatArray
-from bmvtrack.files import whole_file
+from bmvtrack.figures import line_style, save_figure, tidy
 from bmvtrack.tracking.metrics import GEOMETRIES, PIXELS, PRECISION_PIXELS, THRESHOLDS, Scores
 from bmvtrack.tracking.report import Results, overall
-
-# Okabe and Ito's colours, distinct for colour-blind readers; dashes tell them apart in grey print.
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
-_DASHES = ("-", "--", "-.", ":")
 
 Curve = Callable[[Scores], tuple[FloatArray, float]]  # a curve, and its number in the legend
 
@@ -35,10 +30,7 @@ def write_plots(folder: Path, results: Results) -> None:
 
 def _figure(results: Results, x: FloatArray, curve: Curve, label: str) -> Figure:
     figure = Figure(figsize=(9, 3.8), layout="constrained")
-    styles = {
-        name: (_COLOURS[i % len(_COLOURS)], _DASHES[i % len(_DASHES)])
-        for i, name in enumerate(results)
-    }
+    styles = {name: line_style(i) for i, name in enumerate(results)}
     for axes, geometry in zip(figure.subplots(1, 2, sharey=True), GEOMETRIES, strict=True):
         curves = {name: curve(overall(runs, geometry)) for name, runs in results.items()}
         for name, (y, number) in sorted(curves.items(), key=lambda item: -item[1][1]):
@@ -51,13 +43,10 @@ def _figure(results: Results, x: FloatArray, curve: Curve, label: str) -> Figure
 
 def _style(axes: Axes, x: FloatArray, label: str) -> None:
     axes.set(xlabel=label, xlim=(x[0], x[-1]), ylim=(0, 1.01))
-    axes.grid(color="0.9", linewidth=0.6)
-    axes.spines[["top", "right"]].set_visible(False)
+    tidy(axes)
     axes.legend(frameon=True, framealpha=0.85, edgecolor="none", fontsize="small")
 
 
 def _save(figure: Figure, label: str, path: Path) -> None:
     figure.axes[0].set_ylabel(label)
-    FigureCanvasAgg(figure)
-    with whole_file(path) as temporary:
-        figure.savefig(temporary, dpi=150)
+    save_figure(figure, path)

@@ -2,20 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from bmvtrack.arrays import FloatArray
 from bmvtrack.errors import UserError
-from bmvtrack.files import whole_file
+from bmvtrack.figures import line_style, save_figure, tidy
+
+Curve = tuple[FloatArray, FloatArray]
+"""Steps and values."""
+LOSSES: dict[str, tuple[str, ...]] = {
+    "total loss": ("train/total",),
+    "construction loss": ("train/cross_entropy", "train/jaccard"),
+    "KL divergence": ("train/kl",),
+}
+"""The panels of the paper's Figures 11 and 12: title → tags whose sum is shown."""
+_WINDOW = 0.02  # of a curve, that the running mean is taken over
+_LONG = 100  # points, from which on a curve has a running mean
 
 
-def read_scalars(folder: Path) -> dict[str, tuple[FloatArray, FloatArray]]:
+def read_scalars(folder: Path) -> dict[str, Curve]:
     """All scalars logged below a folder: tag → steps and values, in order of steps.
 
     Raises:
@@ -37,19 +48,61 @@ def read_scalars(folder: Path) -> dict[str, tuple[FloatArray, FloatArray]]:
     }
 
 
-def plot_curves(
-    scalars: dict[str, tuple[FloatArray, FloatArray]], tags: Sequence[str], path: Path
-) -> None:
+def plot_curves(scalars: Mapping[str, Curve], tags: Sequence[str], path: Path) -> None:
     """Write one panel a tag, side by side, as PNG; a tag that was not logged has an empty panel."""
-    figure = Figure(figsize=(3.2 * len(tags), 2.6), layout="constrained")
-    FigureCanvasAgg(figure)
-    for axes, tag in zip(np.atleast_1d(figure.subplots(1, len(tags))), tags, strict=True):
-        if tag in scalars:
-            axes.plot(*scalars[tag], color="#0072B2", linewidth=1.2)
-        else:
+    plot_runs({"": scalars}, {tag: (tag,) for tag in tags}, path)
+
+
+def plot_runs(
+    runs: Mapping[str, Mapping[str, Curve]],
+    panels: Mapping[str, Sequence[str]],
+    path: Path,
+    logarithmic: bool = False,
+) -> None:
+    """Write curves of one or several runs as PNG, a panel beside the other.
+
+    A long curve is pale, with its running mean over 2 % of it in front.
+
+    Args:
+        runs: name in the legend → scalars, as :func:`read_scalars` gives them.
+        panels: title → tags whose sum is shown; one that no run has logged stays empty.
+        path: to write.
+        logarithmic: value axes; what is not positive is left out.
+    """
+    figure = Figure(figsize=(3.2 * len(panels), 2.6), layout="constrained")
+    for axes, (title, tags) in zip(
+        np.atleast_1d(figure.subplots(1, len(panels))), panels.items(), strict=True
+    ):
+        curves = {name: _sum(scalars, tags) for name, scalars in runs.items()}
+        for number, (name, curve) in enumerate(curves.items()):
+            if curve is not None:
+                _draw(axes, curve, number, name)
+        if not any(curves.values()):
             axes.text(0.5, 0.5, "nothing logged", ha="center", transform=axes.transAxes)
-        axes.set(title=tag, xlabel="step")
-        axes.grid(color="0.9", linewidth=0.6)
-        axes.spines[["top", "right"]].set_visible(False)
-    with whole_file(path) as temporary:
-        figure.savefig(temporary, dpi=150)
+        elif logarithmic:
+            axes.set_yscale("log", nonpositive="mask")
+        axes.set(title=title, xlabel="step")
+        tidy(axes)
+    if len(runs) > 1:
+        handles, names = figure.axes[0].get_legend_handles_labels()
+        figure.legend(handles, names, loc="outside lower center", ncols=4, frameon=False)
+    save_figure(figure, path)
+
+
+def _sum(scalars: Mapping[str, Curve], tags: Sequence[str]) -> Curve | None:
+    """The sum of curves that were logged together; None if one is missing."""
+    if any(tag not in scalars for tag in tags):
+        return None
+    curves = [scalars[tag] for tag in tags]
+    return curves[0][0], np.sum([values for _, values in curves], axis=0)
+
+
+def _draw(axes: Axes, curve: Curve, number: int, name: str) -> None:
+    steps, values = curve
+    colour, dashes = line_style(number)
+    if len(values) >= _LONG:
+        axes.plot(steps, values, color=colour, linewidth=0.6, alpha=0.3)
+        width = max(2, round(_WINDOW * len(values)))
+        values = np.convolve(values, np.full(width, 1 / width), mode="valid")
+        steps = np.convolve(steps, np.full(width, 1 / width), mode="valid")
+    axes.plot(steps, values, color=colour, linestyle=dashes, linewidth=1.2, label=name)
