@@ -98,6 +98,10 @@ class Sampler:
         self.bank, self.targets, self.size, self.channels = bank, targets, size, channels
         self.mode, self.jitter, self.augment = mode, jitter, augment
         self._weights = bank.weights[targets]
+        # Made once: to make them on a GPU is to wait for it.
+        deviations = [jitter.log_scale, jitter.log_scale, jitter.turn, jitter.shift, jitter.shift]
+        self._strengths = torch.tensor(jitter.strengths, dtype=torch.float64).to(bank.boxes)
+        self._deviations = torch.tensor(deviations, dtype=torch.float64).to(bank.boxes)
 
     def draw(self, count: int, generator: torch.Generator) -> Batch:
         """A batch of ``count`` samples; all randomness comes from ``generator`` (on its device)."""
@@ -137,15 +141,9 @@ class Sampler:
 
         previous = bank.previous[target]
         base = torch.where((previous >= 0)[:, None], bank.boxes[previous], bank.boxes[target])
-        choices = torch.tensor(jitter.strengths, device=device, dtype=dtype)
-        choice = torch.randint(len(choices), (count,), generator=generator, device=device)
-        strength = choices[choice] * torch.where(previous >= 0, jitter.video, 1.0)
-        deviations = torch.tensor(
-            [jitter.log_scale, jitter.log_scale, jitter.turn, jitter.shift, jitter.shift],
-            device=device,
-            dtype=dtype,
-        )
-        noise = normal(count, 5) * deviations * strength[:, None]
+        choice = torch.randint(len(self._strengths), (count,), generator=generator, device=device)
+        strength = self._strengths[choice] * torch.where(previous >= 0, jitter.video, 1.0)
+        noise = normal(count, 5) * self._deviations * strength[:, None]
         random_motion = torch.cat([noise[:, :2].exp(), noise[:, 2:3].sin(), noise[:, 3:]], dim=1)
         box = motion.apply(base, random_motion, 1.0, 1.0, "object")
         swap = torch.randint(2, (count,), generator=generator, device=device).to(dtype)

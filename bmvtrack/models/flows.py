@@ -211,7 +211,7 @@ def _steps(kind: FlowKind) -> list[nn.Module]:
             flows.MaskedAffineFlow(
                 mask,
                 nets.MLP(sizes, init_zeros=True),
-                nets.MLP(sizes, init_zeros=True, output_fn="tanh"),  # of the log-scale, as in §4.1
+                nets.MLP(sizes, init_zeros=True, output_fn="tanh"),  # bounds the scale
             )
             for mask in masks
         ]

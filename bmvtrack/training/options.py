@@ -87,6 +87,9 @@ class PretrainOptions:
     the script on each, with MASTER_ADDR, MASTER_PORT and NODE_RANK in its environment"""
     precision: Literal["auto", "32-true", "bf16-mixed"] = "auto"
     """`auto`: bf16 on a GPU, float32 on a CPU"""
+    compile: bool = False
+    """compile encoder and decoder with torch.compile, which takes a minute or more at the start; on
+    the CPU it did not pay"""
     seed: int = 0
     """of everything random"""
     max_minutes: float | None = None
@@ -156,7 +159,7 @@ class PretrainOptions:
         """What may not change when a run is resumed, as JSON."""
         free = {
             *("out", "max_minutes", "resume", "resident_gigabytes"),
-            *("device", "devices", "nodes"),
+            *("device", "devices", "nodes", "compile"),
         }
         values = {name: value for name, value in self.__dict__.items() if name not in free}
         return {name: _to_json(value) for name, value in values.items()}

@@ -64,6 +64,12 @@ def build_network(options: PretrainOptions, classes: int = 2) -> Multivariationa
     return network
 
 
+def compile_network(network: MultivariationalNetwork) -> None:
+    """Compile encoder and decoder, where the time goes; what lies between draws and communicates."""
+    for name in ("encode", "decode"):
+        setattr(network, name, torch.compile(getattr(network, name)))
+
+
 def build_samplers(
     options: PretrainOptions, device: torch.device
 ) -> tuple[MixedSampler, MixedSampler]:

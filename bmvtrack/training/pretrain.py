@@ -20,7 +20,12 @@ from bmvtrack.training.devices import make_fabric, memory_format, synchronized
 from bmvtrack.training.journal import Journal
 from bmvtrack.training.objective import active_units, averaged, objective, validation_metrics
 from bmvtrack.training.options import PretrainOptions
-from bmvtrack.training.parts import build_network, build_optimizer, build_samplers
+from bmvtrack.training.parts import (
+    build_network,
+    build_optimizer,
+    build_samplers,
+    compile_network,
+)
 
 _LOG_EVERY = 20
 _VALIDATION_BATCHES = 8
@@ -62,6 +67,8 @@ class PretrainRun:
         self.train_sampler, self.validation_sampler = build_samplers(options, device)
         self.layout = memory_format(self.network, device)
         network = synchronized(self.network, self.fabric).to(memory_format=self.layout)
+        if options.compile:
+            compile_network(self.network)
         optimizer, self.scheduler = build_optimizer(network, options, device)
         self.model, self.optimizer = self.fabric.setup(network, optimizer)
         self.seed = options.seed + _STREAMS * self.fabric.global_rank

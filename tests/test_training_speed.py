@@ -1,0 +1,52 @@
+"""What makes training fast changes nothing of it."""
+
+from dataclasses import replace
+from functools import partial
+
+import pytest
+import torch
+from rectangles import write_rectangles
+
+from bmvtrack.models import load_network
+from bmvtrack.training import PretrainOptions, pretrain
+from bmvtrack.training.pretrain import PretrainRun
+
+MODES = pytest.mark.parametrize("mode", ["paper", "tracking"])
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return write_rectangles(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture
+def options(data, tmp_path):
+    small = {"width": 4, "input_size": 64, "samples": 10, "steps": 2, "batch_size": 4}
+    return PretrainOptions(
+        out=tmp_path / "run", data=data, **small, validation_share=0.3, device="cpu"
+    )
+
+
+def test_a_compiled_run_is_the_same_run(options, tmp_path, monkeypatch):
+    """Traced whole, without graph breaks; the code generator itself would take minutes here."""
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager", fullgraph=True))
+    expected = pretrain(options)
+    compiled = pretrain(replace(options, out=tmp_path / "compiled", compile=True))
+    assert compiled == pytest.approx(expected, rel=1e-4)
+    for out in (options.out, tmp_path / "compiled"):
+        assert load_network(out / "last").input_size == 64
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@MODES
+def test_a_training_step_does_not_wait_for_the_gpu(options, mode):
+    run = PretrainRun(replace(options, mode=mode, device="cuda", steps=10).resolved())
+    for _ in range(3):
+        run.training_step()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for _ in range(3):
+            run.training_step()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
