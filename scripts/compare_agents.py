@@ -1,0 +1,91 @@
+"""Compare ways to learn on the same states, clips, budget and seeds: curves with bands, and a table."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+from agents.comparison import METHODS, compare
+from agents.comparison_report import COLUMNS, plot_curves, rows
+from agents.options import TrainOptions
+from bmvtrack.data import sources
+from bmvtrack.errors import UserError, run_script
+from bmvtrack.perception import DEFAULT_WEIGHTS
+
+_TRAINING_SEED, _TEST_SEED = (
+    400,
+    600,
+)  # of synthetic sequences; encoders are trained with small ones
+
+
+@dataclass
+class Options:
+    """Latent prior, the same without correlations, plain SAC in both coordinates; and untrained."""
+
+    out: Path = Path("runs/comparison")
+    """folder for the runs (kept, not repeated), `curves.png` and `table.csv`"""
+    weights: str = DEFAULT_WEIGHTS
+    """encoder: name of bundled weights, or a folder"""
+    data: str = "synthetic"
+    """to learn on: synthetic, davis16:FOLDER or davis16:FOLDER:SPLIT"""
+    test: str = "synthetic"
+    """to evaluate on, to the end of each sequence"""
+    test_clips: int = 30
+    """clips spread over the sequences of `test`"""
+    synthetic_count: int = 128
+    """synthetic sequences to learn on; a quarter as many, others, to evaluate on"""
+    steps: int = 20_000
+    """environment steps of each run"""
+    evaluate_every: int = 4_000
+    """steps between evaluations"""
+    seeds: tuple[int, ...] = (0, 1, 2)
+    """one run of each method for each"""
+    device: str = "auto"
+    """`auto`, `cpu` or `cuda`"""
+    max_minutes: float | None = None
+    """start no further run after this time; the same command goes on"""
+
+
+def main() -> None:
+    """Run what is missing; then draw and print what is there."""
+    options = tyro.cli(Options, description=__doc__)
+    console = Console()
+    train = TrainOptions(
+        out=options.out,
+        weights=options.weights,
+        data=options.data,
+        synthetic_count=options.synthetic_count,
+        steps=options.steps,
+        validate_every=options.evaluate_every,
+        device=options.device,
+    )
+    train.check()
+    if not options.seeds or options.test_clips < 1:
+        raise UserError("--seeds needs at least one number, and --test-clips is at least 1")
+    training = sources.load_sequences(
+        options.data, synthetic_count=options.synthetic_count, seed=_TRAINING_SEED
+    )
+    test = sources.load_sequences(
+        options.test, synthetic_count=max(1, options.synthetic_count // 4), seed=_TEST_SEED
+    )
+    curves = compare(
+        train, options.seeds, training, test, options.test_clips, console, options.max_minutes
+    )
+    if not curves:
+        raise UserError("--max-minutes was too short for a single run")
+    plot_curves(curves, options.out / "curves.png")
+    table = Table(*COLUMNS)
+    for row in rows(curves, options.out / "table.csv"):
+        table.add_row(*row)
+    console.print(table)
+    missing = len(METHODS) * len(options.seeds) - len(curves)
+    if missing:
+        console.print(f"{missing} runs are missing; the same command goes on")
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -1,0 +1,103 @@
+"""Comparing ways to learn: whole and resumable, with numbers that follow from the runs."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from agents.comparison import METHODS, Curve, clip_overlaps, compare
+from agents.comparison_report import plot_curves, rows
+from agents.options import TrainOptions
+from bmvtrack.data.synthetic import SyntheticOptions, synthetic_sequence
+from bmvtrack.errors import UserError
+from bmvtrack.iou import rotated_iou
+from envs import BMVTrackEnv, BMVTrackVectorEnv
+from envs.clips import ClipSource
+
+
+@pytest.fixture(scope="module")
+def sequences():
+    options = SyntheticOptions(width=96, height=72, length=7)
+    return [synthetic_sequence(seed, options).in_memory() for seed in (1, 2, 3)]
+
+
+@pytest.fixture(scope="module")
+def options(perception, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("comparison")
+    perception.network.save_weights(folder / "encoder")
+    return TrainOptions(
+        out=folder / "runs",
+        weights=str(folder / "encoder"),
+        steps=24,
+        environments=2,
+        updates=1,
+        batch_size=8,
+        learning_starts=8,
+        hidden=(8,),
+        validate_every=12,
+        device="cpu",
+    )
+
+
+def test_overlaps_are_means_over_the_scored_frames_of_each_clip(sequences, perception):
+    clips = ClipSource(sequences, 10**9).spread(3)
+    many = BMVTrackVectorEnv(3, weights=perception, coordinates="object", clips=clips)
+    found = clip_overlaps(lambda o: o["prior_mean"], many)
+    for overlap, clip in zip(found, clips, strict=True):
+        single = BMVTrackEnv([clip.sequence], perception, coordinates="object", clip_length=99)
+        observation, _ = single.reset(options={"sequence": 0, "start": clip.start})
+        scores, over = [], False
+        while not over:
+            observation, _, lost, late, info = single.step(observation["prior_mean"])
+            scores.append(float(rotated_iou(info["rbbox"], info["truth"])))
+            over = lost or late
+        assert overlap == pytest.approx(np.nanmean(scores), abs=1e-4)
+
+
+def test_every_method_runs_once_and_is_kept(options, sequences):
+    arguments = (options, [0, 1], sequences[:2], sequences[2:], 2, Console(quiet=True))
+    assert compare(*arguments, max_minutes=1e-9) == []
+    curves = compare(*arguments)
+    assert [(c.method, c.seed) for c in curves] == [(m, s) for s in (0, 1) for m in METHODS]
+    for curve in curves:
+        assert list(curve.steps) == [0, 12, 24]
+        assert curve.overlaps.shape == (3, 2)
+    first, second = (c for c in curves if c.method == "latent prior")
+    np.testing.assert_array_equal(first.overlaps[0], second.overlaps[0])  # untrained
+    files = {path: path.read_text() for path in options.out.glob("*.json")}
+    assert len(files) == 8
+    again = compare(*arguments, max_minutes=1e-9)
+    for old, new in zip(curves, again, strict=True):
+        np.testing.assert_allclose(new.overlaps, old.overlaps)
+    assert {path: path.read_text() for path in options.out.glob("*.json")} == files
+    with pytest.raises(UserError, match="other options; give another --out"):
+        compare(replace(options, gamma=0.1), *arguments[1:])
+    damaged = min(files)
+    damaged.write_text(json.dumps({"options": {}})[:-1])
+    with pytest.raises(UserError, match="does not hold a run"):
+        compare(*arguments)
+
+
+def test_the_table_follows_from_the_runs(tmp_path):
+    steps = np.array([0, 10, 20])
+
+    def curve(method, seed, *means):
+        rng = np.random.default_rng(3)
+        return Curve(method, seed, steps, np.array(means)[:, None] + rng.normal(0, 0.01, 40))
+
+    curves = [
+        *(curve("latent prior", seed, 0.5, 0.54, 0.56) for seed in (0, 1)),
+        *(curve("plain SAC, frame", seed, 0.1, 0.3, 0.53) for seed in (0, 1)),
+    ]
+    untrained, latent, plain = rows(curves, tmp_path / "table.csv")
+    assert untrained[0] == "untrained prior"
+    assert latent[:2] == ("latent prior", "2")
+    assert latent[3].startswith("+0.060 [+0.06")
+    assert latent[4] == "10"
+    assert plain[3].startswith("+0.030")
+    assert plain[4] == "20"
+    assert len((tmp_path / "table.csv").read_text().splitlines()) == 4
+    plot_curves(curves, tmp_path / "curves.png")
+    assert (tmp_path / "curves.png").stat().st_size > 5000
