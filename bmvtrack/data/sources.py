@@ -1,5 +1,6 @@
 """Data by name, as the scripts take it: ``synthetic``, ``davis16:FOLDER``, ``stills:FOLDER``.
 
+``otb:FOLDER`` and ``vot:FOLDER`` have boxes and no masks: to track in, not to pretrain on.
 ``youtube-vos:FOLDER`` is a store that ``prepare_youtube_vos.py`` made: patches and not sequences.
 """
 
@@ -12,16 +13,19 @@ from rich.progress import track
 
 from bmvtrack.data.bank import FrameBank, build_bank
 from bmvtrack.data.davis import load_davis16
+from bmvtrack.data.otb import load_otb
 from bmvtrack.data.patch_store import PatchStore
 from bmvtrack.data.sequence import VideoSequence
 from bmvtrack.data.stills import load_stills
 from bmvtrack.data.synthetic import synthetic_sequences
+from bmvtrack.data.vot import load_vot
 from bmvtrack.distributed import rank
 from bmvtrack.errors import UserError
 
 STILLS = ("stills", "duts")
 STORE = "youtube-vos"
-KINDS = ("synthetic", "davis16", *STILLS, STORE)
+KINDS = ("synthetic", "davis16", *STILLS, "otb", "vot", STORE)
+_READERS = {**dict.fromkeys(STILLS, load_stills), "otb": load_otb, "vot": load_vot}
 
 
 def parse(source: str) -> tuple[str, str]:
@@ -43,7 +47,8 @@ def load_sequences(source: str, *, synthetic_count: int = 64, seed: int = 0) -> 
 
     Args:
         source: ``synthetic``; ``davis16:FOLDER`` or ``davis16:FOLDER:SPLIT``; ``stills:FOLDER``
-            (DUTS or ECSSD layout; ``duts`` is another name for it).
+            (DUTS or ECSSD layout; ``duts`` is another name for it); ``otb:FOLDER``;
+            ``vot:FOLDER``.
         synthetic_count: number of synthetic sequences.
         seed: of the synthetic sequences.
 
@@ -58,8 +63,8 @@ def load_sequences(source: str, *, synthetic_count: int = 64, seed: int = 0) -> 
         )
     if kind == "synthetic":
         return synthetic_sequences(synthetic_count, seed)
-    if kind in STILLS:
-        return load_stills(Path(where))
+    if kind in _READERS:
+        return _READERS[kind](Path(where))
     folder, colon, split = where.rpartition(":")
     return load_davis16(Path(folder), split) if colon else load_davis16(Path(where))
 

@@ -1,0 +1,103 @@
+"""What benchmarks with boxes and without masks share: text files of numbers, folders of images."""
+
+from __future__ import annotations
+
+import re
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from bmvtrack import geometry
+from bmvtrack.arrays import ByteArray, FloatArray
+from bmvtrack.data.sequence import VideoSequence, read_image
+from bmvtrack.errors import UserError
+
+NO_BOX = np.full(5, np.nan)
+_IMAGES = (".jpg", ".jpeg", ".png", ".bmp")
+_SEPARATORS = re.compile(r"[\s,;]+")
+
+
+def read_rows(path: Path) -> list[FloatArray]:
+    """The numbers of each line that isn't blank; commas, semicolons, tabs or spaces part them.
+
+    Args:
+        path: text file, UTF-8 or ASCII. ``nan`` in any spelling is a number.
+
+    Raises:
+        UserError: if the file can't be read or holds anything but numbers.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"cannot read the boxes {path}: it is missing or not text") from error
+    numbered = [(i, line.strip(" \t,;")) for i, line in enumerate(lines, start=1)]
+    return [_numbers(line, path, i) for i, line in numbered if line]
+
+
+def upright_box(numbers: FloatArray) -> FloatArray:
+    """The rotated box ``(5,)`` of ``x, y, w, h``, whose upper left pixel is (x, y).
+
+    A box that covers the pixels i to j reaches from i − ½ to j + ½. NaN where the numbers are not
+    finite or the box has no area: annotators' ways to say that there is no object.
+
+    Args:
+        numbers: ``(4,)``, pixels, the first one of the image being (0, 0).
+    """
+    if not np.isfinite(numbers).all() or numbers[2:].min() <= 0:
+        return NO_BOX
+    size = np.maximum(numbers[2:], geometry.MINIMUM_SIDE)
+    first = numbers[:2] - 0.5
+    box: FloatArray = geometry.upright(np.concatenate([first, first + size]))
+    return box
+
+
+def images(folder: Path) -> list[Path]:
+    """The images in a folder, by name; none where there is no such folder."""
+    if not folder.is_dir():
+        return []
+    paths = (path for path in folder.iterdir() if path.suffix.lower() in _IMAGES)
+    return sorted(path for path in paths if not path.name.startswith("."))
+
+
+def subfolders(root: Path) -> list[Path]:
+    """The folders of the sequences: those in the root, by name, and the root itself.
+
+    Raises:
+        UserError: if there is no root.
+    """
+    if not root.is_dir():
+        raise UserError(
+            f"no folder {root}; give the folder that holds the sequences, or one of them"
+        )
+    return [*sorted(path for path in root.iterdir() if path.is_dir()), root]
+
+
+def boxed_sequence(name: str, frames: list[Path], boxes: list[FloatArray]) -> VideoSequence:
+    """A sequence without masks.
+
+    Args:
+        name: of the sequence.
+        frames: image files.
+        boxes: a rotated box ``(5,)`` for each, NaN where there is no object.
+
+    Raises:
+        UserError: if there is not a box for each frame.
+    """
+    if len(frames) != len(boxes):
+        raise UserError(
+            f"sequence {name!r} has {len(frames)} frames but {len(boxes)} lines of ground truth; "
+            "there must be one for each"
+        )
+    return VideoSequence(name, len(frames), partial(_frame, frames), given_boxes=np.stack(boxes))
+
+
+def _numbers(line: str, path: Path, number: int) -> FloatArray:
+    try:
+        return np.array([float(part) for part in _SEPARATORS.split(line)])
+    except ValueError as error:
+        raise UserError(f"{path}, line {number}: {line[:40]!r} is not made of numbers") from error
+
+
+def _frame(paths: list[Path], t: int) -> ByteArray:
+    return read_image(paths[t])

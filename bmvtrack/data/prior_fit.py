@@ -1,0 +1,99 @@
+"""The motion prior N(μ, Σ) of a DAVIS16 folder: from options to a table and a JSON file."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from rich import box
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+from bmvtrack import prior
+from bmvtrack.arrays import FloatArray
+from bmvtrack.data.davis import load_davis16
+from bmvtrack.motion import PARAMETERS, Coordinates
+from bmvtrack.prior import Labels, MotionPrior
+
+Boxes = list[tuple[FloatArray, int, int]]  # of a sequence, with the frame's width and height
+Setting = tuple[int, Labels, Coordinates]  # frames apart, labels, coordinates
+
+TABLE: tuple[Setting, ...] = (
+    (5, "opencv", "frame"),
+    (1, "opencv", "frame"),
+    (1, "continuous", "frame"),
+    (1, "continuous", "object"),
+)
+SPLITS = {
+    None: "all sequences",
+    "train": "training split",
+    "val": "validation split",
+    "trainval": "training and validation splits",
+}
+
+
+@dataclass(frozen=True)
+class FitOptions:
+    """Fit the motion prior to the boxes of a DAVIS16 folder."""
+
+    root: Path
+    """DAVIS16 folder, with JPEGImages and Annotations in it."""
+    split: Literal["train", "val", "trainval"] | None = None
+    """Split that ImageSets lists; all sequences of the folder if not given."""
+    frames_apart: int = 1
+    """Frames between the two boxes of a pair; 5 is as YouTube-VOS is annotated."""
+    labels: Labels = "continuous"
+    """Which of its four labels a rectangle has: OpenCV's, or the one that turns least."""
+    coordinates: Coordinates = "object"
+    """Of the motion: about the frame's corner (the paper's G_t) or about the object."""
+    out: Path | None = None
+    """JSON file to write the prior to."""
+    table: bool = False
+    """Print the prior five and one frames apart, with both labels, in both coordinates."""
+
+
+def fit_prior(options: FitOptions) -> None:
+    """Read the boxes, fit, print, and write the prior if asked to.
+
+    Boxes are the smallest rotated rectangles around the masks. The fit is the plain mean and
+    covariance: a pair whose mask breaks up or vanishes behind something weighs as much as any other.
+
+    Raises:
+        UserError: if the folder is not as it should be, or there are too few pairs.
+    """
+    sequences = load_davis16(options.root, options.split)
+    progress = track(sequences, "reading masks", console=Console(stderr=True), transient=True)
+    boxes = [(sequence.opencv_boxes, *sequence.size) for sequence in progress]
+    asked: Setting = (options.frames_apart, options.labels, options.coordinates)
+    if options.out is not None:
+        plural = "" if options.frames_apart == 1 else "s"
+        source = (
+            f"DAVIS16 {SPLITS[options.split]}, {len(boxes)} sequences, "
+            f"{options.frames_apart} frame{plural} apart; scripts/fit_prior.py"
+        )
+        _fit(boxes, asked, source)[0].save(options.out)
+    settings = TABLE if options.table else (asked,)
+    _show([(setting, *_fit(boxes, setting)) for setting in settings])
+
+
+def _fit(boxes: Boxes, setting: Setting, source: str = "") -> tuple[MotionPrior, int]:
+    frames_apart, labels, coordinates = setting
+    return prior.fit(
+        boxes, frames_apart=frames_apart, labels=labels, coordinates=coordinates, source=source
+    )
+
+
+def _show(rows: list[tuple[Setting, MotionPrior, int]]) -> None:
+    table = Table(box=box.SIMPLE_HEAD, caption=f"v = ({', '.join(PARAMETERS)})")
+    for heading in ("frames apart", "labels", "coordinates", "μ", "standard deviations", "pairs"):
+        table.add_column(heading)
+    for (frames_apart, labels, coordinates), fitted, pairs in rows:
+        numbers = (fitted.mean, fitted.standard_deviations)
+        columns = (" ".join(f"{number:.3f}" for number in vector) for vector in numbers)
+        table.add_row(str(frames_apart), labels, coordinates, *columns, str(pairs))
+    console = Console()
+    if not console.is_terminal:
+        console.width = 120  # a pipe has no width: keep a row on its line
+    console.print(table)
