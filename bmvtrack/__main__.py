@@ -1,0 +1,72 @@
+"""What is installed, and what to try first: ``python -m bmvtrack``."""
+
+from __future__ import annotations
+
+import platform
+import re
+from importlib.metadata import version
+from pathlib import Path
+
+import cv2
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from bmvtrack import __version__
+
+_WEIGHTS = Path(__file__).parent / "weights"
+TRY = (
+    ("bmvtrack evaluate --synthetic-count 3", "the bundled agent on sequences made as they go"),
+    ("bmvtrack track VIDEO --select --report", "your own video; draw the box with the mouse"),
+    ("bmvtrack train --max-minutes 5", "an agent of your own; no data needed"),
+)
+
+
+def main() -> None:
+    """Print versions, device, bundled weights, and three commands."""
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = 120  # a pipe has no width: keep a row on its line
+    for title, rows in (
+        ("versions", versions()),
+        ("device", {device(): "" if torch.cuda.is_available() else "no CUDA device"}),
+        ("bundled weights (--weights NAME)", weights()),
+        ("to try (bmvtrack --help says more)", dict(TRY)),
+    ):
+        console.print(f"\n[bold]{title}[/bold]")
+        table = Table.grid(padding=(0, 2))
+        for name, text in rows.items():
+            table.add_row("", name, text)
+        console.print(table)
+
+
+def versions() -> dict[str, str]:
+    """What numbers depend on, by name."""
+    return {
+        "bmvtrack": __version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "gymnasium": version("gymnasium"),
+        "stable-baselines3": version("stable-baselines3"),
+        "opencv": cv2.__version__,
+    }
+
+
+def device() -> str:
+    """The one that ``--device auto`` takes."""
+    if torch.cuda.is_available():
+        return f"cuda, {torch.cuda.get_device_name()}"
+    return f"cpu, threads: {torch.get_num_threads()}"
+
+
+def weights() -> dict[str, str]:
+    """What the bundled weights are, by name: the first sentence of each one's README."""
+    described = {}
+    for readme in sorted(_WEIGHTS.glob("*/README.md")):
+        paragraph = readme.read_text(encoding="utf-8").split("\n\n")[1].replace("\n", " ")
+        described[readme.parent.name] = re.split(r"(?<=\.) ", paragraph)[0].replace("`", "")
+    return described
+
+
+if __name__ == "__main__":
+    main()
