@@ -99,6 +99,14 @@ COMMANDS = {
         "bmvtrack.data.prior_fit:FitOptions",
         "bmvtrack.data.prior_fit:fit_prior",
     ),
+    "benchmark": Command(
+        "Measure the speed of this machine",
+        "Pretraining, environments, agent and tracking, each beside what it competes with. Compare\n"
+        "numbers of one run, as ratios.",
+        ("", "--parts environment --environments 1 16 64 256 --device cuda"),
+        "agents.benchmark:BenchmarkOptions",
+        "agents.benchmark:run_benchmark",
+    ),
 }
 
 

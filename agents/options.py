@@ -52,8 +52,8 @@ class TrainOptions:
     coordinates: Coordinates = "object"
     """of the action: `object`, where the encoder's Gaussian is exact, or `frame` (the paper's G_t)"""
     inputs: Inputs = "moments"
-    """what the agent sees: `moments` of posterior and mask, box and motion; `all`: the encoder's
-    pooled features as well, which it tends to learn its training sequences by heart from"""
+    """what the agent sees: `moments` of posterior and mask, and the last motion; `all`: also the box
+    and the encoder's pooled features, from which it learns its training sequences by heart"""
     reward: Reward = "rotated"
     """IoU of the rotated boxes, or of their axis-aligned bounds"""
     steps: int = 20_000
@@ -86,8 +86,12 @@ class TrainOptions:
     the policy (`latent-prior` and `diagonal-prior`)"""
     learning_starts: int = 2000
     """steps before the first update"""
-    hidden: tuple[int, ...] = (128, 128)
-    """sizes of the hidden layers of actor and critics"""
+    actor_hidden: tuple[int, ...] = ()
+    """sizes of the hidden layers of the actor; none: it is linear in what it sees"""
+    critic_hidden: tuple[int, ...] = (128, 128)
+    """sizes of the hidden layers of the critics"""
+    mirror: bool = True
+    """train on the sequences of a folder mirrored left to right, upside down and in time as well"""
     validation_share: float = 0.2
     """of the sequences of a folder, held out to choose the best agent"""
     validation_clips: int = 96

@@ -28,7 +28,8 @@ from bmvtrack import gaussian
 
 Observations = dict[str, torch.Tensor]
 Inputs = Literal["moments", "all"]
-"""What an agent makes use of: everything, or all but the encoder's features."""
+"""What an agent makes use of: everything, or neither the encoder's features nor where the box is."""
+_NO_MOMENTS = ("box", "features")
 _MOST_SHIFT = 3.0  # |δ_i|, in standard deviations of the prior
 _LOG_SCALE = (-4.0, 1.0)  # of T_ii
 _MOST_WHITE = 10.0  # what the critic is shown of a whitened action
@@ -40,31 +41,29 @@ class StateExtractor(BaseFeaturesExtractor):
 
     Args:
         observation_space: of ``BMVTrack-v0``.
-        inputs: ``moments``: posterior, mask geometry, box and motion, but not the encoder's pooled
-            features. They say next to nothing about where the posterior's mean is wrong, and an
-            agent that sees them learns its training sequences by heart (docs/results.md). ``all``:
-            features too, layer-normalised.
+        inputs: ``moments``: posterior, mask geometry and motion, but neither the encoder's pooled
+            features nor the box. They say next to nothing about where the posterior's mean is
+            wrong, and an agent that sees them knows its training sequences apart and learns them
+            by heart (docs/results.md). ``all``: these too, features layer-normalised.
     """
 
     def __init__(self, observation_space: spaces.Dict, inputs: Inputs = "moments") -> None:
         sizes = {name: space.shape[0] for name, space in observation_space.spaces.items()}  # type: ignore[index]
-        features = sizes.pop("features")
-        self.inputs = inputs
-        super().__init__(
-            observation_space, sum(sizes.values()) + (features if inputs == "all" else 0)
-        )
+        left_out = _NO_MOMENTS if inputs == "moments" else ()
+        self.inputs: Inputs = inputs
+        self.names = [name for name in sorted(sizes) if name not in left_out]
+        super().__init__(observation_space, sum(sizes[name] for name in self.names))
         if inputs == "all":
-            self.normalize_features = nn.LayerNorm(features)
+            self.normalize_features = nn.LayerNorm(sizes["features"])
 
     def forward(self, observations: Observations) -> torch.Tensor:
-        """``(B, F')``, keys in alphabetical order, features last."""
+        """``(B, F')``, keys in alphabetical order."""
         parts = [
-            value.clamp(-_MOST_INPUT, _MOST_INPUT)
-            for name, value in sorted(observations.items())
-            if name != "features"
+            self.normalize_features(observations[name])
+            if name == "features"
+            else observations[name].clamp(-_MOST_INPUT, _MOST_INPUT)
+            for name in self.names
         ]
-        if self.inputs == "all":
-            parts.append(self.normalize_features(observations["features"]))
         return torch.cat(parts, dim=1)
 
 

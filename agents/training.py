@@ -23,6 +23,7 @@ from agents.sac import LatentPriorSAC
 from agents.sb3_env import StableBaselinesEnv
 from agents.storage import restore_training_state, save_actor, training_state
 from bmvtrack.data import sources
+from bmvtrack.data.mirrored import mirrored_views
 from bmvtrack.data.sequence import VideoSequence
 from bmvtrack.data.synthetic import synthetic_sequences
 from bmvtrack.errors import UserError
@@ -100,7 +101,7 @@ def train_agent(options: TrainOptions, console: Console | None = None) -> float:
 def make_model(options: TrainOptions, environments: VecEnv, device: str) -> SAC:
     """An untrained agent."""
     policy: dict[str, Any] = {
-        "net_arch": list(options.hidden),
+        "net_arch": {"pi": list(options.actor_hidden), "qf": list(options.critic_hidden)},
         "features_extractor_class": StateExtractor,
         "features_extractor_kwargs": {"inputs": options.inputs},
     }
@@ -196,6 +197,8 @@ def _sequences(options: TrainOptions) -> tuple[list[VideoSequence], list[VideoSe
     count = max(1, min(len(usable) - 1, round(options.validation_share * len(usable))))
     held_out = set(order[:count].tolist())
     training = [s for i, s in enumerate(usable) if i not in held_out]
+    if options.mirror:
+        training = [view for sequence in training for view in mirrored_views(sequence)]
     return training, [s for i, s in enumerate(usable) if i in held_out]
 
 

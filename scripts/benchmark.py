@@ -1,204 +1,21 @@
 """Speed on this machine: training, environment, agent and tracking, as a table and as JSON.
 
-Whole steps, data included. Machines differ and are noisy: compare numbers of one run, as ratios.
+Whole steps, data included, each beside what it competes with. Machines differ and are noisy: compare
+numbers of one run, as ratios.
+
+    python scripts/benchmark.py
+    python scripts/benchmark.py --parts environment --environments 1 16 64 256 --device cuda
 """
 
-from __future__ import annotations
-
-import json
-import platform
-import tempfile
-import time
-from collections.abc import Callable
-from dataclasses import dataclass
-from functools import partial
-from pathlib import Path
-from typing import Any, Literal, get_args
-
-import numpy as np
-import torch
 import tyro
-from gymnasium.vector import AutoresetMode, SyncVectorEnv
-from rich.console import Console
-from rich.table import Table
-from stable_baselines3 import SAC
 
-from agents.options import TrainOptions
-from agents.tracker import agent_tracker
-from agents.training import make_environments, make_model
-from bmvtrack.data import sources
-from bmvtrack.data.sequence import VideoSequence
-from bmvtrack.data.synthetic import synthetic_sequences
-from bmvtrack.errors import UserError, run_script
-from bmvtrack.files import write_text
-from bmvtrack.motion import AT_REST
-from bmvtrack.perception import DEFAULT_WEIGHTS, Perception
-from bmvtrack.tracking.learned import learned_tracker
-from bmvtrack.training import PretrainOptions
-from bmvtrack.training.pretrain import PretrainRun
-from envs import BMVTrackEnv, BMVTrackVectorEnv
-
-Part = Literal["training", "environment", "agent", "tracking"]
-
-
-@dataclass
-class Options:
-    """Measure training patches/s, environment steps/s, agent updates/s and tracking frames/s."""
-
-    parts: tuple[Part, ...] = get_args(Part)
-    """what to measure"""
-    weights: str = DEFAULT_WEIGHTS
-    """encoder and agent: name of bundled weights, or a folder"""
-    device: str = "auto"
-    """`auto`, `cpu` or `cuda`"""
-    seconds: float = 5.0
-    """spent on each measurement, after a warm-up"""
-    width: int = 32
-    """of the network that is trained"""
-    input_size: int = 128
-    """of the network that is trained"""
-    batch_size: int = 32
-    """of pretraining"""
-    data: str = "synthetic"
-    """sequences that environments and agent see: `synthetic` or davis16:FOLDER"""
-    environments: tuple[int, ...] = (1, 16, 64)
-    """numbers N of environments side by side"""
-    most_single: int = 64
-    """of these, most that single environments are stepped for in turn"""
-    out: Path | None = None
-    """JSON file to write"""
+from agents.benchmark import BenchmarkOptions, run_benchmark
+from bmvtrack.errors import run_script
 
 
 def main() -> None:
-    """Measure and print."""
-    options = tyro.cli(Options, description=__doc__)
-    if options.seconds <= 0:
-        raise UserError(f"--seconds must be positive, not {options.seconds}")
-    device = options.device
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    measured: dict[str, float] = {}
-    for part in options.parts:
-        measured |= PARTS[part](options, device)
-    machine = f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads"
-    if device == "cuda":
-        machine = torch.cuda.get_device_name()
-    table = Table("what", "per second", title=f"{machine}; torch {torch.__version__}")
-    for name, rate in measured.items():
-        table.add_row(name, f"{rate:,.1f}")
-    Console().print(table)
-    if options.out is not None:
-        result = {"machine": machine, "torch": torch.__version__, "per_second": measured}
-        write_text(options.out, json.dumps(result, indent=2) + "\n")
-
-
-def rate(step: Callable[[], object], seconds: float, device: str, warm_up: int = 3) -> float:
-    """Calls per second of ``step``, over about ``seconds`` after a warm-up."""
-    for _ in range(warm_up):
-        step()
-    if device == "cuda":
-        torch.cuda.synchronize()
-    count, started = 0, time.perf_counter()
-    while time.perf_counter() - started < seconds:
-        step()
-        count += 1
-    if device == "cuda":
-        torch.cuda.synchronize()
-    return count / (time.perf_counter() - started)
-
-
-def training_rates(options: Options, device: str) -> dict[str, float]:
-    """Whole pretraining steps in tracking mode: draw, crop, jitter, forward, backward, update."""
-    run = PretrainRun(
-        PretrainOptions(
-            width=options.width,
-            input_size=options.input_size,
-            batch_size=options.batch_size,
-            synthetic_count=8,
-            validation_share=0.2,
-            longest_side=320,
-            steps=10**6,
-            device=device,
-        ).resolved()
-    )
-    patches = options.batch_size * rate(run.training_step, options.seconds, device)
-    return {"pretraining, patches/s": patches}
-
-
-def environment_rates(options: Options, device: str) -> dict[str, float]:
-    """Steps/s with boxes at rest: N single environments in turn, and N stepped together."""
-    perception = Perception.load(options.weights, device)
-    sequences = benchmark_sequences(options)
-    rates = {}
-    for count in options.environments:
-        arguments: dict[str, Any] = {"sequences": sequences, "coordinates": "object"}
-        makers = [lambda: BMVTrackEnv(weights=perception, **arguments)] * count  # noqa: B023
-        one_by_one = SyncVectorEnv(makers, autoreset_mode=AutoresetMode.SAME_STEP)
-        together = BMVTrackVectorEnv(count, weights=perception, **arguments)
-        at_rest = np.tile(np.array(AT_REST, np.float32), (count, 1))
-        for name, environment in (("SyncVectorEnv", one_by_one), ("BMVTrackVectorEnv", together)):
-            if environment is one_by_one and count > options.most_single:
-                continue
-            environment.reset(seed=0)
-            step = partial(environment.step, at_rest)
-            rates[f"{name}, N = {count}, steps/s"] = count * rate(step, options.seconds, device)
-    return rates
-
-
-def agent_rates(options: Options, device: str) -> dict[str, float]:
-    """Updates/s of the same networks by Stable-Baselines3's loop and by ours; whole training."""
-    perception = Perception.load(options.weights, device)
-    sequences = benchmark_sequences(options)
-    rates = {}
-    with tempfile.TemporaryDirectory() as folder:
-        train = TrainOptions(out=Path(folder), learning_starts=512)
-        model = make_model(train, make_environments(train, perception, sequences), device)
-        model.learn(1024)  # fills the buffer, warms up, logs to the temporary folder
-        size = train.batch_size
-        plain = partial(SAC.train, model, 1, size)
-        rates["Stable-Baselines3's update, updates/s"] = rate(plain, options.seconds, device)
-        ours = partial(model.train, 1, size)
-        rates["our update, updates/s"] = rate(ours, options.seconds, device)
-        started, before = time.perf_counter(), model.num_timesteps
-        model.learn(1024, reset_num_timesteps=False)
-        steps = model.num_timesteps - before
-        rates["agent training, steps/s"] = steps / (time.perf_counter() - started)
-    return rates
-
-
-def benchmark_sequences(options: Options) -> list[VideoSequence]:
-    """Synthetic sequences, or those of ``--data``, in memory."""
-    if options.data == "synthetic":
-        return [sequence.in_memory() for sequence in synthetic_sequences(8, seed=900)]
-    return [sequence.in_memory() for sequence in sources.load_sequences(options.data)]
-
-
-def tracking_rates(options: Options, device: str) -> dict[str, float]:
-    """Frames of one stream, read beforehand, of the encoder alone and of the agent."""
-    sequence = synthetic_sequences(1, seed=901)[0].in_memory()
-    factories = {
-        "prior": learned_tracker("prior", options.weights, device),
-        "agent": agent_tracker(options.weights, device),
-    }
-    rates = {}
-    for name, factory in factories.items():
-        tracker = factory(sequence, 0)
-        tracker.init(sequence.frame(0), sequence.boxes[0])
-        frames = iter(range(10**9))
-
-        def update() -> None:
-            tracker.update(sequence.frame(next(frames) % len(sequence)))  # noqa: B023
-
-        rates[f"tracking by {name}, frames/s"] = rate(update, options.seconds, device)
-    return rates
-
-
-PARTS: dict[Part, Callable[[Options, str], dict[str, float]]] = {
-    "training": training_rates,
-    "environment": environment_rates,
-    "agent": agent_rates,
-    "tracking": tracking_rates,
-}
+    """Parse the options and measure."""
+    run_benchmark(tyro.cli(BenchmarkOptions, description=__doc__))
 
 
 if __name__ == "__main__":

@@ -267,12 +267,12 @@ def test_twin_networks_are_two_networks() -> None:
         torch.testing.assert_close(output, torch.nn.Sequential(*layers)(x))
 
 
-def test_moments_leave_the_features_out() -> None:
+def test_moments_leave_out_what_tells_sequences_apart() -> None:
     space = observation_space(FEATURES)
     values = tensors(observations(torch.ones(5), torch.eye(5) / 100, 2))
-    other = values | {"features": torch.randn(2, FEATURES)}
+    other = values | {"features": torch.randn(2, FEATURES), "box": torch.randn(2, 6)}
     moments, everything = StateExtractor(space), StateExtractor(space, "all")
-    assert everything.features_dim == moments.features_dim + FEATURES
+    assert everything.features_dim == moments.features_dim + FEATURES + 6
     assert moments(values).shape == (2, moments.features_dim)
     assert torch.equal(moments(values), moments(other))
     assert not torch.equal(everything(values), everything(other))

@@ -35,7 +35,7 @@ def options(perception, tmp_path_factory):
         updates=1,
         batch_size=8,
         learning_starts=8,
-        hidden=(8,),
+        critic_hidden=(8,),
         validate_every=12,
         device="cpu",
     )

@@ -1,0 +1,65 @@
+"""Sequences seen in a mirror, upside down, and backwards: eight where there was one."""
+
+from __future__ import annotations
+
+from itertools import product
+
+import numpy as np
+
+from bmvtrack.arrays import FloatArray
+from bmvtrack.data.sequence import VideoSequence
+
+
+def mirrored_views(sequence: VideoSequence) -> list[VideoSequence]:
+    """The sequence itself, and mirrored left to right, top to bottom and in time, in all combinations.
+
+    Frames are still read when asked for. The views have boxes but no masks.
+
+    Args:
+        sequence: of any kind.
+    """
+    return [
+        sequence if not any(mirrors) else _view(sequence, *mirrors)
+        for mirrors in product((False, True), repeat=3)
+    ]
+
+
+def mirrored_boxes(
+    boxes: FloatArray, size: tuple[int, int], across: bool, upside_down: bool
+) -> FloatArray:
+    """Boxes of mirrored frames.
+
+    Args:
+        boxes: ``(T, 5)``, NaN where there is no object.
+        size: width and height of the frames.
+        across: mirrored left to right.
+        upside_down: mirrored top to bottom.
+
+    Returns:
+        ``(T, 5)``.
+    """
+    x, y, w, h, angle = boxes.T
+    width, height = size
+    x = width - 1 - x if across else x
+    y = height - 1 - y if upside_down else y
+    return np.stack([x, y, w, h, -angle if across != upside_down else angle], axis=1)
+
+
+def _view(
+    sequence: VideoSequence, across: bool, upside_down: bool, backwards: bool
+) -> VideoSequence:
+    last = len(sequence) - 1
+    rows, columns = (
+        slice(None, None, -1 if upside_down else 1),
+        slice(None, None, -1 if across else 1),
+    )
+    boxes = mirrored_boxes(sequence.boxes, sequence.size, across, upside_down)
+    marks = "".join(
+        mark for mark, on in zip("xyt", (across, upside_down, backwards), strict=True) if on
+    )
+    return VideoSequence(
+        f"{sequence.name}~{marks}",
+        len(sequence),
+        lambda t: np.ascontiguousarray(sequence.frame(last - t if backwards else t)[rows, columns]),
+        given_boxes=boxes[::-1] if backwards else boxes,
+    )
