@@ -198,16 +198,16 @@ def agent_rates(options: BenchmarkOptions, device: str) -> dict[str, float]:
     sequences = benchmark_sequences(options)
     rates = {}
     with tempfile.TemporaryDirectory() as folder:
-        train = TrainOptions(out=Path(folder), learning_starts=512)
+        train = TrainOptions(out=Path(folder), learning_starts=256)
         model = make_model(train, make_environments(train, perception, sequences), device)
-        model.learn(1024)  # fills the buffer, warms up, logs to the temporary folder
+        model.learn(512)  # fills the buffer, warms up, logs to the temporary folder
         size = train.batch_size
         plain = partial(SAC.train, model, 1, size)
         rates["Stable-Baselines3's update, updates/s"] = rate(plain, options.seconds, device)
         ours = partial(model.train, 1, size)
         rates["our update, updates/s"] = rate(ours, options.seconds, device)
         started, before = time.perf_counter(), model.num_timesteps
-        model.learn(1024, reset_num_timesteps=False)
+        model.learn(round(200 * options.seconds), reset_num_timesteps=False)
         steps = model.num_timesteps - before
         rates["agent training, steps/s"] = steps / (time.perf_counter() - started)
     return rates

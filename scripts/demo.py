@@ -44,7 +44,7 @@ class Options:
     agent_steps: int = 4000
     """environment steps of the agent"""
     synthetic_count: int = 96
-    """synthetic sequences to pretrain on; the agent gets a new one for every clip"""
+    """synthetic sequences to pretrain on, and as many others for the agent"""
     test_sequences: int = 8
     """sequences in the table"""
     pretrain_minutes: float = 4.5
@@ -85,6 +85,8 @@ def main() -> None:
             out=run / "agent",
             weights=str(run / "encoder" / "best"),
             steps=options.agent_steps,
+            synthetic_count=options.synthetic_count,
+            learning_starts=500,
             validation_clips=12,
             validate_every=1000,
             max_minutes=options.agent_minutes,
