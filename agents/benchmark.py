@@ -28,6 +28,7 @@ from bmvtrack.data import sources
 from bmvtrack.data.samples import Batch, BatchSource
 from bmvtrack.data.sequence import VideoSequence
 from bmvtrack.data.synthetic import synthetic_sequences
+from bmvtrack.devices import resolved_device
 from bmvtrack.errors import UserError
 from bmvtrack.files import write_text
 from bmvtrack.motion import AT_REST
@@ -80,9 +81,7 @@ def run_benchmark(options: BenchmarkOptions) -> None:
         raise UserError(f"--seconds must be positive, not {options.seconds}")
     if not options.parts or not options.environments or min(options.environments) < 1:
         raise UserError("--parts and --environments need at least one each, and numbers from 1 on")
-    device = options.device
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = resolved_device(options.device)
     measured: dict[str, float] = {}
     for part in options.parts:
         measured |= PARTS[part](options, device)

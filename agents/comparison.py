@@ -21,6 +21,7 @@ from agents.options import TrainOptions
 from agents.training import make_environments, make_model
 from bmvtrack.arrays import FloatArray
 from bmvtrack.data.sequence import VideoSequence
+from bmvtrack.devices import resolved_device
 from bmvtrack.errors import UserError
 from bmvtrack.files import write_text
 from bmvtrack.perception import Perception
@@ -78,7 +79,7 @@ def compare(
     Raises:
         UserError: if the folder holds runs with other options.
     """
-    perception = Perception.load(options.weights, _device(options))
+    perception = Perception.load(options.weights, resolved_device(options.device))
     clips = ClipSource(test, _NEVER).spread(test_clips)
     deadline = time.monotonic() + 60 * (max_minutes or math.inf)
     curves = []
@@ -181,12 +182,6 @@ def _actions_of(model: SAC) -> Callable[[dict[str, torch.Tensor]], torch.Tensor]
         return torch.from_numpy(model.predict(arrays, deterministic=True)[0])
 
     return act
-
-
-def _device(options: TrainOptions) -> str:
-    if options.device != "auto":
-        return options.device
-    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def _store(path: Path, options: TrainOptions, curve: Curve) -> None:

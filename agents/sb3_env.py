@@ -42,7 +42,7 @@ class StableBaselinesEnv(VecEnv):
         observations, info = self.environment.reset(seed=seeds, options=self._options[0] or None)
         self._reset_seeds()
         self._reset_options()
-        self.reset_infos = _per_environment(info, self.num_envs)
+        self.reset_infos = _per_environment(info)
         return _arrays(observations)
 
     def step_async(self, actions: np.ndarray) -> None:
@@ -54,10 +54,10 @@ class StableBaselinesEnv(VecEnv):
         observations, rewards, terminated, truncated, info = self.environment.step(self._actions)
         ended, timed_out = terminated.cpu().numpy(), truncated.cpu().numpy()
         done = ended | timed_out
-        infos = _per_environment(info, self.num_envs)
+        infos = _per_environment(info)
         if done.any():
             finals = _arrays(info["final_obs"])
-            final_infos = _per_environment(info["final_info"], self.num_envs)
+            final_infos = _per_environment(info["final_info"])
             for i in np.flatnonzero(done):
                 infos[i] = {
                     **final_infos[i],
@@ -113,9 +113,10 @@ def _arrays(tensors: dict[str, torch.Tensor]) -> Arrays:
     return {name: part.contiguous().numpy() for name, part in zip(tensors, parts, strict=True)}
 
 
-def _per_environment(info: dict[str, Any], count: int) -> list[dict[str, Any]]:
+def _per_environment(info: dict[str, Any]) -> list[dict[str, Any]]:
+    """A batched info as one of each environment."""
     columns = [
         value.cpu().numpy() if isinstance(value, torch.Tensor) else value
         for value in (info[name] for name in _PER_EPISODE)
     ]
-    return [dict(zip(_PER_EPISODE, row, strict=True)) for row in zip(*columns, strict=True)][:count]
+    return [dict(zip(_PER_EPISODE, row, strict=True)) for row in zip(*columns, strict=True)]

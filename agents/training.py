@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import torch
 from rich.console import Console
 from rich.progress import track
 from stable_baselines3 import SAC
@@ -26,6 +25,7 @@ from bmvtrack.data import sources
 from bmvtrack.data.mirrored import mirrored_views
 from bmvtrack.data.sequence import VideoSequence
 from bmvtrack.data.synthetic import synthetic_sequences
+from bmvtrack.devices import resolved_device
 from bmvtrack.errors import UserError
 from bmvtrack.files import write_text
 from bmvtrack.perception import Perception
@@ -50,9 +50,7 @@ def train_agent(options: TrainOptions, console: Console | None = None) -> float:
     options.check()
     console = console or Console()
     refuse_existing_run(options.out, options.resume)
-    device = options.device
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = resolved_device(options.device)
     perception = Perception.load(options.weights, device)
     training, validation = _sequences(options)
     model = make_model(options, make_environments(options, perception, training), device)

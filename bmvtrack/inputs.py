@@ -69,11 +69,26 @@ def rotated_box(box: Any, width: int, height: int) -> FloatArray:
         raise UserError(f"the numbers of a box must be finite: {text}")
     if numbers[2:4].min() < geometry.MINIMUM_SIDE:
         raise UserError(f"a box is at least a pixel wide and high: {text}")
-    rbbox = numbers if len(numbers) == 5 else _upright(numbers)
+    rbbox = numbers if len(numbers) == 5 else upright_box(numbers)
     left, top, right, bottom = geometry.bounds(rbbox)
     if right < 0 or bottom < 0 or left > width - 1 or top > height - 1:
         raise UserError(f"the box {text} lies outside the frame, which is {width}×{height}")
     return rbbox
+
+
+def upright_box(numbers: FloatArray) -> FloatArray:
+    """The rotated box of ``x, y, w, h``: the way back from :func:`corner_and_size`.
+
+    A box that covers the pixels i to j reaches from i − ½ to j + ½.
+
+    Args:
+        numbers: ``(..., 4)``: x, y of the upper left pixel, w, h.
+
+    Returns:
+        ``(..., 5)``.
+    """
+    first = numbers[..., :2] - 0.5
+    return geometry.upright(np.concatenate([first, first + numbers[..., 2:]], axis=-1))
 
 
 def corner_and_size(limits: FloatArray) -> FloatArray:
@@ -86,12 +101,6 @@ def corner_and_size(limits: FloatArray) -> FloatArray:
         ``(..., 4)``: x, y of the upper left corner (of pixels, not of their centres), w, h.
     """
     return np.concatenate([limits[..., :2] + 0.5, limits[..., 2:] - limits[..., :2]], axis=-1)
-
-
-def _upright(numbers: FloatArray) -> FloatArray:
-    # A box that covers pixels i to j reaches from i − ½ to j + ½.
-    first = numbers[:2] - 0.5
-    return geometry.upright(np.concatenate([first, first + numbers[2:]]))
 
 
 def _box_of_mask(mask: np.ndarray, width: int, height: int) -> FloatArray:

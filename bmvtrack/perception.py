@@ -16,6 +16,7 @@ import torch
 from bmvtrack.arrays import BoolArray, ByteArray, FloatArray
 from bmvtrack.data import patches
 from bmvtrack.data.samples import normalize
+from bmvtrack.devices import checked_device
 from bmvtrack.errors import UserError
 from bmvtrack.models import MultivariationalNetwork, load_network
 from bmvtrack.motion import AT_REST
@@ -76,9 +77,7 @@ class Perception:
             raise UserError(
                 "these weights cannot track: they were not pretrained with --mode tracking"
             )
-        self.device = torch.device(device)
-        if self.device.type == "cuda" and not torch.cuda.is_available():
-            raise UserError(f"device {device}: this machine has no CUDA device; use cpu")
+        self.device = checked_device(device)
         self.network = network.to(self.device).eval()
         self.network.to(memory_format=torch.channels_last)
 
@@ -172,6 +171,11 @@ def weights_folder(weights: str | Path) -> Path:
 def shared_perception(weights: str, device: str = "cpu") -> Perception:
     """:meth:`Perception.load`, once per process: environments side by side share one network."""
     return Perception.load(weights, device)
+
+
+def perception_of(weights: str | Perception, device: str = "cpu") -> Perception:
+    """A perception as it is, or :func:`shared_perception` of the weights of that name."""
+    return weights if isinstance(weights, Perception) else shared_perception(weights, device)
 
 
 def mask_geometry(

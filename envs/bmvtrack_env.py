@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 
 from bmvtrack import geometry, motion
 from bmvtrack.arrays import ByteArray, FloatArray
-from bmvtrack.data import sources
 from bmvtrack.data.sequence import VideoSequence
 from bmvtrack.errors import UserError
 from bmvtrack.iou import bounds_iou, rotated_iou
@@ -21,7 +20,7 @@ from bmvtrack.perception import (
     Percept,
     Perception,
     mask_in_frame,
-    shared_perception,
+    perception_of,
 )
 from bmvtrack.visualization import draw_overlay
 from envs.clips import ClipSource
@@ -136,12 +135,8 @@ class BMVTrackEnv(gym.Env[Observation, NDArray[np.float32]]):
             raise UserError(
                 f"render_mode must be one of {self.metadata['render_modes']}, not {render_mode!r}"
             )
-        if isinstance(sequences, str):
-            sequences = sources.load_sequences(sequences)
         self.source = ClipSource(sequences, clip_length)
-        self.perception = (
-            weights if isinstance(weights, Perception) else shared_perception(weights, device)
-        )
+        self.perception = perception_of(weights, device)
         self.lost_after = lost_after
         self.coordinates: Coordinates = coordinates
         self._overlap = _OVERLAPS[reward]

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import cycle, islice
 
 import numpy as np
 from numpy.typing import NDArray
 
+from bmvtrack.data import sources
 from bmvtrack.data.sequence import VideoSequence
 from bmvtrack.data.synthetic import synthetic_sequence
 from bmvtrack.errors import UserError
@@ -33,16 +35,19 @@ class ClipSource:
     """Draws clips from sequences; without any, each clip is of a new synthetic sequence.
 
     Args:
-        sequences: to draw from; None: synthetic ones.
+        sequences: to draw from, or data by name (``davis16:FOLDER``); None: synthetic ones.
         length: steps of a clip at most.
 
     Raises:
-        UserError: if no sequence has two frames, or length is not positive.
+        UserError: if no sequence has two frames, data is not as it should be, or length is not
+            positive.
     """
 
-    def __init__(self, sequences: Sequence[VideoSequence] | None, length: int) -> None:
+    def __init__(self, sequences: Sequence[VideoSequence] | str | None, length: int) -> None:
         if length < 1:
             raise UserError(f"clip_length must be at least 1, not {length}")
+        if isinstance(sequences, str):
+            sequences = sources.load_sequences(sequences)
         self.sequences = None if sequences is None else list(sequences)
         if self.sequences is not None and not any(len(s) > 1 for s in self.sequences):
             raise UserError("no sequence has two frames: there is nothing to track")
@@ -75,7 +80,7 @@ class ClipSource:
                 f"sequence {chosen.name!r} cannot start at frame {start}: "
                 "there is no object, or no frame after it"
             )
-        return Clip(chosen, start, min(start + self.length, len(chosen) - 1))
+        return self._clip(chosen, start)
 
     def spread(self, count: int) -> list[Clip]:
         """Clips spread evenly over the sequences, from evenly spread starts.
@@ -83,16 +88,25 @@ class ClipSource:
         Args:
             count: of clips.
         """
+        rounds = -(-count // len(self._usable))
+        clips = []
+        for i in range(count):
+            turn, which = divmod(i, len(self._usable))
+            sequence = self._usable[which]
+            starts = usable_starts(sequence)
+            clips.append(self._clip(sequence, int(starts[len(starts) * turn // rounds])))
+        return clips
+
+    @cached_property
+    def _usable(self) -> list[VideoSequence]:
+        """Given sequences that a clip can start in; reads all their boxes."""
         usable = [s for s in self.sequences or () if usable_starts(s).size]
         if not usable:
             raise UserError("no sequence has an object in a frame that another one follows")
-        rounds = -(-count // len(usable))
-        clips = []
-        for i in range(count):
-            sequence, starts = usable[i % len(usable)], usable_starts(usable[i % len(usable)])
-            start = int(starts[len(starts) * (i // len(usable)) // rounds])
-            clips.append(Clip(sequence, start, min(start + self.length, len(sequence) - 1)))
-        return clips
+        return usable
+
+    def _clip(self, sequence: VideoSequence, start: int) -> Clip:
+        return Clip(sequence, start, min(start + self.length, len(sequence) - 1))
 
     def _sequence(self, rng: np.random.Generator, wanted: int | str | None) -> VideoSequence:
         if self.sequences is None:
@@ -101,10 +115,7 @@ class ClipSource:
             seed = rng.integers(2**31) if wanted is None else wanted
             return synthetic_sequence(int(seed))
         if wanted is None:
-            usable = [s for s in self.sequences if usable_starts(s).size]
-            if not usable:
-                raise UserError("no sequence has an object in a frame that another one follows")
-            return usable[int(rng.integers(len(usable)))]
+            return self._usable[int(rng.integers(len(self._usable)))]
         for i, sequence in enumerate(self.sequences):
             if wanted in (i, sequence.name):
                 return sequence

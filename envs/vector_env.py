@@ -15,14 +15,13 @@ from gymnasium.vector.utils import batch_space
 from numpy.typing import ArrayLike, NDArray
 
 from bmvtrack import geometry, motion
-from bmvtrack.data import sources
 from bmvtrack.data.frame_cache import make_frame_cache
 from bmvtrack.data.sequence import VideoSequence
 from bmvtrack.data.synthetic import synthetic_sequence
 from bmvtrack.errors import UserError
 from bmvtrack.iou import bounds_iou, rotated_iou_torch
 from bmvtrack.motion import Coordinates
-from bmvtrack.perception import DEFAULT_WEIGHTS, Perception, shared_perception
+from bmvtrack.perception import DEFAULT_WEIGHTS, Perception, perception_of
 from envs.clips import Clip, ClipSource, dealt
 from envs.state import (
     OVERLAP_OF_LOST,
@@ -98,12 +97,8 @@ class BMVTrackVectorEnv(VectorEnv[Any, Any, Any]):
         if num_envs < 1:
             raise UserError(f"num_envs must be at least 1, not {num_envs}")
         check_choices(coordinates, reward, lost_after)
-        if isinstance(sequences, str):
-            sequences = sources.load_sequences(sequences)
         self.source = ClipSource(sequences, clip_length)
-        self.perception = (
-            weights if isinstance(weights, Perception) else shared_perception(weights, device)
-        )
+        self.perception = perception_of(weights, device)
         self.num_envs = num_envs
         self.single_observation_space = observation_space(self.perception.feature_count)
         self.single_action_space = action_space(coordinates)

@@ -62,6 +62,7 @@ def main() -> None:
         steps=options.steps,
         validate_every=options.evaluate_every,
         device=options.device,
+        mirror=False,
     )
     train.check()
     if not options.seeds or options.test_clips < 1:

@@ -12,6 +12,7 @@ from bmvtrack import geometry
 from bmvtrack.arrays import ByteArray, FloatArray
 from bmvtrack.data.sequence import VideoSequence, read_image
 from bmvtrack.errors import UserError
+from bmvtrack.inputs import upright_box
 
 NO_BOX = np.full(5, np.nan)
 _IMAGES = (".jpg", ".jpeg", ".png", ".bmp")
@@ -35,11 +36,11 @@ def read_rows(path: Path) -> list[FloatArray]:
     return [_numbers(line, path, i) for i, line in numbered if line]
 
 
-def upright_box(numbers: FloatArray) -> FloatArray:
-    """The rotated box ``(5,)`` of ``x, y, w, h``, whose upper left pixel is (x, y).
+def annotated_box(numbers: FloatArray) -> FloatArray:
+    """The rotated box ``(5,)`` of an annotation ``x, y, w, h``, whose upper left pixel is (x, y).
 
-    A box that covers the pixels i to j reaches from i − ½ to j + ½. NaN where the numbers are not
-    finite or the box has no area: annotators' ways to say that there is no object.
+    NaN where the numbers are not finite or the box has no area: annotators' ways to say that there is
+    no object.
 
     Args:
         numbers: ``(4,)``, pixels, the first one of the image being (0, 0).
@@ -47,9 +48,7 @@ def upright_box(numbers: FloatArray) -> FloatArray:
     if not np.isfinite(numbers).all() or numbers[2:].min() <= 0:
         return NO_BOX
     size = np.maximum(numbers[2:], geometry.MINIMUM_SIDE)
-    first = numbers[:2] - 0.5
-    box: FloatArray = geometry.upright(np.concatenate([first, first + size]))
-    return box
+    return upright_box(np.concatenate([numbers[:2], size]))
 
 
 def images(folder: Path) -> list[Path]:

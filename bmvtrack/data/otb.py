@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from bmvtrack.arrays import FloatArray
-from bmvtrack.data.annotations import boxed_sequence, images, read_rows, subfolders, upright_box
+from bmvtrack.data.annotations import annotated_box, boxed_sequence, images, read_rows, subfolders
 from bmvtrack.data.sequence import VideoSequence
 from bmvtrack.errors import UserError
 
@@ -63,4 +63,4 @@ def _annotated(name: str, frames: list[Path], count: int) -> list[Path]:
 def _box(row: FloatArray, path: Path, number: int) -> FloatArray:
     if len(row) != 4:
         raise UserError(f"{path}, box {number}: it has {len(row)} numbers and not x, y, w, h")
-    return upright_box(row - np.array([1, 1, 0, 0]))
+    return annotated_box(row - np.array([1, 1, 0, 0]))

@@ -103,6 +103,21 @@ class VideoSequence:
         """``(T,)``: where there is an object, and so a box to score."""
         return np.asarray(np.isfinite(self.boxes).all(axis=-1))
 
+    def check_frame_sizes(self) -> None:
+        """Read every frame once.
+
+        Raises:
+            UserError: if one is unreadable, or of another size than the first.
+        """
+        width, height = self.size
+        for t in range(len(self)):
+            found = self.frame(t).shape[1::-1]
+            if found != (width, height):
+                raise UserError(
+                    f"sequence {self.name!r}, frame {t}: it is {found[0]}×{found[1]} but the first "
+                    f"frame is {width}×{height}; all frames must have one size"
+                )
+
     def in_memory(self) -> VideoSequence:
         """The same sequence with all frames and masks read once and kept."""
         frames = [self.frame(t) for t in range(len(self))]

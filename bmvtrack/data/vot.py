@@ -11,11 +11,11 @@ from bmvtrack import geometry
 from bmvtrack.arrays import FloatArray
 from bmvtrack.data.annotations import (
     NO_BOX,
+    annotated_box,
     boxed_sequence,
     images,
     read_rows,
     subfolders,
-    upright_box,
 )
 from bmvtrack.data.sequence import VideoSequence
 from bmvtrack.errors import UserError
@@ -88,7 +88,7 @@ def _box(row: FloatArray, path: Path, number: int) -> FloatArray:
     if len(row) == 1:
         return NO_BOX
     if len(row) == 4:
-        return upright_box(row)
+        return annotated_box(row)
     if len(row) != 8:
         raise UserError(f"{path}, box {number}: it has {len(row)} numbers and not 4 or 8")
     return polygon_box(row)

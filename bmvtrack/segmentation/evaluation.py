@@ -83,14 +83,7 @@ def check_sequence(sequence: VideoSequence) -> None:
             f"sequence {sequence.name!r} has {len(sequence)} frames; the first and the last are not "
             f"scored, so it takes at least {_FEWEST_FRAMES}"
         )
-    width, height = sequence.size
-    for t in range(len(sequence)):
-        found = sequence.frame(t).shape[1::-1]
-        if found != (width, height):
-            raise UserError(
-                f"sequence {sequence.name!r}, frame {t}: it is {found[0]}×{found[1]} but the first "
-                f"frame is {width}×{height}; all frames must have one size"
-            )
+    sequence.check_frame_sizes()
     if not sequence.present.any():
         raise UserError(f"sequence {sequence.name!r}: all its masks are empty; leave it out")
 

@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 from torch.nn import functional
 
-from bmvtrack.errors import UserError
+from bmvtrack.devices import checked_device
 from bmvtrack.models import Encoding, MultivariationalNetwork, Posterior, load_network
 from bmvtrack.perception import weights_folder
 from bmvtrack.segmentation.views import Views
@@ -61,9 +61,8 @@ def load_segmenter(weights: str | Path, device: str = "cpu") -> Multivariational
         UserError: if there are no such weights, they are not as they should be, or the device is
             not there.
     """
-    if torch.device(device).type == "cuda" and not torch.cuda.is_available():
-        raise UserError(f"device {device}: this machine has no CUDA device; use cpu")
-    network = load_network(weights_folder(weights)).to(device)
+    on = checked_device(device)
+    network = load_network(weights_folder(weights)).to(on)
     return network.to(memory_format=torch.channels_last)
 
 

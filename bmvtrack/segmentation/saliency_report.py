@@ -13,19 +13,18 @@ from io import StringIO
 from pathlib import Path
 from typing import Any
 
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from rich import box
 from rich.table import Table
 
-from bmvtrack.files import whole_file, write_text
+from bmvtrack.figures import line_style, save_figure, tidy
+from bmvtrack.files import write_text
 from bmvtrack.segmentation.saliency import SaliencyScores, average
 
 Results = Mapping[str, Mapping[str, SaliencyScores]]
 """The scores by protocol and image."""
 
 _METRICS = ("mae", "adaptive_f", "max_f", "mean_f")
-_STYLES = (("#0072B2", "-"), ("#D55E00", "--"))  # Okabe and Ito's colours
 
 
 def build_summary(
@@ -84,16 +83,12 @@ def _summary_of(scores: Mapping[str, SaliencyScores]) -> dict[str, Any]:
 def _write_plot(path: Path, summary: dict[str, Any]) -> None:
     figure = Figure(figsize=(5, 4), layout="constrained")
     axes = figure.subplots()
-    for (name, protocol), (colour, dashes) in zip(
-        summary["protocols"].items(), _STYLES, strict=True
-    ):
+    for i, (name, protocol) in enumerate(summary["protocols"].items()):
+        colour, dashes = line_style(i)
         label = f"{name}, max F {protocol['max_f']:.3f}"
         axes.plot(protocol["recall"], protocol["precision"], dashes, color=colour, label=label)
     axes.set(xlabel="recall", ylabel="precision", xlim=(0, 1), ylim=(0, 1.01))
     axes.set_title(f"{summary['dataset']}, {summary['weights']}", fontsize="medium")
-    axes.grid(color="0.9", linewidth=0.6)
-    axes.spines[["top", "right"]].set_visible(False)
+    tidy(axes)
     axes.legend(loc="lower left", frameon=False, fontsize="small")
-    FigureCanvasAgg(figure)
-    with whole_file(path) as temporary:
-        figure.savefig(temporary, dpi=150)
+    save_figure(figure, path)

@@ -88,14 +88,7 @@ def check_sequence(sequence: VideoSequence) -> None:
         UserError: if a frame or mask is unreadable, frames differ in size among themselves or from
             their masks, the first frame has no object, or no later one has.
     """
-    width, height = sequence.size
-    for t in range(len(sequence)):
-        found = sequence.frame(t).shape[1::-1]
-        if found != (width, height):
-            raise UserError(
-                f"sequence {sequence.name!r}, frame {t}: it is {found[0]}×{found[1]} but the first "
-                f"frame is {width}×{height}; all frames must have one size"
-            )
+    sequence.check_frame_sizes()
     if not sequence.present[0]:
         raise UserError(
             f"sequence {sequence.name!r}: the mask of its first frame is empty, so there is no box "

@@ -9,6 +9,7 @@ import torch
 from lightning.fabric import Fabric
 from torch import distributed, nn
 
+from bmvtrack.devices import resolved_device
 from bmvtrack.errors import UserError
 
 _FRAGILE_CHANNELS = 8
@@ -35,7 +36,7 @@ def make_fabric(
         raise UserError(f"unknown --device {device!r}: it is auto, cpu or cuda")
     if device == "cuda" and not torch.cuda.is_available():
         raise UserError("--device cuda: this machine has no CUDA device; use --device cpu")
-    accelerator = "cuda" if device != "cpu" and torch.cuda.is_available() else "cpu"
+    accelerator = resolved_device(device)
     devices, nodes = _agreed("devices", devices), _agreed("nodes", nodes)
     if accelerator == "cuda" and devices > torch.cuda.device_count():
         raise UserError(
