@@ -57,8 +57,8 @@ COMMANDS = {
     "evaluate": Command(
         "Score trackers by IoU, on real or synthetic sequences",
         "On DAVIS16, OTB, VOT or, if not told otherwise, synthetic sequences. Prints tables and writes\n"
-        "to --out: summary.json, results/TRACKER/SEQUENCE.csv, success.png, precision.png and, with\n"
-        "--video, videos/TRACKER/SEQUENCE.mp4.",
+        "to --out: summary.json, results/TRACKER/SEQUENCE.csv, success.png and precision.png;\n"
+        "with --video also videos/TRACKER/SEQUENCE.mp4, with --failures failures/failures.md.",
         (
             "",
             "--root DAVIS --split val --weights runs/sac/best --video",

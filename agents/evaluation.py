@@ -15,7 +15,8 @@ from bmvtrack.data.davis import load_davis16
 from bmvtrack.data.sequence import VideoSequence
 from bmvtrack.errors import UserError
 from bmvtrack.perception import DEFAULT_WEIGHTS
-from bmvtrack.tracking.evaluation import evaluate
+from bmvtrack.tracking.evaluation import Watcher, evaluate, write_overlay
+from bmvtrack.tracking.failure_atlas import FailureAtlas
 from bmvtrack.tracking.learned import learned_tracker
 from bmvtrack.tracking.opencv import PEERS, opencv_tracker
 from bmvtrack.tracking.plots import write_plots
@@ -66,6 +67,9 @@ class EvaluationOptions:
     """Folder to write to."""
     video: bool = False
     """Write an overlay of each tracker's first run on each sequence."""
+    failures: bool = False
+    """Write a page of the runs with an AO under 0.5, again the first on each sequence: the frame in
+    which the track breaks, IoU over time, and pictures of the frames around the break."""
 
     def check(self) -> None:
         """Refuse what cannot be run before anything is.
@@ -104,13 +108,17 @@ def run_evaluation(options: EvaluationOptions) -> None:
     """Check everything, run the trackers on one CPU thread, print tables and write the report.
 
     Writes to ``options.out``: summary.json, results/TRACKER/SEQUENCE.csv, success.png,
-    precision.png and, if wanted, videos/TRACKER/SEQUENCE.mp4.
+    precision.png and, if wanted, videos/TRACKER/SEQUENCE.mp4 and failures/failures.md.
 
     Raises:
         UserError: if options, weights or data are not as they should be.
     """
     options.check()
     factories = tracker_factories(options)
+    atlas = FailureAtlas(options.out / "failures") if options.failures else None
+    watchers: list[Watcher] = [] if atlas is None else [atlas.add]
+    if options.video:
+        watchers.append(partial(write_overlay, options.out / "videos"))
     sequences = load_sequences(options)
     with progress_bar() as progress:
         for sequence in progress.track(sequences, description="checking the data"):
@@ -121,12 +129,14 @@ def run_evaluation(options: EvaluationOptions) -> None:
             sequences,
             options.protocol,
             options.segments,
-            options.out / "videos" if options.video else None,
+            watchers,
             lambda: progress.advance(task),
         )
     summary = build_summary(options.dataset, options.protocol, results, options.seed)
     write_report(options.out, summary, results)
     write_plots(options.out, results)
+    if atlas is not None:
+        atlas.write(options.dataset, options.weights)
     tables = [sequence_table(summary), summary_table(summary)]
     if options.protocol != "ope":
         tables.append(interval_table(summary))

@@ -1,4 +1,4 @@
-"""Running many trackers on many sequences, with a video of each if wanted."""
+"""Running many trackers on many sequences, and showing each run to whoever draws it."""
 
 from __future__ import annotations
 
@@ -16,13 +16,16 @@ from bmvtrack.visualization import draw_overlay, write_video
 
 VIDEO_FPS = 24
 
+Watcher = Callable[[str, Run, VideoSequence], None]
+"""Is shown a tracker's name, its run with the predicted masks, and the sequence, all in memory."""
+
 
 def evaluate(
     factories: Mapping[str, TrackerFactory],
     sequences: Sequence[VideoSequence],
     protocol: Protocol = "ope",
     segments: int = 10,
-    videos: Path | None = None,
+    watchers: Sequence[Watcher] = (),
     advance: Callable[[], None] = lambda: None,
 ) -> dict[str, list[Run]]:
     """Run each tracker on each sequence, on one CPU thread.
@@ -33,7 +36,8 @@ def evaluate(
             time is held in memory.
         protocol: ``ope``, ``tre`` or ``sre``.
         segments: starts per sequence of ``tre``.
-        videos: folder for ``TRACKER/SEQUENCE.mp4`` of the first run on each sequence; None: none.
+        watchers: called after each tracker on each sequence with its first run, which then has the
+            predicted masks.
         advance: called after each tracker on each sequence.
 
     Returns:
@@ -44,14 +48,18 @@ def evaluate(
         held = sequence.in_memory()
         for name, factory in factories.items():
             with one_thread():
-                runs = run_protocol(protocol, factory, held, segments, videos is not None)
-            if videos is not None:
-                path = videos / name / f"{sequence.name}.mp4"
-                write_video(path, overlays(name, runs[0], held), VIDEO_FPS)
-                runs[0] = runs[0].without_masks()
-            results[name] += runs
+                runs = run_protocol(protocol, factory, held, segments, bool(watchers))
+            for watch in watchers:
+                watch(name, runs[0], held)
+            results[name] += [run.without_masks() for run in runs]
             advance()
     return results
+
+
+def write_overlay(folder: Path, name: str, run: Run, sequence: VideoSequence) -> None:
+    """Write ``TRACKER/SEQUENCE.mp4``: a :data:`Watcher`, once it has its folder."""
+    path = folder / name / f"{sequence.name}.mp4"
+    write_video(path, overlays(name, run, sequence), VIDEO_FPS)
 
 
 def overlays(name: str, run: Run, sequence: VideoSequence) -> Iterator[ByteArray]:

@@ -1,0 +1,254 @@
+"""The failures of trackers as pages: the frame where each track breaks, with pictures around it.
+
+A folder of ``failures.md``, ``images/failures/TRACKER-RUN.png`` (curves and outlines, without
+anything of the frames, so that it may be shown where the data may not) and ``strips/TRACKER-RUN.jpg``
+(the frames themselves).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import cv2
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from bmvtrack import geometry
+from bmvtrack.arrays import BoolArray, ByteArray, FloatArray
+from bmvtrack.data.sequence import VideoSequence
+from bmvtrack.figures import line_style, save_figure, tidy
+from bmvtrack.files import whole_file, write_text
+from bmvtrack.tracking.failures import LEAST_OVERLAP, Failure, breaking_index, find_failure
+from bmvtrack.tracking.protocols import Run
+from bmvtrack.visualization import MASK_COLOUR, draw_overlay, draw_text
+
+SHOWN = (-8, -3, -1, 0, 5, 15)
+"""Frames of the pictures, counted from the one in which the track breaks; what lies beyond the run
+is its first or last frame."""
+_COLUMNS = 3
+_PREDICTED, _TRUE, _MASK = (line_style(i)[0] for i in (1, 2, 0))
+_LINES = {"rotated": 1, "axis-aligned": 3, "mask": 0, "box and mask": 6}
+"""Number of the style of each curve; predicted box and mask keep their colours."""
+_TILE = 480  # pixels, of a strip's frame
+_ROOM = 0.4  # of what is seen of boxes, that a strip shows on each side of them
+
+
+class FailureAtlas:
+    """Gathers the failures among runs, draws each, and writes the page.
+
+    Args:
+        folder: to write to.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._failures: list[Failure] = []
+
+    def add(self, tracker: str, run: Run, sequence: VideoSequence) -> None:
+        """Draw a run if it is a failure; see :func:`bmvtrack.tracking.failures.find_failure`.
+
+        Args:
+            tracker: its name.
+            run: with its masks, if there are any; they are not kept.
+            sequence: that was tracked.
+        """
+        failure = find_failure(tracker, run, sequence)
+        if failure is not None:
+            plot_failure(self._folder / _picture(failure), failure, sequence)
+            _write_jpeg(self._folder / _strip(failure), draw_strip(failure, sequence))
+            self._failures.append(replace(failure, run=run.without_masks()))
+
+    def write(self, dataset: str, weights: str) -> Path:
+        """Write the page, by sequence and then by tracker, and give its path."""
+        page = self._folder / "failures.md"
+        write_text(page, "\n".join(_page(self._failures, dataset, weights)) + "\n")
+        return page
+
+
+def plot_failure(path: Path, failure: Failure, sequence: VideoSequence) -> None:
+    """Write the curves of IoU, and the outlines of boxes and predicted mask around the break, as PNG.
+
+    Args:
+        path: to write.
+        failure: with its masks, if there are any.
+        sequence: whose true boxes and frame size are drawn, and nothing else of it.
+    """
+    indices = shown_indices(failure)
+    rows = -(-len(indices) // _COLUMNS)
+    width, height = sequence.size
+    tile = 3 * height / width + 0.22  # inches
+    figure = Figure(figsize=(9, 2.6 + rows * tile), layout="constrained")
+    grid = figure.add_gridspec(1 + rows, _COLUMNS, height_ratios=[2.6, *[tile] * rows])
+    _draw_curves(figure.add_subplot(grid[0, :]), failure)
+    for place, index in enumerate(indices):
+        axes = figure.add_subplot(grid[1 + place // _COLUMNS, place % _COLUMNS])
+        _draw_outlines(axes, failure, index, sequence)
+    save_figure(figure, path)
+
+
+def draw_strip(failure: Failure, sequence: VideoSequence) -> ByteArray:
+    """The frames around the break with true box, predicted box and the predicted mask's contour.
+
+    All are cut to one window, around what boxes there are in them.
+
+    Args:
+        failure: with its masks, if there are any.
+        sequence: that was tracked.
+
+    Returns:
+        ``(H, W, 3)`` uint8 RGB.
+    """
+    indices = shown_indices(failure)
+    left, top, right, bottom = _window(failure, indices, sequence)
+    tiles = []
+    for i in indices:
+        t = failure.run.start + i
+        image = draw_overlay(sequence.frame(t), sequence.boxes[t], failure.run.boxes[i])
+        if (mask := _mask(failure, i)) is not None:
+            contours = _contours(mask)
+            cv2.drawContours(image, contours, -1, MASK_COLOUR, 2, cv2.LINE_AA)
+        part = image[top:bottom, left:right]
+        size = _TILE, round(_TILE * part.shape[0] / part.shape[1])
+        tile: ByteArray = np.asarray(cv2.resize(part, size, interpolation=cv2.INTER_AREA), np.uint8)
+        draw_text(tile, _heading(failure, i))
+        tiles.append(tile)
+    tiles += [np.full_like(tiles[0], 255)] * (-len(tiles) % _COLUMNS)
+    rows = [np.concatenate(tiles[i : i + _COLUMNS], 1) for i in range(0, len(tiles), _COLUMNS)]
+    return np.concatenate(rows)
+
+
+def shown_indices(failure: Failure) -> list[int]:
+    """Which frames of the run the pictures show, in order, none twice; see :data:`SHOWN`."""
+    last = len(failure.run) - 1
+    return sorted({min(max(failure.index + offset, 0), last) for offset in SHOWN})
+
+
+def _draw_curves(axes: Axes, failure: Failure) -> None:
+    frames = failure.run.start + np.arange(len(failure.run))
+    for name, values in failure.overlaps.items():
+        colour, dashes = line_style(_LINES[name])
+        axes.plot(frames, values, dashes, color=colour, linewidth=1.4, label=name)
+    axes.axhline(LEAST_OVERLAP, color="0.6", linewidth=0.8, zorder=0)
+    axes.axvline(failure.frame, color="0.2", linewidth=1.0)
+    for index in shown_indices(failure):
+        axes.plot(failure.run.start + index, 0, "^", color="0.2", markersize=5, clip_on=False)
+    axes.set(xlabel="frame", ylabel="IoU", xlim=(frames[0], frames[-1]), ylim=(0, 1.01))
+    title = f"{failure.tracker}, {failure.run.name}: breaks in frame {failure.frame}"
+    axes.set_title(title, loc="left", fontsize="medium")
+    tidy(axes)
+    axes.legend(
+        loc="lower right",
+        bbox_to_anchor=(1.0, 0.98),
+        ncols=len(failure.overlaps),
+        frameon=False,
+        fontsize="small",
+    )
+
+
+def _draw_outlines(axes: Axes, failure: Failure, index: int, sequence: VideoSequence) -> None:
+    width, height = sequence.size
+    mask = _mask(failure, index)
+    if mask is not None:
+        for contour in _contours(mask):
+            axes.fill(*contour[:, 0].T, facecolor=_MASK, alpha=0.25, linewidth=0)
+            axes.fill(*contour[:, 0].T, fill=False, edgecolor=_MASK, linewidth=0.8)
+    true, predicted = sequence.boxes[failure.run.start + index], failure.run.boxes[index]
+    for box, colour, dashes in ((true, _TRUE, "--"), (predicted, _PREDICTED, "-")):
+        if np.isfinite(box).all():
+            corners = geometry.corners(box)
+            axes.fill(*corners.T, fill=False, edgecolor=colour, linestyle=dashes, linewidth=1.5)
+    axes.set(xlim=(-0.5, width - 0.5), ylim=(height - 0.5, -0.5), xticks=(), yticks=())
+    axes.set_aspect("equal")
+    axes.spines[:].set_color("0.7")
+    axes.set_title(_heading(failure, index), fontsize="small")
+
+
+def _page(failures: Sequence[Failure], dataset: str, weights: str) -> Iterator[str]:
+    yield "# Failures"
+    yield ""
+    yield f"Runs on {dataset} with an AO under {LEAST_OVERLAP}; weights of learned trackers: `{weights}`."
+    yield (
+        "A track breaks in the frame up to which its surplus of IoU over ½ is the greatest. Pictures: "
+        "predicted box (solid, orange), true box (dashed, green), predicted mask (blue)."
+    )
+    if not failures:
+        yield from ("", "There are none.")
+    for sequence in dict.fromkeys(failure.run.sequence for failure in failures):
+        yield from ("", f"## {sequence}")
+        for failure in failures:
+            if failure.run.sequence == sequence:
+                yield from _section(failure)
+
+
+def _section(failure: Failure) -> Iterator[str]:
+    first, last = failure.run.start + 1, failure.run.start + len(failure.run) - 1
+    lower = failure.geometry.replace("_", "-")
+    yield from ("", f"### {failure.tracker}: breaks in frame {failure.frame}", "")
+    yield f"{lower.capitalize()} AO {failure.average_overlap:.2f}."
+    yield from ("", f"| mean IoU | {' | '.join(failure.overlaps)} |")
+    yield "|---" * (1 + len(failure.overlaps)) + "|"
+    for frames, part in (
+        (f"frames {first} to {failure.frame - 1}", slice(failure.index)),
+        (f"frames {failure.frame} to {last}", slice(failure.index, None)),
+    ):
+        means = [_mean(values[part]) for values in failure.overlaps.values()]
+        yield f"| {frames} | {' | '.join(means)} |"
+    breaks = [breaking_index(values) for values in failure.overlaps.values()]
+    found = ["never" if i is None else str(failure.run.start + i) for i in breaks]
+    yield f"| breaks in frame | {' | '.join(found)} |"
+    yield from ("", f"![IoU over time, and outlines around the break]({_picture(failure)})")
+    yield from ("", f"![Frames around the break]({_strip(failure)})")
+
+
+def _mean(values: FloatArray) -> str:
+    scored = values[~np.isnan(values)]
+    return f"{scored.mean():.2f}" if scored.size else "–"
+
+
+def _heading(failure: Failure, index: int) -> str:
+    text = f"frame {failure.run.start + index}"
+    iou = failure.run.overlaps[failure.geometry].iou[index]
+    return text if np.isnan(iou) else f"{text}, IoU {iou:.2f}"
+
+
+def _picture(failure: Failure) -> Path:
+    return Path("images", "failures", f"{failure.name}.png")
+
+
+def _strip(failure: Failure) -> Path:
+    return Path("strips", f"{failure.name}.jpg")
+
+
+def _mask(failure: Failure, index: int) -> BoolArray | None:
+    return failure.run.masks[index] if failure.run.masks else None
+
+
+def _contours(mask: BoolArray) -> list[NDArray[np.int32]]:
+    """Outlines of a mask's parts, each ``(N, 1, 2)`` pixels x, y."""
+    contours, _ = cv2.findContours(
+        np.ascontiguousarray(mask).view(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE
+    )
+    return [np.asarray(contour, np.int32) for contour in contours]
+
+
+def _window(
+    failure: Failure, indices: Sequence[int], sequence: VideoSequence
+) -> tuple[int, int, int, int]:
+    """Left, top, right, bottom of what a strip shows: all of its boxes, with room around them."""
+    boxes = [failure.run.boxes[indices], sequence.boxes[failure.run.start + np.array(indices)]]
+    limits = geometry.bounds(np.concatenate(boxes))
+    low, high = np.nanmin(limits[:, :2], axis=0), np.nanmax(limits[:, 2:], axis=0)
+    room = _ROOM * (high - low)
+    size = np.array(sequence.size)
+    left, top = np.clip(low - room, 0, size - 2).astype(int).tolist()
+    right, bottom = np.clip(high + room, (left + 2, top + 2), size).astype(int).tolist()
+    return left, top, right, bottom
+
+
+def _write_jpeg(path: Path, image: ByteArray) -> None:
+    with whole_file(path) as temporary:
+        cv2.imwrite(str(temporary), cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
