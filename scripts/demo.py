@@ -9,6 +9,7 @@ from __future__ import annotations
 import html
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from agents.training import train_agent
 from bmvtrack.data.synthetic import synthetic_sequences
 from bmvtrack.errors import UserError, run_script
 from bmvtrack.files import write_text
-from bmvtrack.tracking.evaluation import evaluate
+from bmvtrack.tracking.evaluation import evaluate, write_overlay
 from bmvtrack.tracking.learned import learned_tracker
 from bmvtrack.tracking.plots import write_plots
 from bmvtrack.tracking.report import build_summary, write_report
@@ -116,9 +117,8 @@ def track(options: Options, run: Path, console: Console) -> dict[str, Any]:
     }
     sequences = synthetic_sequences(options.test_sequences, TEST_SEED)
     with console.status("tracking"):
-        outcome = evaluate(
-            factories, sequences, "ope", 1, run / "tracking" / "videos", lambda: None
-        )
+        draw = partial(write_overlay, run / "tracking" / "videos")
+        outcome = evaluate(factories, sequences, watchers=[draw])
     summary = build_summary(f"synthetic, seed {TEST_SEED}", "ope", outcome, options.seed)
     write_report(run / "tracking", summary, outcome)
     write_plots(run / "tracking", outcome)
