@@ -8,7 +8,7 @@ import platform
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -151,12 +151,12 @@ def plain_step(run: PretrainRun, batch_size: int) -> Callable[[], None]:
     optimizer = torch.optim.AdamW(network.parameters())
     source = OneByOne(run.train_sampler)
     workers = min(8, os.cpu_count() or 1) if device.type == "cpu" else 0
-    loader = DataLoader(source, batch_size, num_workers=workers, collate_fn=joined)
+    loader = DataLoader(source, batch_size, num_workers=workers, collate_fn=Batch.cat)
     batches = iter(loader)
 
     def step() -> None:
         batch = next(batches)
-        batch = Batch(*(getattr(batch, field.name).to(device) for field in fields(Batch)))
+        batch = batch.to(device)
         output = network(batch.patches)
         loss = objective(output, batch, network.bottleneck, 0.01, 0.1)["total"]
         optimizer.zero_grad()
@@ -164,11 +164,6 @@ def plain_step(run: PretrainRun, batch_size: int) -> Callable[[], None]:
         optimizer.step()
 
     return step
-
-
-def joined(samples: list[Batch]) -> Batch:
-    """Batches of one, as one batch."""
-    return Batch(*(torch.cat([getattr(s, f.name) for s in samples]) for f in fields(Batch)))
 
 
 def environment_rates(options: BenchmarkOptions, device: str) -> dict[str, float]:

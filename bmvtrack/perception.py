@@ -18,7 +18,7 @@ from bmvtrack.data import patches
 from bmvtrack.data.samples import normalize
 from bmvtrack.devices import checked_device
 from bmvtrack.errors import UserError
-from bmvtrack.models import MultivariationalNetwork, load_network
+from bmvtrack.models import MultivariationalNetwork, Template, load_network
 from bmvtrack.motion import AT_REST
 
 DEFAULT_WEIGHTS = "synthetic"
@@ -95,6 +95,11 @@ class Perception:
         """F."""
         return self.network.feature_count
 
+    @property
+    def uses_template(self) -> bool:
+        """Whether the network can be told which object to look for."""
+        return self.network.uses_template
+
     @torch.inference_mode()
     def __call__(
         self,
@@ -102,6 +107,7 @@ class Perception:
         boxes: torch.Tensor,
         sizes: torch.Tensor,
         fill: torch.Tensor,
+        template: Template | None = None,
     ) -> Percept:
         """Look at B frames.
 
@@ -110,13 +116,10 @@ class Perception:
             boxes: ``(B, 5)`` float64 rotated boxes in pixels.
             sizes: ``(B, 2)`` true width and height.
             fill: ``(B, 3)`` colour of what lies outside the frame.
+            template: of the B objects, from :meth:`memorize`; None: each patch is its own.
         """
-        size = self.network.input_size
-        windows = patches.window(boxes)
-        images = normalize(patches.crop(frames, windows, size, sizes, fill))
-        channel = 2 * patches.fill_box(boxes, windows, size) - 1
-        inputs = torch.cat([images, channel], dim=1)
-        output = self.network(inputs.contiguous(memory_format=torch.channels_last))
+        inputs, windows = self._patches(frames, boxes, sizes, fill)
+        output = self.network(inputs, template=template)
         posterior = self.network.bottleneck.to_motion(output.posterior)
         probabilities = 1 - output.logits.float().softmax(dim=1)[:, 0]
         mean = posterior.mean.double()
@@ -131,18 +134,60 @@ class Perception:
             mask_geometry(probabilities, windows, boxes),
         )
 
-    def look(self, frame: ByteArray, rbboxes: FloatArray) -> Percept:
+    @torch.inference_mode()
+    def memorize(
+        self, frames: torch.Tensor, boxes: torch.Tensor, sizes: torch.Tensor, fill: torch.Tensor
+    ) -> Template | None:
+        """The templates of the objects in B boxes, for frames to come; arguments as in the call.
+
+        Returns:
+            None if the network does not use one.
+        """
+        if not self.uses_template:
+            return None
+        return self.network.memorize(self._patches(frames, boxes, sizes, fill)[0])
+
+    def look(
+        self, frame: ByteArray, rbboxes: FloatArray, template: Template | None = None
+    ) -> Percept:
         """Look at one frame through one or several boxes: a batch of B.
 
         Args:
             frame: ``(H, W, 3)`` uint8 RGB.
             rbboxes: ``(5,)`` or ``(B, 5)``.
+            template: of the B objects, see :meth:`remember`.
         """
+        return self(*self._batch(frame, rbboxes), template)
+
+    def remember(self, frame: ByteArray, rbboxes: FloatArray) -> Template | None:
+        """The templates of the objects in one frame's boxes; see :meth:`memorize`.
+
+        Args:
+            frame: ``(H, W, 3)`` uint8 RGB.
+            rbboxes: ``(5,)`` or ``(B, 5)``.
+        """
+        return self.memorize(*self._batch(frame, rbboxes))
+
+    def _patches(
+        self, frames: torch.Tensor, boxes: torch.Tensor, sizes: torch.Tensor, fill: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """What the network is given, and the windows it lies in."""
+        size = self.network.input_size
+        windows = patches.window(boxes)
+        images = normalize(patches.crop(frames, windows, size, sizes, fill))
+        channel = 2 * patches.fill_box(boxes, windows, size) - 1
+        inputs = torch.cat([images, channel], dim=1)
+        return inputs.contiguous(memory_format=torch.channels_last), windows
+
+    def _batch(
+        self, frame: ByteArray, rbboxes: FloatArray
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+        """One frame as B of them: frames, boxes, sizes and fill."""
         height, width = frame.shape[:2]
         boxes = torch.as_tensor(np.atleast_2d(rbboxes), dtype=torch.float64, device=self.device)
         count = len(boxes)
         mean = cv2.mean(frame)[:3]
-        return self(
+        return (
             torch.from_numpy(frame)[None].to(self.device).expand(count, -1, -1, -1),
             boxes,
             torch.tensor([[width, height]], device=self.device).expand(count, -1),

@@ -25,6 +25,7 @@ from bmvtrack.arrays import BoolArray, FloatArray
 from bmvtrack.data import patches
 from bmvtrack.errors import UserError
 from bmvtrack.inputs import COLOURS, Colour, corner_and_size, rgb_frame, rotated_box
+from bmvtrack.models import Template
 from bmvtrack.motion import AT_REST
 from bmvtrack.movers import Mover, move_by_posterior
 from bmvtrack.perception import INSIDE, Percept, Perception, mask_in_frame, weights_folder
@@ -115,6 +116,7 @@ class Tracker:
         self._size = (0, 0)
         self._boxes: dict[int, FloatArray] = {}
         self._motions: dict[int, FloatArray] = {}
+        self._templates: dict[int, Template | None] = {}
 
     @classmethod
     def load(
@@ -151,7 +153,8 @@ class Tracker:
             UserError: if the frame is none, or of another size than that of the other objects; if
                 the box is none, or outside the frame.
         """
-        height, width = rgb_frame(frame, self._colour).shape[:2]
+        rgb = rgb_frame(frame, self._colour)
+        height, width = rgb.shape[:2]
         if self._boxes.keys() - {object_id} and self._size != (width, height):
             raise UserError(
                 f"the frame is {width}×{height} but the other objects are followed in frames of "
@@ -159,6 +162,7 @@ class Tracker:
             )
         self._boxes[object_id] = rotated_box(box, width, height)
         self._motions[object_id] = np.array(AT_REST)
+        self._templates[object_id] = self._perception.remember(rgb, self._boxes[object_id])
         self._size = width, height
 
     def update(self, frame: Any) -> Result:
@@ -195,13 +199,18 @@ class Tracker:
                 f"{self._size[0]}×{self._size[1]}; all frames must have one size"
             )
         before = np.stack(list(self._boxes.values()))  # (B, 5)
-        percept = self._perception.look(rgb, before)
+        percept = self._perception.look(rgb, before, self._template())
         after = self._moved(percept, before)
         motions = motion.solve(before, after, *self._size, "object")
         ids = list(self._boxes)
         self._boxes = dict(zip(ids, after, strict=True))
         self._motions = dict(zip(ids, motions, strict=True))
         return dict(zip(ids, _results(percept, before, after, self._size), strict=True))
+
+    def _template(self) -> Template | None:
+        """Of all objects, in the order of their boxes."""
+        known = [template for template in self._templates.values() if template is not None]
+        return Template.cat(known) if known else None
 
     def _moved(self, percept: Percept, before: FloatArray) -> FloatArray:
         boxes = torch.as_tensor(before).to(percept.mean)

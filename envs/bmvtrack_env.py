@@ -163,6 +163,7 @@ class BMVTrackEnv(gym.Env[Observation, NDArray[np.float32]]):
         self.rbbox = self.sequence.boxes[self.frame_index].copy()
         self._previous_motion: FloatArray = np.array(motion.AT_REST)
         self._frames_lost = 0
+        self._template = self.perception.remember(clip.sequence.frame(clip.start), self.rbbox)
         self._seen: Percept | None = None
         self._iou = 1.0
         observation = self._look()
@@ -238,7 +239,7 @@ class BMVTrackEnv(gym.Env[Observation, NDArray[np.float32]]):
         """Observe the next frame (the same one again at the end of the sequence)."""
         sequence = self._current()
         next_index = min(self.frame_index + 1, len(sequence) - 1)
-        self._percept = self.perception.look(sequence.frame(next_index), self.rbbox)
+        self._percept = self.perception.look(sequence.frame(next_index), self.rbbox, self._template)
         return observe_one(
             self._percept, self.rbbox, self._previous_motion, sequence.size, self.coordinates
         )

@@ -20,6 +20,7 @@ from bmvtrack.data.sequence import VideoSequence
 from bmvtrack.data.synthetic import synthetic_sequence
 from bmvtrack.errors import UserError
 from bmvtrack.iou import bounds_iou, rotated_iou_torch
+from bmvtrack.models import Template
 from bmvtrack.motion import Coordinates
 from bmvtrack.perception import DEFAULT_WEIGHTS, Perception, perception_of
 from envs.clips import Clip, ClipSource, dealt
@@ -45,6 +46,7 @@ class _View:
     boxes: torch.Tensor
     previous: torch.Tensor
     sizes: torch.Tensor
+    template: Template | None
 
 
 class BMVTrackVectorEnv(VectorEnv[Any, Any, Any]):
@@ -124,6 +126,7 @@ class BMVTrackVectorEnv(VectorEnv[Any, Any, Any]):
         self._boxes: torch.Tensor  # (N, 5)
         self._previous: torch.Tensor  # (N, 5) motion that led there
         self._iou: torch.Tensor  # (N,)
+        self._template: Template | None = None
 
     @property
     def device(self) -> torch.device:
@@ -274,6 +277,22 @@ class BMVTrackVectorEnv(VectorEnv[Any, Any, Any]):
         self._boxes = self._boxes.index_copy(0, rows, self._truths[rows, 0])
         self._previous = self._previous.index_copy(0, rows, at_rest.expand(len(clips), 5))
         self._iou = self._iou.index_fill(0, rows, 1.0)
+        if self.perception.uses_template:
+            self._memorize(clips, rows)
+
+    def _memorize(self, clips: Sequence[Clip], rows: torch.Tensor) -> None:
+        """Keep the first frames of clips as the templates of these environments."""
+        slots = self._slots([(clip.sequence, clip.start) for clip in clips])
+        new = self.perception.memorize(
+            self.frames.frames[slots],
+            self._boxes[rows],
+            self._sizes[rows].long(),
+            self.frames.means[slots],
+        )
+        assert new is not None
+        started = len(rows) == self.num_envs
+        old = self._template
+        self._template = new if started or old is None else old.with_rows(rows, new)
 
     def _view(self, which: NDArray[np.intp]) -> _View:
         """The next frame of environments (the same one again at the end of a sequence)."""
@@ -282,20 +301,29 @@ class BMVTrackVectorEnv(VectorEnv[Any, Any, Any]):
             sequence = self._clips[i].sequence
             wanted.append((sequence, min(int(self._index[i]) + 1, len(sequence) - 1)))
         rows = torch.from_numpy(which).to(self.device)
-        return _View(wanted, self._boxes[rows], self._previous[rows], self._sizes[rows])
+        template = self._template
+        if template is not None and len(which) < self.num_envs:
+            template = template.rows(rows)
+        return _View(wanted, self._boxes[rows], self._previous[rows], self._sizes[rows], template)
 
     def _look(self, views: Sequence[_View]) -> Observations:
-        slots = torch.tensor(
-            self.frames.slots([frame for view in views for frame in view.wanted]),
-            device=self.device,
-        )
+        slots = self._slots([frame for view in views for frame in view.wanted])
         boxes = torch.cat([view.boxes for view in views])
         sizes = torch.cat([view.sizes for view in views])
+        templates = [view.template for view in views if view.template is not None]
         percept = self.perception(
-            self.frames.frames[slots], boxes, sizes.long(), self.frames.means[slots]
+            self.frames.frames[slots],
+            boxes,
+            sizes.long(),
+            self.frames.means[slots],
+            Template.cat(templates) if templates else None,
         )
         previous = torch.cat([view.previous for view in views])
         return observe(percept, boxes, previous, sizes, self.coordinates)
+
+    def _slots(self, wanted: list[tuple[VideoSequence, int]]) -> torch.Tensor:
+        """Where frames lie on the device, read if need be."""
+        return torch.tensor(self.frames.slots(wanted), device=self.device)
 
     def _overlap(self, boxes: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
         if self.reward == "rotated":

@@ -15,6 +15,7 @@ from bmvtrack.data.sequence import VideoSequence
 from bmvtrack.data.synthetic import synthetic_sequence
 from bmvtrack.errors import UserError
 from bmvtrack.inputs import corner_and_size, rotated_box
+from bmvtrack.models import Template
 from bmvtrack.motion import apply
 from bmvtrack.perception import Perception, mask_in_frame
 from bmvtrack.tracker import Result, Tracker, confidence
@@ -88,9 +89,9 @@ def test_several_objects_take_one_pass_and_do_not_disturb_each_other(
     passes: list[int] = []
     network = perception.network.forward
 
-    def counted(inputs: torch.Tensor) -> object:
+    def counted(inputs: torch.Tensor, template: Template | None) -> object:
         passes.append(len(inputs))
-        return network(inputs)
+        return network(inputs, template=template)
 
     boxes = {7: sequence.boxes[0], 3: sequence.boxes[0] + np.array([25, -12, 8, 5, 0.3])}
     alone = {}

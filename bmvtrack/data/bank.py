@@ -42,6 +42,7 @@ class FrameBank:
         previous: ``(M,)`` int64, the target one frame earlier; −1 where there is none.
         weights: ``(M,)`` float32, relative chance of being drawn.
         group: ``(M,)`` int64, the sequence (or still) each target belongs to.
+        shown: ``(M, 2)`` int64, first of the targets that show the same object, and their number.
     """
 
     frames: torch.Tensor
@@ -54,6 +55,7 @@ class FrameBank:
     previous: torch.Tensor
     weights: torch.Tensor
     group: torch.Tensor
+    shown: torch.Tensor
 
     def __len__(self) -> int:
         return len(self.frame_index)
@@ -157,15 +159,18 @@ def _assemble(frames: list[_Frame], starts: list[int]) -> FrameBank:
         objects[i, : frame.image.shape[0], : frame.image.shape[1]] = frame.objects
     rows: list[tuple[int, int, int, float, int]] = []  # frame, object, previous, weight, group
     boxes: list[FloatArray] = []
+    shown: list[tuple[int, int]] = []
     for group, (first, last) in enumerate(pairwise(starts)):
-        previous = -1
+        previous, video = -1, last - first > 1
         for i in range(first, last):
             for number, box, weight in frames[i].targets:
                 if previous >= 0:
                     box = geometry.nearest_label(box, boxes[previous])
                 boxes.append(box)
                 rows.append((i, number, previous, weight, group))
-            previous = len(boxes) - 1 if frames[i].targets and last - first > 1 else -1
+            previous = len(boxes) - 1 if frames[i].targets and video else -1
+        known, new = len(shown), len(boxes) - len(shown)
+        shown += [(known, new)] * new if video else [(known + k, 1) for k in range(new)]
     table = list(zip(*rows, strict=True))
     return FrameBank(
         frames=torch.from_numpy(images),
@@ -178,6 +183,7 @@ def _assemble(frames: list[_Frame], starts: list[int]) -> FrameBank:
         previous=torch.tensor(table[2]),
         weights=torch.tensor(table[3], dtype=torch.float32),
         group=torch.tensor(table[4]),
+        shown=torch.tensor(shown),
     )
 
 

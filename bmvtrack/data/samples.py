@@ -9,7 +9,7 @@ explain.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, Protocol
 
 import torch
@@ -43,6 +43,12 @@ class Jitter:
     """of brightness, contrast and saturation, uniform in ±this"""
     blur: float = 0.2
     """share of samples that are blurred"""
+    template: float = 0.3
+    """strength of the motion of the box that a template is seen through: people draw boxes so"""
+    distractors: float = 0.0
+    """share of samples with another sample's object behind theirs"""
+    backgrounds: float = 0.0
+    """share of samples with another sample's patch, object and all, as their background"""
 
 
 @dataclass(frozen=True)
@@ -56,12 +62,37 @@ class Batch:
         boxes: ``(B, 5)`` the boxes the frames are seen through, in pixels of the frames as they are
             kept (a bank may have reduced them).
         motion: ``(B, 5)`` float32, true motion from there, in ``object`` coordinates.
+        template: like ``patches``, of the same objects seen through their true boxes, in another frame
+            where there is one; None where the network uses none.
     """
 
     patches: torch.Tensor
     labels: torch.Tensor
     boxes: torch.Tensor
     motion: torch.Tensor
+    template: torch.Tensor | None = None
+
+    def to(self, device: torch.device | str) -> Batch:
+        """The same batch on another device."""
+        return Batch(
+            self.patches.to(device),
+            self.labels.to(device),
+            self.boxes.to(device),
+            self.motion.to(device),
+            None if self.template is None else self.template.to(device),
+        )
+
+    @staticmethod
+    def cat(parts: Sequence[Batch]) -> Batch:
+        """Several batches as one."""
+        templates = [part.template for part in parts if part.template is not None]
+        return Batch(
+            torch.cat([part.patches for part in parts]),
+            torch.cat([part.labels for part in parts]),
+            torch.cat([part.boxes for part in parts]),
+            torch.cat([part.motion for part in parts]),
+            torch.cat(templates) if templates else None,
+        )
 
 
 class BatchSource(Protocol):
@@ -70,6 +101,16 @@ class BatchSource(Protocol):
     def draw(self, count: int, generator: torch.Generator) -> Batch:
         """A batch of ``count`` samples; all randomness comes from ``generator``."""
         ...
+
+
+@dataclass(frozen=True)
+class _View:
+    """Frames seen through boxes: ``(B, 3, S, S)`` in [0, 255] and the share of each pixel that is object."""
+
+    images: torch.Tensor
+    mask: torch.Tensor  # (B, 1, S, S)
+    box: torch.Tensor
+    windows: torch.Tensor
 
 
 class Sampler:
@@ -82,7 +123,9 @@ class Sampler:
         channels: 3, or 4 with the filled box.
         mode: ``paper`` or ``tracking``.
         jitter: of motion and colours.
-        augment: flips, colours and blur; off for validation (the motion stays random).
+        augment: flips, colours, blur and what is put behind objects; off for validation (the motion
+            stays random).
+        templates: show each object in another frame as well.
     """
 
     def __init__(
@@ -94,9 +137,10 @@ class Sampler:
         mode: Mode,
         jitter: Jitter,
         augment: bool = True,
+        templates: bool = False,
     ) -> None:
         self.bank, self.targets, self.size, self.channels = bank, targets, size, channels
-        self.mode, self.jitter, self.augment = mode, jitter, augment
+        self.mode, self.jitter, self.augment, self.templates = mode, jitter, augment, templates
         self._weights = bank.weights[targets]
         # Made once: to make them on a GPU is to wait for it.
         deviations = [jitter.log_scale, jitter.log_scale, jitter.turn, jitter.shift, jitter.shift]
@@ -110,44 +154,95 @@ class Sampler:
         target = self.targets[chosen]
         truth = bank.boxes[target]
         box = truth if self.mode == "paper" else self._moved(target, generator)
+        views = [self._seen(target, box)]
+        if self.templates:
+            views.append(self._seen(*self._shown(target, generator)))
+        moved = motion.solve(box, geometry.nearest_label(truth, box), 1.0, 1.0, "object").float()
+        if self.augment:
+            views = self._augmented(views, generator)
+        patches_of = [self._patches(view) for view in views]
+        batch = Batch(
+            patches_of[0],
+            (views[0].mask[:, 0] > 0.5).long(),
+            box,
+            moved,
+            patches_of[1] if self.templates else None,
+        )
+        if not self.augment:
+            return batch
+        flip = torch.rand(count, generator=generator, device=box.device) < 0.5
+        return mirrored(batch, flip)
+
+    def _seen(self, target: torch.Tensor, box: torch.Tensor) -> _View:
+        """Targets through boxes."""
+        bank = self.bank
         windows = patches.window(box)
         frame = bank.frame_index[target]
-        sizes = bank.sizes[frame]
         objects, wanted = bank.objects[frame], bank.object_id[target][:, None, None]
         mask = torch.where(wanted == WHOLE, objects > 0, objects == wanted).byte()[..., None]
         layers = torch.cat([bank.frames[frame], mask], dim=-1)  # (B, H, W, 4): one crop for both
         fill = functional.pad(bank.means[frame], (0, 1))
-        seen = patches.crop(layers, windows, self.size, sizes, fill)
-        images, labels = seen[:, :3], seen[:, 3] > 0.5
-        moved = motion.solve(box, geometry.nearest_label(truth, box), 1.0, 1.0, "object").float()
-        if self.augment:
-            chance = torch.rand(5, count, generator=generator, device=images.device)
-            images = recoloured(images, chance, self.jitter)
-        channels = [normalize(images)]
+        seen = patches.crop(layers, windows, self.size, bank.sizes[frame], fill)
+        return _View(seen[:, :3], seen[:, 3:], box, windows)
+
+    def _augmented(self, views: list[_View], generator: torch.Generator) -> list[_View]:
+        """Other things behind the objects, the same ones in all views, and other colours."""
+        jitter, count, device = self.jitter, len(views[0].box), views[0].images.device
+
+        def uniform(*shape: int) -> torch.Tensor:
+            return torch.rand(*shape, generator=generator, device=device)
+
+        result = []
+        other, background = jitter.distractors > 0, jitter.backgrounds > 0
+        chosen = uniform(count) if other or background else None
+        for view in views:
+            images = view.images
+            if chosen is not None:
+                images = with_others(images, view.mask, chosen, uniform(4, count), jitter)
+            result.append(replace(view, images=recoloured(images, uniform(5, count), jitter)))
+        return result
+
+    def _patches(self, view: _View) -> torch.Tensor:
+        """What the network is given of a view."""
+        channels = [normalize(view.images)]
         if self.channels == 4:
-            channels.append(2 * patches.fill_box(box, windows, self.size) - 1)
-        batch = Batch(torch.cat(channels, dim=1), labels.long(), box, moved)
-        if not self.augment:
-            return batch
-        return mirrored(batch, torch.rand(count, generator=generator, device=images.device) < 0.5)
+            channels.append(2 * patches.fill_box(view.box, view.windows, self.size) - 1)
+        return torch.cat(channels, dim=1)
 
     def _moved(self, target: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
         """The box to look through: last frame's where there is one, moved and relabelled."""
         bank, jitter, count = self.bank, self.jitter, len(target)
-        device, dtype = bank.boxes.device, bank.boxes.dtype
-
-        def normal(*shape: int) -> torch.Tensor:
-            return torch.randn(*shape, generator=generator, device=device, dtype=dtype)
-
         previous = bank.previous[target]
         base = torch.where((previous >= 0)[:, None], bank.boxes[previous], bank.boxes[target])
-        choice = torch.randint(len(self._strengths), (count,), generator=generator, device=device)
+        choice = torch.randint(
+            len(self._strengths), (count,), generator=generator, device=base.device
+        )
         strength = self._strengths[choice] * torch.where(previous >= 0, jitter.video, 1.0)
-        noise = normal(count, 5) * self._deviations * strength[:, None]
+        return self._shaken(base, strength, generator)
+
+    def _shown(
+        self, target: torch.Tensor, generator: torch.Generator
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Targets that show the same objects, and boxes to see them through."""
+        first, number = self.bank.shown[target].unbind(-1)
+        chance = torch.rand(len(target), generator=generator, device=target.device)
+        other = first + (chance * number).long().clamp_max(number - 1)
+        boxes = self.bank.boxes[other]
+        strength = boxes.new_full((len(boxes),), self.jitter.template)
+        return other, self._shaken(boxes, strength, generator)
+
+    def _shaken(
+        self, base: torch.Tensor, strength: torch.Tensor, generator: torch.Generator
+    ) -> torch.Tensor:
+        """Boxes moved at random by so many times the standard deviations, and relabelled."""
+        count, device = len(base), base.device
+        normal = torch.randn(count, 5, generator=generator, device=device, dtype=base.dtype)
+        noise = normal * self._deviations * strength[:, None]
         random_motion = torch.cat([noise[:, :2].exp(), noise[:, 2:3].sin(), noise[:, 3:]], dim=1)
         box = motion.apply(base, random_motion, 1.0, 1.0, "object")
-        swap = torch.randint(2, (count,), generator=generator, device=device).to(dtype)
-        return geometry.relabel(box, swap)
+        swap = torch.randint(2, (count,), generator=generator, device=device).to(base.dtype)
+        relabelled: torch.Tensor = geometry.relabel(box, swap)
+        return relabelled
 
 
 class MixedSampler:
@@ -175,12 +270,7 @@ class MixedSampler:
             for sampler, number in zip(self.samplers, counts.tolist(), strict=True)
             if number
         ]
-        return Batch(
-            *(
-                torch.cat([getattr(batch, name) for batch in drawn])
-                for name in ("patches", "labels", "boxes", "motion")
-            )
-        )
+        return Batch.cat(drawn)
 
 
 def normalize(images: torch.Tensor) -> torch.Tensor:
@@ -211,13 +301,67 @@ def recoloured(images: torch.Tensor, chance: torch.Tensor, jitter: Jitter) -> to
     return (images + amount * (blurred - images)).clamp(0, 255)
 
 
+def with_others(
+    images: torch.Tensor,
+    masks: torch.Tensor,
+    chosen: torch.Tensor,
+    chance: torch.Tensor,
+    jitter: Jitter,
+) -> torch.Tensor:
+    """Images with what the sample before shows put behind their objects, some of them.
+
+    Either its object alone, a distractor, or all of its patch, so that the object stands before another
+    background with a thing in it that is not meant.
+
+    Args:
+        images: ``(B, 3, S, S)``.
+        masks: ``(B, 1, S, S)``, the share of each pixel that is object.
+        chosen: ``(B,)`` uniform in [0, 1): which samples, and which of the two.
+        chance: ``(4, B)`` uniform in [0, 1): whether mirrored, how large, and where it is put.
+        jitter: the shares.
+    """
+    layers = torch.cat([images, masks], dim=1).roll(1, 0)
+    flip = torch.where(chance[0] < 0.5, -1.0, 1.0)
+    centre = 2 * chance[2:].T - 1
+    factor = 0.8 + 1.2 * chance[1]  # the distractor is 1/factor times as large as in its own patch
+    thing = _placed(layers, factor, flip, 0.8 * factor[:, None] * centre)
+    factor = 0.5 + 0.5 * chance[1]  # the background is enlarged, so that it covers all
+    scene = _placed(layers, factor, flip, (1 - factor)[:, None] * centre)
+    whole, used = (
+        limit[:, None, None, None]
+        for limit in (
+            chosen >= jitter.distractors,
+            chosen < jitter.distractors + jitter.backgrounds,
+        )
+    )
+    other = torch.where(whole, scene[:, :3], thing[:, :3])
+    share = torch.where(whole, 1.0, thing[:, 3:]) * (1 - masks) * used
+    return images + share * (other - images)
+
+
+def _placed(
+    layers: torch.Tensor, factor: torch.Tensor, flip: torch.Tensor, centre: torch.Tensor
+) -> torch.Tensor:
+    """Pictures sampled ``factor`` times as far apart around ``centre``, in halves of their side."""
+    affine = layers.new_zeros(len(layers), 2, 3)
+    affine[:, 0, 0], affine[:, 1, 1] = flip * factor, factor
+    affine[:, :, 2] = centre
+    grid = functional.affine_grid(affine, list(layers.shape), align_corners=False)
+    return functional.grid_sample(layers, grid, align_corners=False)
+
+
 def mirrored(batch: Batch, flip: torch.Tensor) -> Batch:
     """The samples where ``flip``, ``(B,)`` boolean, mirrored left to right with their motion."""
     signs = torch.ones(5, device=batch.motion.device)
     signs[2:4] = -1.0  # a tensor from a list would wait for the device
+
+    def turned(images: torch.Tensor) -> torch.Tensor:
+        return torch.where(flip[:, None, None, None], images.flip(-1), images)
+
     return Batch(
-        torch.where(flip[:, None, None, None], batch.patches.flip(-1), batch.patches),
+        turned(batch.patches),
         torch.where(flip[:, None, None], batch.labels.flip(-1), batch.labels),
         batch.boxes,
         torch.where(flip[:, None], batch.motion * signs, batch.motion),
+        None if batch.template is None else turned(batch.template),
     )

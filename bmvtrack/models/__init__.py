@@ -5,6 +5,7 @@ from bmvtrack.models.bottleneck import Bottleneck, Posterior
 from bmvtrack.models.flows import FlowBottleneck, FlowPosterior
 from bmvtrack.models.mvae import BetaMVAE
 from bmvtrack.models.mvunet import BetaMVUNet
+from bmvtrack.models.template import Template
 from bmvtrack.models.unet import ResNetUNet
 
 ARCHITECTURES: dict[str, type[MultivariationalNetwork]] = {
@@ -23,5 +24,6 @@ __all__ = [
     "Output",
     "Posterior",
     "ResNetUNet",
+    "Template",
     "load_network",
 ]

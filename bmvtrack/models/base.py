@@ -18,6 +18,7 @@ from torch import nn
 from bmvtrack.errors import UserError
 from bmvtrack.files import whole_file, whole_folder, write_text
 from bmvtrack.models.bottleneck import VARIABLES, Bottleneck, Posterior
+from bmvtrack.models.template import Template
 from bmvtrack.prior import MotionPrior
 
 _FILES = ("config.json", "model.safetensors")
@@ -61,7 +62,8 @@ class MultivariationalNetwork(
     """Encoder → bottleneck → decoder: a patch in; a mask and a Gaussian over the motion out.
 
     Subclasses set ``bottleneck``, ``input_size``, ``input_channels``, ``classes`` and
-    ``feature_count``, and implement :meth:`encode` and :meth:`decode`. Their constructor arguments
+    ``feature_count``, and implement :meth:`encode` and :meth:`decode`; those that set
+    ``uses_template`` also :meth:`memorize` and :meth:`encode_given`. Their constructor arguments
     must be what JSON can hold, or a :class:`~bmvtrack.prior.MotionPrior`.
     """
 
@@ -70,6 +72,7 @@ class MultivariationalNetwork(
     input_channels: int
     classes: int
     feature_count: int
+    uses_template: bool = False
 
     @abstractmethod
     def encode(self, patches: torch.Tensor) -> Encoding:
@@ -79,11 +82,28 @@ class MultivariationalNetwork(
     def decode(self, latents: torch.Tensor, encoding: Encoding) -> torch.Tensor:
         """``(B, 5, S)`` latents and their encoding → ``(B, classes, input_size, input_size)``."""
 
+    def memorize(self, patches: torch.Tensor) -> Template:
+        """What to keep of patches ``(B, input_channels, input_size, input_size)`` that show the object.
+
+        Raises:
+            ValueError: if the network has no use for a template.
+        """
+        raise ValueError(f"this {type(self).__name__} does not use a template")
+
+    def encode_given(self, patches: torch.Tensor, template: Template) -> Encoding:
+        """:meth:`encode`, told which object to look for by B templates.
+
+        Raises:
+            ValueError: if the network has no use for a template.
+        """
+        raise ValueError(f"this {type(self).__name__} does not use a template")
+
     def forward(
         self,
         patches: torch.Tensor,
         stochastic: bool | None = None,
         generator: torch.Generator | None = None,
+        template: Template | torch.Tensor | None = None,
     ) -> Output:
         """One pass.
 
@@ -91,8 +111,14 @@ class MultivariationalNetwork(
             patches: ``(B, input_channels, input_size, input_size)``.
             stochastic: draw z from the posterior; False decodes its mean. Default: as in training.
             generator: of the noise.
+            template: where the network uses one: patches like the first that show the object, or what
+                :meth:`memorize` made of them; None: each patch is its own.
         """
-        encoding = self.encode(patches)
+        if isinstance(template, torch.Tensor):
+            template = self.memorize(template)
+        encoding = (
+            self.encode(patches) if template is None else self.encode_given(patches, template)
+        )
         posterior = self.bottleneck(encoding.features, generator)
         if self.training if stochastic is None else stochastic:
             latents = self.bottleneck.draw(posterior, generator)

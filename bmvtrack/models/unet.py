@@ -21,10 +21,12 @@ from bmvtrack.models.bottleneck import (
     Reparameterization,
 )
 from bmvtrack.models.flows import BottleneckKind, build_bottleneck
+from bmvtrack.models.template import Memory, Recall, Template
 from bmvtrack.prior import MotionPrior
 
 _POOLED = 2  # the deepest map is pooled to 2×2: the motion needs to know where things are
 _STRIDE = 64
+_READING = (1, 2)  # the stages, of strides 8 and 16, whose maps are compared with the template's
 
 
 class ResNetUNet(MultivariationalNetwork):
@@ -43,6 +45,7 @@ class ResNetUNet(MultivariationalNetwork):
         standardized: heads in units of the prior.
         bottleneck: ``multivariational``, or one of the flows of :mod:`bmvtrack.models.flows` (with
             covariance ``frame``; reduction and reparameterization play no part).
+        template: look for the object of a template, see :mod:`bmvtrack.models.template`.
 
     Raises:
         ValueError: if a size, or the bottleneck, is not what it must be.
@@ -61,13 +64,14 @@ class ResNetUNet(MultivariationalNetwork):
         reparameterization: Reparameterization = "full",
         standardized: bool = True,
         bottleneck: BottleneckKind = "multivariational",
+        template: bool = False,
     ) -> None:
         super().__init__()
         if input_size % _STRIDE or input_size < _STRIDE:
             raise ValueError(f"input_size must be a multiple of {_STRIDE}, not {input_size}")
         check_sizes(input_channels, classes, width, samples)
         self.input_size, self.input_channels, self.classes = input_size, input_channels, classes
-        self.feature_count = 4 * width
+        self.feature_count, self.uses_template = 4 * width, template
         stages = [width, 2 * width, 4 * width, 8 * width, 8 * width]
         self.stem = nn.Sequential(
             nn.Conv2d(input_channels, width, 7, stride=2, padding=3, bias=False),
@@ -99,15 +103,52 @@ class ResNetUNet(MultivariationalNetwork):
         self.latents = nn.Linear(VARIABLES * samples, stages[-1])
         self.decoder = _Decoder([width, *stages], width, classes)
         self.apply(initialize)
+        self.recalls = nn.ModuleList(Recall(stages[i]) for i in _READING) if template else None
 
     def encode(self, patches: torch.Tensor) -> Encoding:
         """See the base class. Skips: the six maps from stride 64 to stride 2."""
+        return self._encode(patches, None)
+
+    def memorize(self, patches: torch.Tensor) -> Template:
+        """See the base class."""
+        if self.recalls is None:
+            return super().memorize(patches)
+        memories: list[Memory] = []
+        deepest = self.pool(self.stem(patches))
+        for i in range(_READING[-1] + 1):
+            deepest = self.stages[i](deepest)
+            recall = self._recall(i)
+            if recall is not None:
+                memories.append(recall.memorize(deepest))
+                deepest = recall(deepest, memories[-1])
+        return Template(tuple(memories))
+
+    def encode_given(self, patches: torch.Tensor, template: Template) -> Encoding:
+        """See the base class."""
+        if self.recalls is None:
+            return super().encode_given(patches, template)
+        return self._encode(patches, template)
+
+    def _encode(self, patches: torch.Tensor, template: Template | None) -> Encoding:
+        memories = iter(template.memories if template else ())
         maps = [self.stem(patches)]  # (B, w, S/2, S/2)
         deepest = self.pool(maps[0])
-        for stage in self.stages:
+        for i, stage in enumerate(self.stages):
             deepest = stage(deepest)
+            recall = self._recall(i)
+            if recall is not None:
+                memory = next(memories) if template else recall.memorize(deepest)
+                deepest = recall(deepest, memory)
             maps.append(deepest)
         return Encoding(self.features(deepest), tuple(reversed(maps)))
+
+    def _recall(self, stage: int) -> Recall | None:
+        """What reads the template's map of that stage, if it is read."""
+        if self.recalls is None or stage not in _READING:
+            return None
+        recall = self.recalls[_READING.index(stage)]
+        assert isinstance(recall, Recall)
+        return recall
 
     def decode(self, latents: torch.Tensor, encoding: Encoding) -> torch.Tensor:
         """See the base class."""

@@ -64,7 +64,15 @@ class PretrainOptions:
     """highest; default by mode: 1e-4 cyclic from 5e-5, RAdam (paper); 2e-3 one-cycle, AdamW
     (tracking)"""
     start_from: Path | None = None
-    """folder of weights to start from instead of random ones; of the same network"""
+    """folder of weights to start from instead of random ones; of the same network (or of the same
+    without a template, which it then learns to use)"""
+    template: bool = False
+    """tell the network which object to follow by a patch of another frame, as a tracker can by the
+    first (resnet-unet, tracking)"""
+    distractors: float = 0.0
+    """share of samples with another sample's object behind theirs (tracking)"""
+    backgrounds: float = 0.0
+    """share of samples with another sample's whole patch behind their object (tracking)"""
     jitter: tuple[float, ...] = Jitter().strengths
     """factors of the random motion of boxes, one of which each sample draws (tracking)"""
     synthetic_count: int = 128
@@ -143,6 +151,15 @@ class PretrainOptions:
             )
         if not self.jitter or min(self.jitter) < 0:
             raise UserError(f"--jitter needs factors that are not negative, not {self.jitter}")
+        if self.template and (self.mode, self.architecture) != ("tracking", "resnet-unet"):
+            raise UserError("--template is for --mode tracking --architecture resnet-unet")
+        if min(self.distractors, self.backgrounds) < 0 or self.distractors + self.backgrounds > 1:
+            raise UserError(
+                "--distractors and --backgrounds are shares: not negative, together at most 1, not "
+                f"{self.distractors} and {self.backgrounds}"
+            )
+        if self.mode == "paper" and (self.distractors or self.backgrounds):
+            raise UserError("--distractors and --backgrounds are for --mode tracking")
         if self.longest_side < 32:
             raise UserError(f"--longest-side must be at least 32, not {self.longest_side}")
 

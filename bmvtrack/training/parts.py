@@ -39,6 +39,7 @@ def build_network(options: PretrainOptions, classes: int = 2) -> Multivariationa
     assert options.covariance is not None
     assert options.reparameterization is not None
     tracking = options.mode == "tracking"
+    special = {"template": True} if options.template else {}
     network = _NETWORKS[options.architecture](
         prior=priors.load(options.prior),
         width=options.width,
@@ -51,11 +52,15 @@ def build_network(options: PretrainOptions, classes: int = 2) -> Multivariationa
         reparameterization=options.reparameterization,
         standardized=tracking,
         bottleneck=options.bottleneck,
+        **special,
     )
     if options.start_from is not None:
         start = load_network(options.start_from)
+        known = start.state_dict()
+        if network.uses_template and not start.uses_template:
+            known |= {k: v for k, v in network.state_dict().items() if k.startswith("recalls.")}
         try:
-            network.load_state_dict(start.state_dict())
+            network.load_state_dict(known)
         except RuntimeError as error:
             reason = " ".join(str(error).split())
             raise UserError(
@@ -124,6 +129,11 @@ def _samplers_of(
     parts = bank.split(options.validation_share, options.seed)
     bank = bank.to(device)
     channels = 4 if options.mode == "tracking" else 3
+    jitter = Jitter(
+        strengths=options.jitter,
+        distractors=options.distractors,
+        backgrounds=options.backgrounds,
+    )
     train, validation = (
         Sampler(
             bank,
@@ -131,8 +141,9 @@ def _samplers_of(
             options.input_size,
             channels,
             options.mode,
-            Jitter(strengths=options.jitter),
+            jitter,
             augment,
+            options.template,
         )
         for targets, augment in zip(parts, (True, False), strict=True)
     )

@@ -11,7 +11,6 @@ import torch
 from rich.console import Console
 
 from bmvtrack.data import sources
-from bmvtrack.data.samples import Batch
 from bmvtrack.distributed import gathered
 from bmvtrack.errors import UserError
 from bmvtrack.files import write_text
@@ -108,7 +107,11 @@ class PretrainRun:
         options = self.options
         self.model.train()
         batch = self.train_sampler.draw(self.batch_size, self.generator)
-        output = self.model(self._laid_out(batch), generator=self.noise)
+        output = self.model(
+            self._laid_out(batch.patches),
+            generator=self.noise,
+            template=self._laid_out(batch.template),
+        )
         assert options.beta is not None
         assert options.likelihood is not None
         terms = objective(
@@ -138,7 +141,11 @@ class PretrainRun:
         parts, means = [], []
         for _ in range(_VALIDATION_BATCHES):
             batch = self.validation_sampler.draw(self.batch_size, generator)
-            output = self.model(self._laid_out(batch), stochastic=False)
+            output = self.model(
+                self._laid_out(batch.patches),
+                stochastic=False,
+                template=self._laid_out(batch.template),
+            )
             part = validation_metrics(output, batch, bottleneck, options.mode == "tracking")
             terms = objective(
                 output, batch, bottleneck, options.beta, options.likelihood, options.kl_direction
@@ -228,8 +235,8 @@ class PretrainRun:
                 f"from the checkpoint in {self.options.out}"
             )
 
-    def _laid_out(self, batch: Batch) -> torch.Tensor:
-        return batch.patches.contiguous(memory_format=self.layout)
+    def _laid_out(self, patches: torch.Tensor | None) -> torch.Tensor | None:
+        return None if patches is None else patches.contiguous(memory_format=self.layout)
 
     def _mean_over_ranks(self, values: dict[str, float]) -> dict[str, float]:
         mine = torch.tensor(list(values.values()), dtype=torch.float64, device=self.fabric.device)

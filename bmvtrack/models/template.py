@@ -1,0 +1,104 @@
+"""What a network keeps of the frame in which it was shown its object, and how it reads it.
+
+A patch alone does not say *which* thing in it to follow. A template does: the patch of the first
+frame, seen through the true box. Its maps are kept as keys and values, and every position of a later
+frame reads the values of the positions that look like it, as in the memory networks of video object
+segmentation (Oh et al. 2019, STM, Eq. 1-2), here with cosine similarity.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+Memory = tuple[torch.Tensor, torch.Tensor]
+"""Keys ``(B, P, D)`` of unit length and values ``(B, P, C)`` of the P positions of a map."""
+
+_FIRST_SCALE = 10.0  # of cosines, before the softmax
+
+
+@dataclass(frozen=True)
+class Template:
+    """The memories of B templates.
+
+    Attributes:
+        memories: of each map that is read, fine to coarse.
+    """
+
+    memories: tuple[Memory, ...]
+
+    def __len__(self) -> int:
+        return len(self.memories[0][0])
+
+    def rows(self, index: torch.Tensor) -> Template:
+        """Those of the given rows, ``(K,)`` int64."""
+        return self._each(lambda value: value[index])
+
+    def with_rows(self, index: torch.Tensor, others: Template) -> Template:
+        """A new template whose given rows, ``(K,)`` int64, are those of K others."""
+        pairs = zip(self._tensors(), others._tensors(), strict=True)
+        return _paired([mine.index_copy(0, index, other) for mine, other in pairs])
+
+    @staticmethod
+    def cat(parts: list[Template]) -> Template:
+        """Several batches of templates as one."""
+        return _paired([torch.cat(t) for t in zip(*(p._tensors() for p in parts), strict=True)])
+
+    def _each(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Template:
+        return _paired([change(value) for value in self._tensors()])
+
+    def _tensors(self) -> list[torch.Tensor]:
+        return [value for memory in self.memories for value in memory]
+
+
+def _paired(tensors: list[torch.Tensor]) -> Template:
+    return Template(tuple(zip(tensors[::2], tensors[1::2], strict=True)))
+
+
+class Recall(nn.Module):
+    """Adds to a map what it reads from a memory. Before training it adds nothing.
+
+    Args:
+        channels: C of the map.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.query = nn.Conv2d(channels, channels, 1)
+        self.key = nn.Conv2d(channels, channels, 1)
+        self.value = nn.Conv2d(channels, channels, 1)
+        self.log_scale = nn.Parameter(torch.tensor(math.log(_FIRST_SCALE)))
+        self.output = nn.Conv2d(channels + 1, channels, 1)
+        self.silence()
+
+    def silence(self) -> None:
+        """Make it add nothing."""
+        nn.init.zeros_(self.output.weight)
+        assert self.output.bias is not None
+        nn.init.zeros_(self.output.bias)
+
+    def memorize(self, maps: torch.Tensor) -> Memory:
+        """The memory of maps ``(B, C, H, W)``."""
+        return functional.normalize(_rows(self.key(maps)), dim=-1), _rows(self.value(maps))
+
+    def forward(self, maps: torch.Tensor, memory: Memory) -> torch.Tensor:
+        """``(B, C, H, W)`` → the same, with what each position reads and its best similarity."""
+        keys, values = memory
+        cosines = functional.normalize(_rows(self.query(maps)), dim=-1) @ keys.transpose(1, 2)
+        weights = (cosines * self.log_scale.exp()).softmax(dim=-1)
+        best = cosines.amax(dim=-1, keepdim=True)
+        read = torch.cat([weights.to(values) @ values, best.to(values)], dim=-1)  # (B, H·W, C + 1)
+        batch, _, height, width = maps.shape
+        grid = read.transpose(1, 2).reshape(batch, -1, height, width)
+        result: torch.Tensor = maps + self.output(grid)
+        return result
+
+
+def _rows(maps: torch.Tensor) -> torch.Tensor:
+    """``(B, C, H, W)`` → ``(B, H·W, C)``."""
+    return maps.flatten(2).transpose(1, 2)
