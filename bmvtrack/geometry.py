@@ -171,6 +171,21 @@ def nearest_label(rbbox: Array, reference: Array) -> Array:
     return result
 
 
+def turns_to_level(rbbox: Array) -> Array:
+    """Quarter turns to the label whose side w is the nearest to the horizontal, |α| ≤ 45°.
+
+    Which label a box has cannot be seen in a picture of it. This one can.
+
+    Args:
+        rbbox: ``(..., 5)``.
+
+    Returns:
+        ``(...)`` whole numbers, for :func:`relabel`.
+    """
+    turns: Array = namespace(rbbox).round(-rbbox[..., 4] / QUARTER_TURN)
+    return turns
+
+
 def continuous_labels(rbboxes: FloatArray) -> FloatArray:
     """Relabel the boxes of one sequence so that each turns least from the one before.
 

@@ -13,6 +13,7 @@ import cv2
 import numpy as np
 import torch
 
+from bmvtrack import geometry
 from bmvtrack.arrays import BoolArray, ByteArray, FloatArray
 from bmvtrack.data import patches
 from bmvtrack.data.samples import normalize
@@ -122,13 +123,15 @@ class Perception:
         output = self.network(inputs, template=template)
         posterior = self.network.bottleneck.to_motion(output.posterior)
         probabilities = 1 - output.logits.float().softmax(dim=1)[:, 0]
-        mean = posterior.mean.double()
+        mean, covariance = as_labelled(
+            posterior.mean.double(), posterior.covariance.double(), boxes
+        )
         mean[:, :2].clamp_(min=_LEAST_SCALE)
         mean[:, 2].clamp_(-_MOST_SINE, _MOST_SINE)
         return Percept(
             output.features.float(),
             mean,
-            posterior.covariance.double(),
+            covariance,
             probabilities,
             windows,
             mask_geometry(probabilities, windows, boxes),
@@ -221,6 +224,26 @@ def shared_perception(weights: str, device: str = "cpu") -> Perception:
 def perception_of(weights: str | Perception, device: str = "cpu") -> Perception:
     """A perception as it is, or :func:`shared_perception` of the weights of that name."""
     return weights if isinstance(weights, Perception) else shared_perception(weights, device)
+
+
+def as_labelled(
+    mean: torch.Tensor, covariance: torch.Tensor, boxes: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """A Gaussian over the motion of level boxes, as that of the same boxes by their own labels.
+
+    The network speaks of the side nearest to the horizontal first
+    (:func:`bmvtrack.geometry.turns_to_level`); of a box with w and h swapped, so are the two scales.
+
+    Args:
+        mean: ``(B, 5)`` in ``object`` coordinates.
+        covariance: ``(B, 5, 5)``.
+        boxes: ``(B, 5)``.
+    """
+    swapped = (geometry.turns_to_level(boxes) % 2 == 1).long()
+    order = torch.arange(5, device=mean.device).repeat(len(boxes), 1)
+    order[:, 0], order[:, 1] = swapped, 1 - swapped
+    rows = covariance.gather(1, order[:, :, None].expand(-1, -1, 5))
+    return mean.gather(1, order), rows.gather(2, order[:, None, :].expand(-1, 5, -1))
 
 
 def mask_geometry(

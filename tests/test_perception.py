@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from bmvtrack import prior
+from bmvtrack import geometry, prior
 from bmvtrack.data import patches
 from bmvtrack.data.synthetic import synthetic_sequence
 from bmvtrack.errors import UserError
@@ -15,6 +15,7 @@ from bmvtrack.motion import solve
 from bmvtrack.movers import mask_box
 from bmvtrack.perception import (
     Perception,
+    as_labelled,
     mask_geometry,
     mask_in_frame,
     mask_motion,
@@ -146,3 +147,29 @@ def test_mask_motion_of_an_empty_mask_is_rest() -> None:
     box = torch.tensor([[100.0, 80.0, 60.0, 30.0, 0.3]], dtype=torch.float64)
     values = mask_geometry(torch.zeros(1, SIZE, SIZE), patches.window(box), box)
     np.testing.assert_array_equal(mask_motion(values, box)[0], [1, 1, 0, 0, 0])
+
+
+def test_what_the_network_says_does_not_depend_on_a_label_that_it_cannot_see(perception):
+    """Both labels of one box: the same motion of the same rectangle."""
+    frame = synthetic_sequence(3).frame(0)
+    box = np.array([70.0, 60, 50, 30, 0.3])
+    other = geometry.relabel(box, np.asarray(3.0))
+    first, second = perception.look(frame, box), perception.look(frame, other)
+    order = [1, 0, 2, 3, 4]
+    torch.testing.assert_close(second.mean, first.mean[:, order], rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(
+        second.covariance, first.covariance[:, order][:, :, order], rtol=1e-3, atol=1e-6
+    )
+    assert not torch.allclose(first.mean, first.mean[:, order], rtol=1e-3)
+
+
+def test_the_level_side_comes_first():
+    boxes = torch.tensor([[0.0, 0, 3, 2, a] for a in (0.3, -0.7, 1.4, 3.3, -1.5, 0.9)])
+    mean = torch.tensor([[1.1, 0.9, 0.2, 0.3, 0.4]]).expand(6, 5)
+    covariance = torch.diag(torch.arange(1.0, 6)).expand(6, 5, 5)
+    means, covariances = as_labelled(mean, covariance, boxes)
+    swapped = [False, False, True, False, True, True]
+    assert (means[:, 0] < 1).tolist() == swapped
+    assert (covariances[:, 0, 0] == 2).tolist() == swapped
+    assert (means[:, 2:] == mean[:, 2:]).all()
+    assert torch.equal(covariances.diagonal(dim1=1, dim2=2).sum(-1), torch.full((6,), 15.0))

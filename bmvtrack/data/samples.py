@@ -210,7 +210,7 @@ class Sampler:
         return torch.cat(channels, dim=1)
 
     def _moved(self, target: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-        """The box to look through: last frame's where there is one, moved and relabelled."""
+        """The box to look through: last frame's where there is one, moved, with a level label."""
         bank, jitter, count = self.bank, self.jitter, len(target)
         previous = bank.previous[target]
         base = torch.where((previous >= 0)[:, None], bank.boxes[previous], bank.boxes[target])
@@ -234,15 +234,18 @@ class Sampler:
     def _shaken(
         self, base: torch.Tensor, strength: torch.Tensor, generator: torch.Generator
     ) -> torch.Tensor:
-        """Boxes moved at random by so many times the standard deviations, and relabelled."""
+        """Boxes moved at random by so many times the standard deviations, with level labels.
+
+        The network cannot see which label a box has: with labels of chance its two scales would be
+        their mean.
+        """
         count, device = len(base), base.device
         normal = torch.randn(count, 5, generator=generator, device=device, dtype=base.dtype)
         noise = normal * self._deviations * strength[:, None]
         random_motion = torch.cat([noise[:, :2].exp(), noise[:, 2:3].sin(), noise[:, 3:]], dim=1)
         box = motion.apply(base, random_motion, 1.0, 1.0, "object")
-        swap = torch.randint(2, (count,), generator=generator, device=device).to(base.dtype)
-        relabelled: torch.Tensor = geometry.relabel(box, swap)
-        return relabelled
+        level: torch.Tensor = geometry.relabel(box, geometry.turns_to_level(box))
+        return level
 
 
 class MixedSampler:
