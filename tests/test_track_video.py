@@ -306,23 +306,90 @@ def test_no_display_is_said_and_windows_are_tried_elsewhere(
     assert selection.can_open_windows()
 
 
-def test_a_drawn_box_is_in_pixels_of_the_frame(monkeypatch: pytest.MonkeyPatch) -> None:
-    shown: list[tuple[int, ...]] = []
+DOWN, MOVE, UP = cv2.EVENT_LBUTTONDOWN, cv2.EVENT_MOUSEMOVE, cv2.EVENT_LBUTTONUP
 
-    def draw(title: str, image: np.ndarray, showCrosshair: bool) -> tuple[int, ...]:
-        shown.append(image.shape)
-        return (100, 50, 30, 20)
 
-    monkeypatch.setattr(selection, "can_open_windows", lambda: True)
-    monkeypatch.setattr(cv2, "selectROI", draw)
-    monkeypatch.setattr(cv2, "destroyAllWindows", lambda: None)
+class Window:
+    """Stands in for OpenCV's: a person who drags the mouse, and then presses a key.
+
+    Args:
+        monkeypatch: to stand in with.
+        mouse: events with x and y.
+        key: pressed after them; None: the window is closed.
+    """
+
+    def __init__(
+        self, monkeypatch: pytest.MonkeyPatch, mouse: list[tuple[int, int, int]], key: str | None
+    ) -> None:
+        self.pictures: list[np.ndarray] = []
+        self.destroyed = False
+        self._mouse, self._key = iter(mouse), key
+        self._call: Any = None
+        self._open = True
+        monkeypatch.setattr(selection, "can_open_windows", lambda: True)
+        monkeypatch.setattr(cv2, "namedWindow", lambda *_: None)
+        monkeypatch.setattr(cv2, "setMouseCallback", lambda _, call: setattr(self, "_call", call))
+        monkeypatch.setattr(cv2, "imshow", lambda _, picture: self.pictures.append(picture))
+        monkeypatch.setattr(cv2, "waitKey", self.wait)
+        monkeypatch.setattr(cv2, "getWindowProperty", self.visible)
+        monkeypatch.setattr(cv2, "destroyAllWindows", lambda: setattr(self, "destroyed", True))
+
+    def wait(self, milliseconds: int) -> int:
+        event = next(self._mouse, None)
+        if event is not None:
+            self._call(*event, 0, None)
+            return -1
+        if self._key is None:
+            self._open = False
+            return -1
+        return ord(self._key)
+
+    def visible(self, title: str, which: int) -> float:
+        assert which == cv2.WND_PROP_VISIBLE
+        if not self._open:
+            raise cv2.error("NULL guiReceiver (please create a window)")  # as Qt has it
+        return 1.0
+
+
+DRAG = [(MOVE, 5, 5), (DOWN, 130, 70), (MOVE, 120, 60), (MOVE, 100, 50), (UP, 100, 50)]
+
+
+@pytest.mark.parametrize("key", ["\r", "\n", " "])
+def test_a_drawn_box_is_in_pixels_of_the_frame(monkeypatch: pytest.MonkeyPatch, key: str) -> None:
     small, large = (np.zeros((h, w, 3), dtype=np.uint8) for h, w in ((480, 640), (2160, 3840)))
+    window = Window(monkeypatch, [*DRAG, (MOVE, 300, 300)], key)
     assert selection.select_box(small).tolist() == [100, 50, 30, 20]
+    assert window.destroyed
+    assert shows(window.pictures[-1][..., ::-1], visualization.PREDICTED_COLOUR)
+    assert not shows(window.pictures[0][..., ::-1], visualization.PREDICTED_COLOUR)
+    window = Window(monkeypatch, DRAG, key)
     assert selection.select_box(large).tolist() == [300, 150, 90, 60]
-    assert shown == [(480, 640, 3), (720, 1280, 3)]
-    monkeypatch.setattr(cv2, "selectROI", lambda *_, **__: (0, 0, 0, 0))
+    assert window.pictures[0].shape == (720, 1280, 3)
+
+
+def test_a_drawn_box_ends_at_the_frame_s_edge(monkeypatch: pytest.MonkeyPatch) -> None:
+    Window(monkeypatch, [(DOWN, 20, 10), (MOVE, 90, -30), (UP, 90, -30)], "\r")
+    assert selection.select_box(np.zeros((40, 60, 3), dtype=np.uint8)).tolist() == [20, 0, 40, 10]
+
+
+@pytest.mark.parametrize("key", ["c", "\x1b", None])
+@pytest.mark.parametrize("mouse", [[], DRAG])
+def test_a_closed_window_and_escape_cancel(
+    monkeypatch: pytest.MonkeyPatch, mouse: list[tuple[int, int, int]], key: str | None
+) -> None:
+    window = Window(monkeypatch, mouse, key)
     with pytest.raises(UserError, match="no box was drawn"):
-        selection.select_box(small)
+        selection.select_box(np.zeros((480, 640, 3), dtype=np.uint8))
+    assert window.destroyed
+
+
+def test_enter_waits_for_a_box(monkeypatch: pytest.MonkeyPatch) -> None:
+    window = Window(monkeypatch, [], "\r")
+    keys = iter("\r\r\x1b")
+    monkeypatch.setattr(cv2, "waitKey", lambda _: ord(next(keys)))
+    with pytest.raises(UserError, match="no box was drawn"):
+        selection.select_box(np.zeros((480, 640, 3), dtype=np.uint8))
+    assert len(window.pictures) == 3
 
 
 def test_the_ellipse_is_two_standard_deviations_wide() -> None:
