@@ -37,7 +37,7 @@ class Command:
     def help(self, word: str) -> str:
         """What ``bmvtrack WORD --help`` says above the options."""
         examples = [f"    bmvtrack {word} {example}".rstrip() for example in self.examples]
-        return "\n".join([f"{self.summary}.", "", self.details, "", "Examples:", *examples])
+        return "\n\n".join([f"{self.summary}.", self.details, "\n".join(examples)])
 
 
 COMMANDS = {
@@ -50,6 +50,7 @@ COMMANDS = {
             "clip.mp4 --box 120,80,64,48 --report",
             "clip.mp4 --box 120,80,64,48 --box 300,90,50,40",
             "0 --select",
+            "DAVIS/JPEGImages/480p/libby --truth DAVIS/Annotations/480p/libby",
         ),
         "bmvtrack.video.options:TrackOptions",
         "bmvtrack.video.session:track_video",
@@ -61,7 +62,7 @@ COMMANDS = {
         "with --video also videos/TRACKER/SEQUENCE.mp4, with --failures failures/failures.md.",
         (
             "",
-            "--root DAVIS --split val --weights runs/sac/best --video",
+            "--root DAVIS --split val --weights runs/sac/best --video --failures",
             "--data otb:OTB100 --weights davis16-duts --trackers prior mask csrt",
         ),
         "agents.evaluation:EvaluationOptions",
@@ -142,12 +143,9 @@ def run_command(word: str, arguments: list[str]) -> None:
         UserError: if the function does.
         SystemExit: if the arguments are no options of the command, or ask for help.
     """
-    import tyro
+    from bmvtrack.console import parse_options
 
     command = COMMANDS[word]
     options: type[Any] = pkgutil.resolve_name(command.options)
     function: Callable[[Any], object] = pkgutil.resolve_name(command.function)
-    parsed = tyro.cli(
-        options, prog=f"bmvtrack {word}", description=command.help(word), args=arguments
-    )
-    function(parsed)
+    function(parse_options(options, command.help(word), f"bmvtrack {word}", arguments))

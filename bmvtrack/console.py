@@ -1,8 +1,12 @@
-"""What scripts show on the terminal, and the check of the folder they write to."""
+"""What scripts take from the command line and show on the terminal, and where they write to."""
 
 from __future__ import annotations
 
+import shutil
+import textwrap
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TypeVar
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -10,7 +14,45 @@ from rich.table import Table
 
 from bmvtrack.errors import UserError
 
+Options = TypeVar("Options")
+
 _PIPE_WIDTH = 160  # a pipe has no width: keep a row on its line
+
+
+def parse_options(
+    options: type[Options],
+    description: str | None,
+    program: str | None = None,
+    arguments: Sequence[str] | None = None,
+) -> Options:
+    """The options that a command line gives.
+
+    Args:
+        options: their dataclass.
+        description: what ``--help`` says above them; paragraphs are filled to the terminal's width,
+            one that begins with a space is of examples and is left as it is.
+        program: its name in ``--help``; None: that of the script.
+        arguments: None: those of the script.
+
+    Raises:
+        SystemExit: with status 2 if they are no such options, with 0 after ``--help``.
+    """
+    import tyro
+
+    return tyro.cli(options, prog=program, description=_filled(description or ""), args=arguments)
+
+
+def _filled(text: str) -> str:
+    # tyro joins lines, but for those that begin with no letter, and does not break them: so all
+    # but the first of a paragraph are indented. Before an indented paragraph it leaves two lines.
+    width = shutil.get_terminal_size().columns
+    paragraphs = [
+        f"Examples:\n{paragraph}"
+        if paragraph.startswith(" ")
+        else textwrap.fill(paragraph, width, subsequent_indent="  ")
+        for paragraph in text.strip("\n").split("\n\n")
+    ]
+    return "\n\n".join(paragraphs)
 
 
 def progress_bar() -> Progress:

@@ -10,15 +10,14 @@ that were lost and where, failures/failures.md. All trackers run on one CPU thre
     python scripts/evaluate_davis16.py --data otb:OTB100 --weights davis16-duts --trackers prior
 """
 
-import tyro
-
 from agents.evaluation import EvaluationOptions, run_evaluation
+from bmvtrack.console import parse_options
 from bmvtrack.errors import run_script
 
 
 def main() -> None:
     """Parse the options and evaluate."""
-    run_evaluation(tyro.cli(EvaluationOptions, description=__doc__))
+    run_evaluation(parse_options(EvaluationOptions, __doc__))
 
 
 if __name__ == "__main__":

@@ -11,8 +11,7 @@ ends the video where it is, whole.
     python scripts/track_video.py DAVIS/JPEGImages/480p/libby --truth DAVIS/Annotations/480p/libby
 """
 
-import tyro
-
+from bmvtrack.console import parse_options
 from bmvtrack.errors import run_script
 from bmvtrack.video.options import TrackOptions
 from bmvtrack.video.session import track_video
@@ -20,7 +19,7 @@ from bmvtrack.video.session import track_video
 
 def main() -> None:
     """Parse the options and track."""
-    track_video(tyro.cli(TrackOptions, description=__doc__))
+    track_video(parse_options(TrackOptions, __doc__))
 
 
 if __name__ == "__main__":

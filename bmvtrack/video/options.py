@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import tyro
 
@@ -16,11 +17,12 @@ from bmvtrack.tracker import VIDEO_WEIGHTS
 class TrackOptions:
     """Follow objects in a video from their boxes in its first frame."""
 
-    video: tyro.conf.Positional[str]
+    video: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="VIDEO")]
     """a video file, a folder of images, or the index of a camera (0 is the first)"""
-    box: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
-    """x,y,w,h in pixels of an object in the first frame: upper left corner and size; give --box
-    again for each further object"""
+    box: Annotated[
+        tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="X,Y,W,H")
+    ] = ()
+    """upper left corner and size, in pixels, of an object in the first frame; once for each object"""
     select: bool = False
     """draw the box with the mouse"""
     truth: Path | None = None
