@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from test_report import run_script, write_tree
 
+from bmvtrack import geometry
 from bmvtrack.data.davis import load_davis16
 from bmvtrack.data.sequence import VideoSequence
 from bmvtrack.data.synthetic import synthetic_sequence
@@ -104,6 +105,23 @@ def test_data_without_masks_will_do(sequence):
     failure = find_failure("leaving", run, boxes_only)
     assert failure is not None
     assert list(failure.overlaps) == ["rotated", "axis-aligned", "box and mask"]
+    assert failure.geometry == "rotated"
+
+
+class Narrow(OracleTracker):
+    """Knows the true box, and says that the object is a tenth of it."""
+
+    def axis_aligned(self, rbbox):
+        return geometry.bounds(rbbox * [1, 1, 0.3, 0.3, 1])
+
+
+def test_without_masks_the_bounds_of_tilted_boxes_are_no_truth(sequence):
+    boxes_only = VideoSequence("ant", len(sequence), sequence.frame, given_boxes=sequence.boxes)
+    run = one_pass(Narrow, sequence)
+    failure = find_failure("narrow", run, sequence)
+    assert failure is not None
+    assert failure.geometry == "axis_aligned"
+    assert find_failure("narrow", one_pass(Narrow, boxes_only), boxes_only) is None
 
 
 def test_a_strip_shows_the_frames_cut_to_the_boxes(sequence):

@@ -80,12 +80,16 @@ def breaking_index(iou: FloatArray) -> int | None:
 def find_failure(tracker: str, run: Run, sequence: VideoSequence) -> Failure | None:
     """What became of a run whose AO is below ½ in either geometry; None of any other.
 
+    Without true masks only the rotated boxes count: the bounds of a true box that is tilted are larger
+    than the object.
+
     Args:
         tracker: its name.
         run: on the sequence, with its masks if the tracker sees any.
         sequence: with the truth.
     """
-    lower = min(GEOMETRIES, key=lambda geometry: run.scores[geometry].ao)
+    judged = ("rotated",) if sequence.read_mask is None else GEOMETRIES
+    lower = min(judged, key=lambda geometry: run.scores[geometry].ao)
     if run.scores[lower].ao >= LEAST_OVERLAP:
         return None
     index = breaking_index(run.overlaps[lower].iou)
