@@ -18,7 +18,7 @@ from stable_baselines3 import SAC
 from stable_baselines3.common.callbacks import BaseCallback
 
 from agents.options import TrainOptions
-from agents.training import make_environments, make_model
+from agents.training import make_environments, make_model, with_mirrors
 from bmvtrack.arrays import FloatArray
 from bmvtrack.data.sequence import VideoSequence
 from bmvtrack.devices import resolved_device
@@ -28,13 +28,15 @@ from bmvtrack.perception import Perception
 from envs.clips import Clip, ClipSource
 from envs.vector_env import BMVTrackVectorEnv
 
+# As Stable-Baselines3 would set them.
+_DEFAULTS = {"learning_rate": 3e-4, "actor_hidden": (256, 256), "critic_hidden": (256, 256)}
 METHODS: dict[str, dict[str, Any]] = {
     "latent prior": {"policy": "latent-prior", "coordinates": "frame"},
     "without correlations": {"policy": "diagonal-prior", "coordinates": "frame"},
-    "plain SAC, frame": {"policy": "plain", "coordinates": "frame", "learning_rate": 3e-4},
-    "plain SAC, object": {"policy": "plain", "coordinates": "object", "learning_rate": 3e-4},
+    "plain SAC, frame": {"policy": "plain", "coordinates": "frame", **_DEFAULTS},
+    "plain SAC, object": {"policy": "plain", "coordinates": "object", **_DEFAULTS},
 }
-"""What differs from one method to the next; Stable-Baselines3's SAC learns at its own default rate."""
+"""What differs from one method to the next."""
 UNTRAINED = "untrained prior"
 _NEVER = 10**9
 
@@ -48,12 +50,14 @@ class Curve:
         seed: of the run.
         steps: ``(K,)`` environment steps at each evaluation, from 0 on.
         overlaps: ``(K, C)`` mean IoU over the scored frames of each test clip.
+        sequences: names of the sequences that the C clips are of.
     """
 
     method: str
     seed: int
     steps: NDArray[np.intp]
     overlaps: FloatArray
+    sequences: tuple[str, ...]
 
 
 def compare(
@@ -70,7 +74,7 @@ def compare(
     Args:
         options: of every run; method and seed are filled in, ``validate_every`` spaces the evaluations.
         seeds: one run of each method for each.
-        training: sequences to learn on.
+        training: sequences to learn on; mirrored for every method if ``options`` say so.
         test: sequences to evaluate on, to their end, deterministically.
         test_clips: clips spread over them.
         console: for progress.
@@ -81,6 +85,7 @@ def compare(
     """
     perception = Perception.load(options.weights, resolved_device(options.device))
     clips = ClipSource(test, _NEVER).spread(test_clips)
+    training = with_mirrors(options, training)
     deadline = time.monotonic() + 60 * (max_minutes or math.inf)
     curves = []
     for seed in seeds:  # every method once, then the next seed: a part is a fair comparison, too
@@ -89,7 +94,7 @@ def compare(
             path = options.out / f"{method.replace(', ', '-').replace(' ', '-')}-{seed}.json"
             curve = _stored(path, run)
             if curve is None and time.monotonic() < deadline:
-                curve = _train(method, run, perception, list(training), clips, console)
+                curve = _train(method, run, perception, training, clips, console)
                 _store(path, run, curve)
             if curve is not None:
                 curves.append(curve)
@@ -173,7 +178,9 @@ def _train(
         lambda text: console.print(f"{method}, seed {options.seed}, {text}"),
     )
     model.learn(options.steps, callback=callback)
-    return Curve(method, options.seed, np.array(callback.steps), np.stack(callback.overlaps))
+    names = tuple(clip.sequence.name for clip in clips)
+    overlaps = np.stack(callback.overlaps)
+    return Curve(method, options.seed, np.array(callback.steps), overlaps, names)
 
 
 def _actions_of(model: SAC) -> Callable[[dict[str, torch.Tensor]], torch.Tensor]:
@@ -188,6 +195,7 @@ def _store(path: Path, options: TrainOptions, curve: Curve) -> None:
     values = {
         "method": curve.method,
         "options": options.fixed() | {"steps": options.steps},
+        "sequences": list(curve.sequences),
         "steps": curve.steps.tolist(),
         "overlaps": [[None if np.isnan(x) else x for x in row] for row in curve.overlaps.tolist()],
     }
@@ -203,6 +211,7 @@ def _stored(path: Path, options: TrainOptions) -> Curve | None:
         if values["options"] != json.loads(json.dumps(expected)):
             raise UserError(f"{path} is of a run with other options; give another --out")
         overlaps = np.array(values["overlaps"], dtype=np.float64)
-        return Curve(values["method"], options.seed, np.array(values["steps"]), overlaps)
+        steps, names = np.array(values["steps"]), tuple(values["sequences"])
+        return Curve(values["method"], options.seed, steps, overlaps, names)
     except (ValueError, KeyError) as error:
         raise UserError(f"{path} does not hold a run: {error!r}; remove it") from error

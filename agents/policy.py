@@ -12,6 +12,7 @@ Stable-Baselines3's training loop then minimises α·KL − Q and tunes α so th
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Literal
 
@@ -25,6 +26,7 @@ from torch import nn
 from torch.nn import functional
 
 from bmvtrack import gaussian
+from bmvtrack.errors import UserError
 
 Observations = dict[str, torch.Tensor]
 Inputs = Literal["moments", "all"]
@@ -36,8 +38,53 @@ _MOST_WHITE = 10.0  # what the critic is shown of a whitened action
 _MOST_INPUT = 5.0  # of anything but features: log-areas of empty masks and the like
 
 
+@dataclass(frozen=True)
+class State:
+    """What actor and critics are told of B observations, the same for all of them.
+
+    Attributes:
+        inputs: ``(B, F')`` of the extractor.
+        suggestion: ``(B, 5)`` motion that the mask suggests, whitened by the prior.
+    """
+
+    inputs: torch.Tensor
+    suggestion: torch.Tensor
+
+
+@dataclass(frozen=True)
+class Residual:
+    """The policy of B states in units of the prior, N(δ, TTᵀ).
+
+    Attributes:
+        shift: δ ``(B, 5)``.
+        log_diagonal: log T_ii ``(B, 5)``.
+        below: the rest of T, strictly lower triangular ``(B, 5, 5)``; None: T is diagonal.
+    """
+
+    shift: torch.Tensor
+    log_diagonal: torch.Tensor
+    below: torch.Tensor | None
+
+    @property
+    def spread(self) -> torch.Tensor:
+        """T ``(B, 5, 5)``."""
+        diagonal = torch.diag_embed(self.log_diagonal.exp())
+        return diagonal if self.below is None else diagonal + self.below
+
+    def draw(self, noise: torch.Tensor) -> torch.Tensor:
+        """Whitened actions δ + T u ``(B, 5)`` of standard normal noise u ``(B, 5)``."""
+        drawn = torch.addcmul(self.shift, self.log_diagonal.exp(), noise)
+        return drawn if self.below is None else gaussian.unwhiten(noise, drawn, self.below)
+
+    def kl(self) -> torch.Tensor:
+        """KL(π ‖ prior) ``(B,)`` in nats; see the module."""
+        squares = self.shift.square() + (2 * self.log_diagonal).exp() - 2 * self.log_diagonal - 1
+        kl = 0.5 * squares.sum(-1)
+        return kl if self.below is None else kl + 0.5 * self.below.square().sum((-2, -1))
+
+
 class StateExtractor(BaseFeaturesExtractor):
-    """The ``Dict`` observation as one vector.
+    """The ``Dict`` observation as one vector. Nothing in it is learned.
 
     Args:
         observation_space: of ``BMVTrack-v0``.
@@ -53,18 +100,16 @@ class StateExtractor(BaseFeaturesExtractor):
         self.inputs: Inputs = inputs
         self.names = [name for name in sorted(sizes) if name not in left_out]
         super().__init__(observation_space, sum(sizes[name] for name in self.names))
-        if inputs == "all":
-            self.normalize_features = nn.LayerNorm(sizes["features"])
 
     def forward(self, observations: Observations) -> torch.Tensor:
         """``(B, F')``, keys in alphabetical order."""
         parts = [
-            self.normalize_features(observations[name])
+            functional.layer_norm(observations[name], observations[name].shape[-1:])
             if name == "features"
-            else observations[name].clamp(-_MOST_INPUT, _MOST_INPUT)
+            else observations[name]
             for name in self.names
         ]
-        return torch.cat(parts, dim=1)
+        return torch.cat(parts, dim=1).clamp(-_MOST_INPUT, _MOST_INPUT)
 
 
 class ScaledPrior(nn.Module):
@@ -94,6 +139,26 @@ class ScaledPrior(nn.Module):
             factor = torch.diag_embed(factor.norm(dim=-1))  # L_i· has the length σ_i
         return mean, self.rate[:, None] * factor
 
+    def state(self, observations: Observations, extractor: nn.Module) -> State:
+        """What actor and critics are told, all of it in units of this prior.
+
+        The observation has the mask's motion whitened by the whole factor L. Without correlations
+        actions are whitened by the standard deviations alone, and so is that motion: L r, divided by
+        them.
+
+        Args:
+            observations: of ``BMVTrack-v0``.
+            extractor: a :class:`StateExtractor`.
+        """
+        suggestion = observations["mask_residual"]
+        if not self.correlated:
+            factor = gaussian.unpack_lower(observations["prior_cholesky"])
+            relative = functional.normalize(factor, dim=-1)
+            suggestion = (relative @ suggestion[..., None]).squeeze(-1)
+            suggestion = suggestion.clamp(-_MOST_INPUT, _MOST_INPUT)
+            observations = observations | {"mask_residual": suggestion}
+        return State(extractor(observations), suggestion)
+
 
 class LatentPriorActor(Actor):
     """The policy π(a | s) = N(m + Lδ, LTTᵀLᵀ); see the module.
@@ -115,36 +180,31 @@ class LatentPriorActor(Actor):
         for parameter in (*self.mu.parameters(), *factor_head.parameters()):
             nn.init.zeros_(parameter)
 
-    def residual(self, observations: Observations) -> tuple[torch.Tensor, torch.Tensor]:
-        """δ ``(B, 5)`` and T ``(B, 5, 5)``, in units of the prior's own distribution."""
-        hidden = self.latent_pi(self.extract_features(observations, self.features_extractor))
+    def state(self, observations: Observations) -> State:
+        """What this actor, and the critics, are told of observations."""
+        return self.prior.state(observations, self.features_extractor)
+
+    def residual(self, inputs: torch.Tensor) -> Residual:
+        """The policy of states ``(B, F')``, in units of the prior."""
+        hidden = self.latent_pi(inputs)
         shift = _MOST_SHIFT * torch.tanh(self.mu(hidden) / _MOST_SHIFT)
         raw = gaussian.unpack_lower(self.log_std(hidden))  # type: ignore[operator]
-        diagonal = raw.diagonal(dim1=-2, dim2=-1).clamp(*_LOG_SCALE).exp()
-        below = raw.tril(-1) if self.prior.correlated else torch.zeros_like(raw)
-        return shift, below + torch.diag_embed(diagonal)
+        log_diagonal = raw.diagonal(dim1=-2, dim2=-1).clamp(*_LOG_SCALE)
+        return Residual(shift, log_diagonal, raw.tril(-1) if self.prior.correlated else None)
 
     def forward(self, obs: Any, deterministic: bool = False) -> torch.Tensor:
         """Scaled actions ``(B, 5)``; not squashed, so some lie outside ±1."""
-        shift, spread = self.residual(obs)
-        return self._action(obs, shift, None if deterministic else spread)
+        residual = self.residual(self.state(obs).inputs)
+        white = residual.shift
+        if not deterministic:
+            white = residual.draw(torch.randn_like(white))
+        return gaussian.unwhiten(white, *self.prior(obs))
 
     def action_log_prob(self, obs: Any) -> tuple[torch.Tensor, torch.Tensor]:
         """Scaled actions ``(B, 5)``, and KL(π ‖ prior) ``(B,)`` in the place of log π."""
-        shift, spread = self.residual(obs)
-        log_diagonal = spread.diagonal(dim1=-2, dim2=-1).log().sum(-1)
-        dimension = shift.shape[-1]
-        quadratic = spread.square().sum(dim=(-2, -1)) + shift.square().sum(-1) - dimension
-        kl = 0.5 * quadratic - log_diagonal
-        return self._action(obs, shift, spread), kl
-
-    def _action(
-        self, observations: Observations, shift: torch.Tensor, spread: torch.Tensor | None
-    ) -> torch.Tensor:
-        mean, factor = self.prior(observations)
-        if spread is not None:
-            shift = gaussian.unwhiten(torch.randn_like(shift), shift, spread)
-        return gaussian.unwhiten(shift, mean, factor)
+        residual = self.residual(self.state(obs).inputs)
+        white = residual.draw(torch.randn_like(residual.shift))
+        return gaussian.unwhiten(white, *self.prior(obs)), residual.kl()
 
 
 class TwinNetwork(nn.Module):
@@ -212,12 +272,17 @@ class LatentPriorCritic(BaseModel):
 
     def forward(self, obs: Any, actions: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Q values of scaled actions ``(B, 5)``: one ``(B, 1)`` for each critic."""
-        white = gaussian.whiten(actions, *self.prior(obs)).clamp(-_MOST_WHITE, _MOST_WHITE)
-        gap = white - obs["mask_residual"]
         assert self.features_extractor is not None
-        state = self.extract_features(obs, self.features_extractor)
-        inputs = [state, white, gap, white.square() / 4, gap.square() / 4]
-        return tuple(self.twins(torch.cat(inputs, dim=1)).unbind(0))
+        state = self.prior.state(obs, self.features_extractor)
+        return tuple(self.values(state, gaussian.whiten(actions, *self.prior(obs))).unbind(0))
+
+    def values(self, state: State, white: torch.Tensor) -> torch.Tensor:
+        """Q values ``(2, B, 1)`` of whitened actions ``(B, 5)``."""
+        white = white.clamp(-_MOST_WHITE, _MOST_WHITE)
+        gap = white - state.suggestion
+        squares = torch.cat([white, gap], dim=1).square() / 4
+        values: torch.Tensor = self.twins(torch.cat([state.inputs, white, gap, squares], dim=1))
+        return values
 
 
 class LatentPriorPolicy(SACPolicy):
@@ -227,15 +292,25 @@ class LatentPriorPolicy(SACPolicy):
         args: of ``SACPolicy``.
         correlated: see :class:`ScaledPrior`.
         kwargs: as ``args``.
+
+    Raises:
+        UserError: if the features extractor has parameters.
     """
 
     actor: LatentPriorActor
+    critic: LatentPriorCritic  # type: ignore[assignment]
+    critic_target: LatentPriorCritic  # type: ignore[assignment]
 
     def __init__(self, *args: Any, correlated: bool = True, **kwargs: Any) -> None:
         self.correlated = correlated
         kwargs.setdefault("features_extractor_class", StateExtractor)
         kwargs.setdefault("optimizer_kwargs", {"fused": True})
         super().__init__(*args, **kwargs)
+        if any(True for _ in self.actor.features_extractor.parameters()):
+            raise UserError(
+                "actor and critics share what the features extractor says, so it must have nothing "
+                "to learn; take StateExtractor"
+            )
 
     def make_actor(
         self, features_extractor: BaseFeaturesExtractor | None = None

@@ -14,7 +14,7 @@ from stable_baselines3.common.type_aliases import DictReplayBufferSamples, GymEn
 from stable_baselines3.common.utils import update_learning_rate
 from torch.nn import functional
 
-from agents.policy import LatentPriorActor, LatentPriorPolicy
+from agents.policy import LatentPriorActor, LatentPriorCritic, LatentPriorPolicy
 from bmvtrack import gaussian
 
 
@@ -39,6 +39,8 @@ class LatentPriorSAC(SAC):
 
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {"LatentPriorPolicy": LatentPriorPolicy}
     actor: LatentPriorActor
+    critic: LatentPriorCritic  # type: ignore[assignment]
+    critic_target: LatentPriorCritic  # type: ignore[assignment]
     ent_coef_optimizer: torch.optim.Adam | None
 
     def __init__(
@@ -85,19 +87,27 @@ class LatentPriorSAC(SAC):
         Returns:
             Losses, temperature and KL to the prior, each a scalar tensor on the device.
         """
-        actions, kl = self.actor.action_log_prob(batch.observations)
+        now, then = map(self.actor.state, (batch.observations, batch.next_observations))
+        # Drawn one after the other, as in SAC.train; the rest is one pass through the actor.
+        noise = torch.cat([torch.randn_like(batch.actions) for _ in (now, then)])
+        residual = self.actor.residual(torch.cat([now.inputs, then.inputs]))
+        (white, next_white), (kl, next_kl) = (
+            part.split(len(batch.actions)) for part in (residual.draw(noise), residual.kl())
+        )
         temperature, report = self._update_temperature(kl)
-        target = self._target(batch, temperature)
-        estimates = self.critic(batch.observations, batch.actions)
-        critic_loss = 0.5 * sum(functional.mse_loss(q, target) for q in estimates)
-        assert isinstance(critic_loss, torch.Tensor)
+        with torch.no_grad():  # r + γ(1 − d)(min Q'(s', a') − α·KL)
+            next_value = self.critic_target.values(then, next_white).amin(0).squeeze(-1)
+            discount = self.gamma if batch.discounts is None else batch.discounts
+            target = (next_value - temperature * next_kl)[:, None]
+            target = batch.rewards + (1 - batch.dones) * discount * target
+        taken = gaussian.whiten(batch.actions, *self.actor.prior(batch.observations))
+        estimates = self.critic.values(now, taken)  # (2, B, 1)
+        # Half the sum of both critics' mean squared errors is the mean over both.
+        critic_loss = functional.mse_loss(estimates, target.expand_as(estimates))
         _minimize(self.critic.optimizer, critic_loss)
-        # Held fixed while the actor learns: their gradients would be thrown away.
-        self.critic.requires_grad_(False)
-        value = torch.cat(self.critic(batch.observations, actions), dim=1).amin(1)
+        value = self.critic.values(now, white).amin(0).squeeze(-1)
         actor_loss = (temperature * kl - value).mean()
         _minimize(self.actor.optimizer, actor_loss)
-        self.critic.requires_grad_(True)
         return report | {
             "actor_loss": actor_loss.detach(),
             "critic_loss": critic_loss.detach(),
@@ -112,15 +122,6 @@ class LatentPriorSAC(SAC):
         loss = -(self.log_ent_coef * (kl.detach() - self.target_kl)).mean()
         _minimize(self.ent_coef_optimizer, loss)
         return temperature, {"ent_coef": temperature.squeeze(), "ent_coef_loss": loss.detach()}
-
-    @torch.no_grad()
-    def _target(self, batch: DictReplayBufferSamples, temperature: torch.Tensor) -> torch.Tensor:
-        """r + γ(1 − d)(min Q'(s', a') − α·KL), ``(B, 1)``."""
-        actions, kl = self.actor.action_log_prob(batch.next_observations)
-        values = torch.cat(self.critic_target(batch.next_observations, actions), dim=1)
-        value = values.amin(1, keepdim=True) - temperature * kl[:, None]
-        discount = self.gamma if batch.discounts is None else batch.discounts
-        return batch.rewards + (1 - batch.dones) * discount * value
 
     @torch.no_grad()
     def _update_target(self) -> None:
@@ -154,6 +155,7 @@ class LatentPriorSAC(SAC):
 
 
 def _minimize(optimizer: torch.optim.Optimizer, loss: torch.Tensor) -> None:
+    """One step; gradients of anything else that the loss depends on are not worked out."""
     optimizer.zero_grad(set_to_none=True)
-    loss.backward()
+    loss.backward(inputs=[p for group in optimizer.param_groups for p in group["params"]])
     optimizer.step()

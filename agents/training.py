@@ -195,9 +195,19 @@ def _sequences(options: TrainOptions) -> tuple[list[VideoSequence], list[VideoSe
     count = max(1, min(len(usable) - 1, round(options.validation_share * len(usable))))
     held_out = set(order[:count].tolist())
     training = [s for i, s in enumerate(usable) if i not in held_out]
-    if options.mirror:
-        training = [view for sequence in training for view in mirrored_views(sequence)]
-    return training, [s for i, s in enumerate(usable) if i in held_out]
+    return with_mirrors(options, training), [s for i, s in enumerate(usable) if i in held_out]
+
+
+def with_mirrors(options: TrainOptions, training: Sequence[VideoSequence]) -> list[VideoSequence]:
+    """Sequences to train on, with their mirrored views if ``options`` want them.
+
+    Args:
+        options: synthetic data, which looks alike in a mirror, stays as it is.
+        training: sequences.
+    """
+    if not options.mirror or sources.parse(options.data)[0] == "synthetic":
+        return list(training)
+    return [view for sequence in training for view in mirrored_views(sequence)]
 
 
 def _usable(sequences: Sequence[VideoSequence], name: str) -> list[VideoSequence]:

@@ -38,6 +38,8 @@ class Options:
     """clips spread over the sequences of `test`"""
     synthetic_count: int = 128
     """synthetic sequences to learn on; a quarter as many, others, to evaluate on"""
+    mirror: bool = True
+    """learn on the sequences of a folder mirrored left to right, upside down and in time as well"""
     steps: int = 20_000
     """environment steps of each run"""
     evaluate_every: int = 4_000
@@ -62,7 +64,7 @@ def main() -> None:
         steps=options.steps,
         validate_every=options.evaluate_every,
         device=options.device,
-        mirror=False,
+        mirror=options.mirror,
     )
     train.check()
     if not options.seeds or options.test_clips < 1:

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from gymnasium import spaces
 from safetensors.torch import load_file, save_file
 from stable_baselines3 import SAC
 
@@ -107,7 +108,8 @@ def test_kl_is_that_of_the_two_gaussians(actor: LatentPriorActor) -> None:
     state = tensors(observations(torch.ones(5), covariance, 1))
     _, kl = stirred(actor).action_log_prob(state)
     mean, factor = actor.prior(state)
-    shift, spread = actor.residual(state)
+    residual = actor.residual(actor.state(state).inputs)
+    shift, spread = residual.shift, residual.spread
     policy = torch.distributions.MultivariateNormal(
         gaussian.unwhiten(shift, mean, factor), scale_tril=factor @ spread
     )
@@ -123,7 +125,8 @@ def test_actions_have_the_policy_s_covariance(actor: LatentPriorActor) -> None:
     actions = stirred(actor)(tensors(values)).detach()
     mean, factor = actor.prior(tensors(values))
     white = gaussian.whiten(actions, mean, factor)
-    shift, spread = actor.residual(tensors(values))
+    residual = actor.residual(actor.state(tensors(values)).inputs)
+    shift, spread = residual.shift, residual.spread
     torch.testing.assert_close(white.mean(0), shift[0], rtol=0, atol=0.05)
     torch.testing.assert_close(white.T.cov(), (spread @ spread.mT)[0], rtol=0.1, atol=0.05)
 
@@ -249,8 +252,40 @@ def test_without_correlations_the_marginals_stay(actor: LatentPriorActor) -> Non
     full, marginal = actor.prior(state)[1][0], diagonal.prior(state)[1][0]
     assert torch.equal(marginal, torch.diag(marginal.diagonal()))
     torch.testing.assert_close(marginal @ marginal.T, torch.diag((full @ full.T).diagonal()))
-    spread = stirred(diagonal).residual(state)[1][0]
+    spread = stirred(diagonal).residual(diagonal.state(state).inputs).spread[0]
     assert torch.equal(spread, torch.diag(spread.diagonal()))
+
+
+def test_without_correlations_the_mask_s_motion_is_whitened_as_actions_are() -> None:
+    torch.manual_seed(4)
+    root = torch.randn(5, 5, dtype=torch.float64) / 10
+    covariance = root @ root.T + 0.01 * torch.eye(5)
+    values = observations(torch.ones(5), covariance, 3)
+    values["mask_residual"][:] = np.random.default_rng(0).normal(size=(3, 5))
+    state = tensors(values)
+    factor = torch.linalg.cholesky(covariance).float()
+    suggested = gaussian.unwhiten(state["mask_residual"], state["prior_mean"], factor)
+    for policy in ("latent-prior", "diagonal-prior"):
+        actor = make_actor(policy, "frame", FEATURES, [16])
+        assert isinstance(actor, LatentPriorActor)
+        prior = actor.prior
+        scaled = (suggested - prior.low) * prior.rate - 1
+        told = actor.state(state)
+        white = gaussian.whiten(scaled, *prior(state))
+        torch.testing.assert_close(told.suggestion, white, rtol=1e-4, atol=1e-4)
+        place = actor.features_extractor.names.index("mask_residual")
+        before = sum(values[name].shape[1] for name in actor.features_extractor.names[:place])
+        assert torch.equal(told.inputs[:, before : before + 5], told.suggestion)
+
+
+def test_an_extractor_that_learns_is_refused(env: BMVTrackEnv) -> None:
+    class Learning(StateExtractor):
+        def __init__(self, space: spaces.Dict) -> None:
+            super().__init__(space)
+            self.scale = torch.nn.Parameter(torch.ones(1))
+
+    with pytest.raises(UserError, match="must have nothing to learn"):
+        agent(env, policy_kwargs={"net_arch": [16], "features_extractor_class": Learning})
 
 
 def test_twin_networks_are_two_networks() -> None:

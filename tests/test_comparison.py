@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from agents import comparison
 from agents.comparison import METHODS, Curve, clip_overlaps, compare
 from agents.comparison_report import plot_curves, rows
 from agents.options import TrainOptions
@@ -64,6 +65,7 @@ def test_every_method_runs_once_and_is_kept(options, sequences):
     for curve in curves:
         assert list(curve.steps) == [0, 12, 24]
         assert curve.overlaps.shape == (3, 2)
+        assert curve.sequences == (sequences[2].name,) * 2
     first, second = (c for c in curves if c.method == "latent prior")
     np.testing.assert_array_equal(first.overlaps[0], second.overlaps[0])  # untrained
     files = {path: path.read_text() for path in options.out.glob("*.json")}
@@ -85,7 +87,8 @@ def test_the_table_follows_from_the_runs(tmp_path):
 
     def curve(method, seed, *means):
         rng = np.random.default_rng(3)
-        return Curve(method, seed, steps, np.array(means)[:, None] + rng.normal(0, 0.01, 40))
+        overlaps = np.array(means)[:, None] + rng.normal(0, 0.01, 40)
+        return Curve(method, seed, steps, overlaps, tuple(f"clip {i}" for i in range(40)))
 
     curves = [
         *(curve("latent prior", seed, 0.5, 0.54, 0.56) for seed in (0, 1)),
@@ -101,3 +104,22 @@ def test_the_table_follows_from_the_runs(tmp_path):
     assert len((tmp_path / "table.csv").read_text().splitlines()) == 4
     plot_curves(curves, tmp_path / "curves.png")
     assert (tmp_path / "curves.png").stat().st_size > 5000
+
+
+def test_sequences_of_a_folder_are_mirrored_for_every_method(options, sequences, monkeypatch):
+    seen = []
+
+    def trained(method, run, perception, training, clips, console):
+        seen.append([sequence.name for sequence in training])
+        return Curve(method, run.seed, np.array([0]), np.zeros((1, 1)), ("clip",))
+
+    monkeypatch.setattr(comparison, "_train", trained)
+    for data, mirror in (
+        ("davis16:somewhere", True),
+        ("davis16:somewhere", False),
+        ("synthetic", True),
+    ):
+        run = replace(options, data=data, mirror=mirror, out=options.out / f"{data[:5]}-{mirror}")
+        compare(run, [0], sequences[:1], sequences[2:], 1, Console(quiet=True))
+        assert json.loads(min(run.out.glob("*.json")).read_text())["options"]["mirror"] is mirror
+    assert [len(names) for names in seen] == [8] * 4 + [1] * 8
