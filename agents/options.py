@@ -40,9 +40,9 @@ class TrainOptions:
     out: Path = Path("runs/sac")
     """folder for checkpoints, TensorBoard logs, evaluations, and the agents `best` and `last`"""
     data: str = "synthetic"
-    """synthetic, davis16:FOLDER or davis16:FOLDER:SPLIT"""
+    """synthetic, cutouts:FOLDER (of stills), davis16:FOLDER or davis16:FOLDER:SPLIT"""
     synthetic_count: int = 192
-    """synthetic sequences to train on, where data is `synthetic`"""
+    """sequences to make for training, where data is `synthetic` or `cutouts`"""
     weights: str = DEFAULT_WEIGHTS
     """encoder: name of bundled weights, or a folder that pretrain_vae.py wrote"""
     policy: PolicyName = "latent-prior"

@@ -24,7 +24,6 @@ from agents.storage import restore_training_state, save_actor, training_state
 from bmvtrack.data import sources
 from bmvtrack.data.mirrored import mirrored_views
 from bmvtrack.data.sequence import VideoSequence
-from bmvtrack.data.synthetic import synthetic_sequences
 from bmvtrack.devices import resolved_device
 from bmvtrack.errors import UserError
 from bmvtrack.files import write_text
@@ -184,10 +183,15 @@ def _mean_reward(model: SAC, environment: VecEnv, clips: int) -> float:
 
 def _sequences(options: TrainOptions) -> tuple[list[VideoSequence], list[VideoSequence]]:
     """Sequences to train on, and held-out ones."""
-    if sources.parse(options.data)[0] == "synthetic":
-        training = synthetic_sequences(options.synthetic_count, options.seed + _TRAINING_SEED)
-        validation = synthetic_sequences(options.validation_clips, options.seed + _VALIDATION_SEED)
-        return _usable(training, "synthetic"), _usable(validation, "synthetic, held out")
+    if sources.parse(options.data)[0] in sources.MADE:
+        training, validation = (
+            sources.load_sequences(options.data, synthetic_count=count, seed=options.seed + seed)
+            for count, seed in (
+                (options.synthetic_count, _TRAINING_SEED),
+                (options.validation_clips, _VALIDATION_SEED),
+            )
+        )
+        return _usable(training, options.data), _usable(validation, f"{options.data}, held out")
     usable = _usable(sources.load_sequences(options.data), options.data)
     if len(usable) < 2:
         raise UserError(f"{options.data} has {len(usable)} usable sequences; at least 2 are needed")
@@ -202,10 +206,10 @@ def with_mirrors(options: TrainOptions, training: Sequence[VideoSequence]) -> li
     """Sequences to train on, with their mirrored views if ``options`` want them.
 
     Args:
-        options: synthetic data, which looks alike in a mirror, stays as it is.
+        options: sequences that are made, as many as one asks for, stay as they are.
         training: sequences.
     """
-    if not options.mirror or sources.parse(options.data)[0] == "synthetic":
+    if not options.mirror or sources.parse(options.data)[0] in sources.MADE:
         return list(training)
     return [view for sequence in training for view in mirrored_views(sequence)]
 

@@ -49,7 +49,7 @@ class Actor:
             for part, contours in self.outline.outline(self.phases[t])
         ]
         points = np.concatenate([c for _, contours in parts for c in contours])
-        margin = 3 + int(np.abs(self._travel(t)).max())
+        margin = 3 + int(np.abs(travel(self.rbboxes, t, self.shutter)).max())
         left, top = np.maximum(np.floor(points.min(axis=0)).astype(int) - margin, 0)
         right, bottom = np.ceil(points.max(axis=0)).astype(int) + margin
         rows, columns = slice(top, min(bottom, height)), slice(left, min(right, width))
@@ -83,7 +83,7 @@ class Actor:
         colours += (accent - colours) * (accented[..., None] * np.float32(1 / 255))
         alpha = whole * np.float32(1 / 255)
         colours *= (self._shading(alpha) * alpha)[..., None]
-        blurred = self._motion_blur(np.dstack([colours, alpha]), t)
+        blurred = motion_blur(np.dstack([colours, alpha]), travel(self.rbboxes, t, self.shutter))
         return Layer(rows, columns, blurred[..., 3:], blurred[..., :3])
 
     def _shading(self, alpha: FloatArray) -> FloatArray:
@@ -94,17 +94,25 @@ class Actor:
         shade = 1 + self.light[0] * slope_x + self.light[1] * slope_y + 0.3 * (relief - 0.8)
         return np.asarray(np.clip(shade, 0.35, 1.7), dtype=np.float32)
 
-    def _travel(self, t: int) -> FloatArray:
-        """Way of the centre while the shutter is open, ``(2,)`` pixels."""
-        before, after = self.rbboxes[max(t - 1, 0)], self.rbboxes[min(t + 1, len(self.rbboxes) - 1)]
-        return np.asarray(self.shutter * (after - before)[:2] / 2)
 
-    def _motion_blur(self, image: NDArray[np.float32], t: int) -> NDArray[np.float32]:
-        travel = self._travel(t)
-        reach = math.ceil(np.abs(travel).max() / 2)
-        if reach < 1:
-            return image
-        kernel = np.zeros((2 * reach + 1, 2 * reach + 1), np.float32)
-        ends = np.round(16 * (reach + np.array([-travel, travel]) / 2)).astype(int)
-        cv2.line(kernel, ends[0].tolist(), ends[1].tolist(), 1.0, 1, cv2.LINE_8, 4)
-        return np.asarray(cv2.filter2D(image, -1, kernel / kernel.sum()))
+def motion_blur(image: NDArray[np.float32], travel: FloatArray) -> NDArray[np.float32]:
+    """A picture ``(h, w, C)`` that moved by ``travel``, ``(2,)`` pixels, while the shutter was open."""
+    reach = math.ceil(np.abs(travel).max() / 2)
+    if reach < 1:
+        return image
+    kernel = np.zeros((2 * reach + 1, 2 * reach + 1), np.float32)
+    ends = np.round(16 * (reach + np.array([-travel, travel]) / 2)).astype(int)
+    cv2.line(kernel, ends[0].tolist(), ends[1].tolist(), 1.0, 1, cv2.LINE_8, 4)
+    return np.asarray(cv2.filter2D(image, -1, kernel / kernel.sum()))
+
+
+def travel(rbboxes: FloatArray, t: int, shutter: float) -> FloatArray:
+    """Way of a thing's centre while the shutter is open in frame t, ``(2,)`` pixels.
+
+    Args:
+        rbboxes: ``(T, 5)``.
+        t: frame.
+        shutter: share of the time between frames that it is open.
+    """
+    before, after = rbboxes[max(t - 1, 0)], rbboxes[min(t + 1, len(rbboxes) - 1)]
+    return np.asarray(shutter * (after - before)[:2] / 2)

@@ -1,5 +1,7 @@
 """Data by name, as the scripts take it: ``synthetic``, ``davis16:FOLDER``, ``stills:FOLDER``.
 
+``cutouts:FOLDER`` makes sequences of a folder of stills: objects cut out of some move over others.
+
 ``otb:FOLDER`` and ``vot:FOLDER`` have boxes and no masks: to track in, not to pretrain on.
 ``youtube-vos:FOLDER`` is a store that ``prepare_youtube_vos.py`` made: patches and not sequences.
 """
@@ -12,6 +14,7 @@ from pathlib import Path
 from rich.progress import track
 
 from bmvtrack.data.bank import FrameBank, build_bank
+from bmvtrack.data.cutouts import cutout_sequences
 from bmvtrack.data.davis import load_davis16
 from bmvtrack.data.otb import load_otb
 from bmvtrack.data.patch_store import PatchStore
@@ -24,7 +27,10 @@ from bmvtrack.errors import UserError
 
 STILLS = ("stills", "duts")
 STORE = "youtube-vos"
-KINDS = ("synthetic", "davis16", *STILLS, "otb", "vot", STORE)
+CUTOUTS = "cutouts"
+MADE = ("synthetic", CUTOUTS)
+"""Kinds whose sequences are made from a seed, as many as one asks for."""
+KINDS = ("synthetic", CUTOUTS, "davis16", *STILLS, "otb", "vot", STORE)
 _READERS = {**dict.fromkeys(STILLS, load_stills), "otb": load_otb, "vot": load_vot}
 
 
@@ -47,10 +53,10 @@ def load_sequences(source: str, *, synthetic_count: int = 64, seed: int = 0) -> 
 
     Args:
         source: ``synthetic``; ``davis16:FOLDER`` or ``davis16:FOLDER:SPLIT``; ``stills:FOLDER``
-            (DUTS or ECSSD layout; ``duts`` is another name for it); ``otb:FOLDER``;
-            ``vot:FOLDER``.
-        synthetic_count: number of synthetic sequences.
-        seed: of the synthetic sequences.
+            (DUTS or ECSSD layout; ``duts`` is another name for it); ``cutouts:FOLDER`` (of the
+            same layout); ``otb:FOLDER``; ``vot:FOLDER``.
+        synthetic_count: number of sequences, where they are made.
+        seed: of these.
 
     Raises:
         UserError: if the source is unknown or its folder is not as it should be.
@@ -63,6 +69,8 @@ def load_sequences(source: str, *, synthetic_count: int = 64, seed: int = 0) -> 
         )
     if kind == "synthetic":
         return synthetic_sequences(synthetic_count, seed)
+    if kind == CUTOUTS:
+        return cutout_sequences(load_stills(Path(where)), synthetic_count, seed)
     if kind in _READERS:
         return _READERS[kind](Path(where))
     folder, colon, split = where.rpartition(":")

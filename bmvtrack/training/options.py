@@ -22,6 +22,7 @@ class PretrainOptions:
     """folder for checkpoints, TensorBoard logs, and the weights `best` and `last`"""
     data: tuple[str, ...] = ("synthetic",)
     """any of: synthetic, davis16:FOLDER, davis16:FOLDER:SPLIT, duts:FOLDER, stills:FOLDER,
+    cutouts:FOLDER (sequences of objects cut out of such stills),
     youtube-vos:FOLDER (a store that prepare_youtube_vos.py made; mode `paper` only)"""
     shares: tuple[float, ...] = ()
     """share of each batch from each of the data, in the same order; equal if not given"""
@@ -76,7 +77,7 @@ class PretrainOptions:
     jitter: tuple[float, ...] = Jitter().strengths
     """factors of the random motion of boxes, one of which each sample draws (tracking)"""
     synthetic_count: int = 128
-    """synthetic sequences to make, where data has `synthetic`"""
+    """sequences to make, where data has `synthetic` or `cutouts`"""
     longest_side: int = 480
     """frames are reduced to this many pixels before training"""
     validation_share: float = 0.05

@@ -1,0 +1,235 @@
+"""Sequences made of photographs: an object cut out of one moves over another.
+
+Stills with masks (DUTS) give real textures, real outlines and real backgrounds, with a salient thing in
+them that is not meant; what moves them is a :class:`~bmvtrack.data.scene.Scene`. Thousands of stills
+give sequences without end, where real videos with masks are few.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import cv2
+import numpy as np
+
+from bmvtrack import geometry
+from bmvtrack.arrays import BoolArray, ByteArray, FloatArray
+from bmvtrack.data.actors import Layer, box_axes, motion_blur, travel
+from bmvtrack.data.scene import (
+    LEAVING,
+    SIZES,
+    Scene,
+    SceneOptions,
+    Thing,
+    checked_prior,
+    trajectory,
+)
+from bmvtrack.data.sequence import VideoSequence
+from bmvtrack.data.synthetic import SEEDS_PER_SET
+from bmvtrack.errors import UserError
+
+_AREA = (0.02, 0.7)  # of an object's mask over its picture, to be cut out
+_MOST_CUT = (
+    0.1  # of the mask's bounds: more of it at the picture's edge, and the object is not whole
+)
+_TRIES = 64
+_BEND = 0.05  # typical size of bends, over the object's own
+
+
+@dataclass(frozen=True, eq=False)
+class Cutout:
+    """An object cut out of a photograph.
+
+    Attributes:
+        picture: ``(h, w, 4)`` uint8, RGB and opacity, with a transparent border.
+        rbbox: ``(5,)`` the object's box in it.
+    """
+
+    picture: ByteArray
+    rbbox: FloatArray
+
+
+def cut_out(image: ByteArray, mask: BoolArray) -> Cutout | None:
+    """What a mask shows of an image; None if that is too small, too large, or not whole.
+
+    Args:
+        image: ``(H, W, 3)`` uint8 RGB.
+        mask: ``(H, W)``.
+    """
+    rbbox = geometry.from_mask(mask)
+    if rbbox is None or not _AREA[0] < mask.mean() < _AREA[1]:
+        return None
+    left, top, right, bottom = (round(limit) for limit in geometry.mask_bounds(mask))
+    edges = mask[0].sum() + mask[-1].sum() + mask[:, 0].sum() + mask[:, -1].sum()
+    if edges > _MOST_CUT * 2 * (right - left + bottom - top):
+        return None
+    margin = 2 + max(right - left, bottom - top) // 8  # for bends
+    opacity = cv2.GaussianBlur(mask.astype(np.uint8) * 255, (3, 3), 0)
+    layers = np.dstack([image, np.minimum(opacity, mask * np.uint8(255))])
+    padded = cv2.copyMakeBorder(layers, *(margin,) * 4, cv2.BORDER_CONSTANT, value=(0, 0, 0, 0))
+    picture = padded[top : bottom + 2 * margin + 1, left : right + 2 * margin + 1]
+    rbbox[:2] += margin - np.array([left, top])
+    return Cutout(np.ascontiguousarray(picture), rbbox)
+
+
+def cutout_sequences(
+    stills: Sequence[VideoSequence],
+    count: int,
+    seed: int = 0,
+    options: SceneOptions = SceneOptions(),  # noqa: B008 (it cannot change)
+) -> list[VideoSequence]:
+    """``count`` sequences, ``cutouts-<seed>``; those of different ``seed`` differ.
+
+    Args:
+        stills: photographs with masks, sequences of one frame.
+        count: at most 1,000,000.
+        seed: not negative.
+        options: see :class:`~bmvtrack.data.scene.SceneOptions`.
+
+    Raises:
+        UserError: if there are fewer than two stills, or too many or too few sequences are asked for.
+    """
+    if len(stills) < 2:
+        raise UserError(f"cut-outs need at least 2 images with masks, not {len(stills)}")
+    if not 1 <= count <= SEEDS_PER_SET or seed < 0:
+        raise UserError(
+            f"ask for 1 to {SEEDS_PER_SET:,} sequences of cut-outs with a seed that is not negative, "
+            f"not {count} with {seed}"
+        )
+    prior = checked_prior(options.prior)
+    sequences = []
+    for number in range(seed * SEEDS_PER_SET, seed * SEEDS_PER_SET + count):
+        scene = _CutoutScene(number, options, prior, stills)
+        name = f"cutouts-{number:06d}"
+        sequences.append(VideoSequence(name, options.length, scene.frame, scene.mask))
+    return sequences
+
+
+@dataclass(frozen=True)
+class _CutoutScene(Scene):
+    """Cut-outs before a photograph."""
+
+    stills: Sequence[VideoSequence]
+
+    @cached_property
+    def background(self) -> ByteArray:
+        """See ``Scene``."""
+        generator = self.generator(1)
+        image = self.stills[int(generator.integers(len(self.stills)))].frame(0)
+        height, width = (int(1.5 * s) for s in (self.options.height, self.options.width))
+        scale = max(height / image.shape[0], width / image.shape[1])
+        size = math.ceil(scale * image.shape[1]), math.ceil(scale * image.shape[0])
+        enlarged = cv2.resize(image, size, interpolation=cv2.INTER_CUBIC)
+        top, left = (
+            int(generator.integers(a - b + 1))
+            for a, b in zip(enlarged.shape, (height, width), strict=False)
+        )
+        view = enlarged[top : top + height, left : left + width]
+        return np.asarray(view[:, ::-1] if generator.random() < 0.5 else view)
+
+    def cast(self, generator: np.random.Generator, target: Thing | None) -> Thing:
+        """See ``Scene``."""
+        assert target is None or isinstance(target, _Puppet)
+        alike = target is not None and generator.random() < 0.25
+        cutout = target.cutout if alike and target is not None else self._cutout(generator)
+        frame = np.array([self.options.width, self.options.height], dtype=np.float64)
+        start = cutout.rbbox.copy()
+        side = math.sqrt(frame.prod()) * generator.uniform(1.15 * SIZES[0], 0.8 * SIZES[1])
+        start[2:4] *= side / math.sqrt(start[2] * start[3])
+        start[4] += generator.normal(0, 0.1)
+        extent = np.abs(box_axes(start)).sum(axis=1)  # of its axis-aligned bounds
+        start[2:4] *= min(1.0, float((0.84 * frame / extent).min()))
+        reach = np.abs(box_axes(start)).sum(axis=1) / 2 + 3
+        start[:2] = (
+            generator.uniform(reach, frame - reach)
+            if target is None
+            else generator.uniform(0, frame)
+        )
+        leaves = target is not None or generator.random() < LEAVING
+        rbboxes = trajectory(generator, self.prior, self.options, start, True, leaves)
+        phases = generator.uniform(0.05, 0.6) * np.arange(self.options.length)
+        return _Puppet(
+            cutout,
+            rbboxes,
+            phases[:, None] + generator.uniform(0, 2 * math.pi, 2),
+            _BEND * generator.normal(0, 1, 2),
+            generator.uniform(0.4, 1.2, 2) * math.pi,
+            generator.uniform(0.2, 0.9) if generator.random() < 0.4 else 0.0,
+        )
+
+    def _cutout(self, generator: np.random.Generator) -> Cutout:
+        for _ in range(_TRIES):
+            still = self.stills[int(generator.integers(len(self.stills)))]
+            cutout = cut_out(still.frame(0), still.mask(0))
+            if cutout is not None:
+                return cutout
+        raise UserError(
+            f"of {_TRIES} images none has an object that can be cut out: whole, not at the edge, and "
+            f"between {_AREA[0]:.0%} and {_AREA[1]:.0%} of the image"
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class _Puppet:
+    """A cut-out that moves and bends."""
+
+    cutout: Cutout
+    rbboxes: FloatArray  # (T, 5)
+    phases: FloatArray  # (T, 2) of the bends along its two sides, radians
+    bends: FloatArray  # (2,) how far, over its size
+    waves: FloatArray  # (2,) radians across its size
+    shutter: float  # share of the time between frames that it is open
+
+    def cover(self, t: int, width: int, height: int) -> tuple[slice, slice, ByteArray] | None:
+        """See ``Thing``."""
+        window = self._window(t, width, height)
+        if window is None:
+            return None
+        return *window, self._seen(t, *window)[..., 3:]
+
+    def paint(self, t: int, width: int, height: int) -> Layer | None:
+        """See ``Thing``."""
+        window = self._window(t, width, height)
+        if window is None:
+            return None
+        layers = self._seen(t, *window).astype(np.float32)
+        alpha = layers[..., 3:] * np.float32(1 / 255)
+        blurred = motion_blur(
+            np.dstack([layers[..., :3] * alpha, alpha]), travel(self.rbboxes, t, self.shutter)
+        )
+        return Layer(*window, blurred[..., 3:], blurred[..., :3])
+
+    def _window(self, t: int, width: int, height: int) -> tuple[slice, slice] | None:
+        """Rows and columns of frame t that it may cover."""
+        linear, shift = self._affine(t)
+        corners = np.array([[0, 0], [1, 0], [0, 1], [1, 1]]) * self.cutout.picture.shape[1::-1]
+        points = corners @ linear.T + shift
+        margin = 3 + int(np.abs(travel(self.rbboxes, t, self.shutter)).max())
+        low = np.maximum(np.floor(points.min(axis=0)).astype(int) - margin, 0)
+        high = np.minimum(np.ceil(points.max(axis=0)).astype(int) + margin, (width, height))
+        if (low >= high).any():
+            return None
+        return slice(low[1], high[1]), slice(low[0], high[0])
+
+    def _affine(self, t: int) -> tuple[FloatArray, FloatArray]:
+        """From the picture to frame t."""
+        linear = box_axes(self.rbboxes[t]) @ np.linalg.inv(box_axes(self.cutout.rbbox))
+        return linear, self.rbboxes[t][:2] - linear @ self.cutout.rbbox[:2]
+
+    def _seen(self, t: int, rows: slice, columns: slice) -> ByteArray:
+        """The picture in a window of frame t, ``(h, w, 4)``."""
+        linear, shift = self._affine(t)
+        x, y = np.meshgrid(np.arange(columns.start, columns.stop), np.arange(rows.start, rows.stop))
+        points = (np.stack([x, y], axis=-1) - shift) @ np.linalg.inv(linear).T
+        size = math.sqrt(self.cutout.rbbox[2] * self.cutout.rbbox[3])
+        across = (points - self.cutout.rbbox[:2]) / size
+        angles = self.waves * across[..., ::-1] + self.phases[t]  # x bends with y, y with x
+        points = (points + size * self.bends * np.sin(angles)).astype(np.float32)
+        shrunk = math.sqrt(abs(np.linalg.det(linear)))
+        picture = self.cutout.picture
+        if shrunk < 0.5:  # without aliasing
+            picture = np.asarray(cv2.blur(picture, (round(1 / shrunk),) * 2), np.uint8)
+        return np.asarray(cv2.remap(picture, points, None, cv2.INTER_LINEAR), np.uint8)  # type: ignore[call-overload]
