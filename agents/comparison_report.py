@@ -1,4 +1,8 @@
-"""What a comparison of ways to learn shows: curves with bands, and a table."""
+"""What a comparison of ways to learn shows: curves with bands, and a table.
+
+Intervals are 95 % bootstrap ones over sequences and seeds, drawn apart from each other: a seed that
+turned out well did so on all sequences, and one that is hard is hard for all seeds.
+"""
 
 from __future__ import annotations
 
@@ -13,14 +17,41 @@ from agents.comparison import METHODS, UNTRAINED, Curve
 from bmvtrack.arrays import FloatArray
 from bmvtrack.figures import line_style, save_figure, tidy
 from bmvtrack.files import whole_file
-from bmvtrack.tracking.bootstrap import Estimate, bootstrap_mean, paired_difference
+from bmvtrack.tracking.bootstrap import CONFIDENCE, RESAMPLES, Estimate
 
-COLUMNS = ("method", "seeds", "AO", "against the untrained prior", "reaches plain SAC, frame, at")
-_YARDSTICK = "plain SAC, frame"
+COLUMNS = (
+    "method",
+    "seeds",
+    "AO",
+    "against the untrained prior",
+    "against the latent prior",
+    "reaches plain SAC, frame, at",
+)
+_OURS, _YARDSTICK = "latent prior", "plain SAC, frame"
+
+
+def crossed_bootstrap(scores: FloatArray, seed: int = 0) -> Estimate:
+    """The mean and its 95 % percentile interval, sequences and seeds drawn with replacement.
+
+    Args:
+        scores: ``(sequences, seeds)``.
+        seed: of the resampling.
+
+    Raises:
+        ValueError: if there are none.
+    """
+    if not scores.size:
+        raise ValueError("a bootstrap needs at least one sequence and one seed")
+    generator = np.random.default_rng(seed)
+    rows, columns = (generator.integers(count, size=(RESAMPLES, count)) for count in scores.shape)
+    means = scores[rows[:, :, None], columns[:, None, :]].mean(axis=(1, 2))
+    tail = (1 - CONFIDENCE) / 2
+    low, high = np.quantile(means, [tail, 1 - tail])
+    return Estimate(float(scores.mean()), float(low), float(high))
 
 
 def plot_curves(curves: Sequence[Curve], path: Path) -> None:
-    """Mean IoU on the test clips over steps: mean over seeds, 95 % bands over clips and seeds.
+    """Mean IoU on the test clips over steps: mean over seeds, with 95 % bands.
 
     Args:
         curves: of one budget.
@@ -31,14 +62,14 @@ def plot_curves(curves: Sequence[Curve], path: Path) -> None:
     for i, (method, runs) in enumerate(_by_method(curves).items()):
         colour, dashes = line_style(i)
         steps = runs[0].steps
-        estimates = [bootstrap_mean(_scores(runs, k)) for k in range(len(steps))]
+        estimates = [crossed_bootstrap(_scores(runs, k)) for k in range(len(steps))]
         mean = [estimate.mean for estimate in estimates]
         axes.plot(steps, mean, color=colour, linestyle=dashes, label=f"{method}  {mean[-1]:.3f}")
         low, high = ([getattr(e, end) for e in estimates] for end in ("low", "high"))
         axes.fill_between(steps, low, high, color=colour, alpha=0.12, linewidth=0)
     untrained = _untrained(curves)
     if untrained is not None:
-        mean_of_it = bootstrap_mean(untrained).mean
+        mean_of_it = crossed_bootstrap(untrained).mean
         label = f"{UNTRAINED}  {mean_of_it:.3f}"
         axes.axhline(mean_of_it, color="0.4", linewidth=0.8, linestyle=":", label=label)
     axes.set(xlabel="environment steps", ylabel="rotated AO on the test clips")
@@ -58,15 +89,17 @@ def rows(curves: Sequence[Curve], path: Path) -> list[tuple[str, ...]]:
     untrained = _untrained(curves)
     goal = None
     if _YARDSTICK in methods:
-        goal = bootstrap_mean(_scores(methods[_YARDSTICK], -1)).mean
+        goal = crossed_bootstrap(_scores(methods[_YARDSTICK], -1)).mean
     result: list[tuple[str, ...]] = []
     if untrained is not None:
-        result.append((UNTRAINED, "", _shown(bootstrap_mean(untrained)), "", ""))
+        result.append((UNTRAINED, "", _shown(crossed_bootstrap(untrained)), "", "", ""))
     for method, runs in methods.items():
         scores = _scores(runs, -1)
-        gain = "" if untrained is None else _shown(_against(scores, untrained), signed=True)
+        gain = "" if untrained is None else _difference(scores, untrained)
+        behind = _against_ours(runs, methods.get(_OURS, []))
         reached = "" if goal is None else _reached(runs, goal)
-        result.append((method, str(len(runs)), _shown(bootstrap_mean(scores)), gain, reached))
+        score = _shown(crossed_bootstrap(scores))
+        result.append((method, str(len(runs)), score, gain, behind, reached))
     with whole_file(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(COLUMNS)
@@ -79,26 +112,39 @@ def _by_method(curves: Sequence[Curve]) -> dict[str, list[Curve]]:
     return {method: runs for method, runs in found.items() if runs}
 
 
-def _scores(runs: Sequence[Curve], k: int) -> list[FloatArray]:
-    """Of the k-th evaluation: one array a clip, with a number a seed; clips without score left out."""
-    scores = np.stack([run.overlaps[k] for run in runs], axis=1)  # (clips, seeds)
-    return [row for row in scores if np.isfinite(row).all()]
+def _scores(runs: Sequence[Curve], k: int) -> FloatArray:
+    """Of the k-th evaluation: ``(sequences, seeds)``, means over clips; what has no score is left out."""
+    overlaps = np.stack([run.overlaps[k] for run in runs], axis=1)  # (clips, seeds)
+    scored = np.isfinite(overlaps).all(axis=1)
+    names = np.array(runs[0].sequences)
+    return np.array(
+        [overlaps[scored & (names == name)].mean(axis=0) for name in dict.fromkeys(names[scored])]
+    )
 
 
-def _untrained(curves: Sequence[Curve]) -> list[FloatArray] | None:
-    """The latent prior before its first step: the same for every seed."""
-    runs = [curve for curve in curves if curve.method == "latent prior"]
+def _untrained(curves: Sequence[Curve]) -> FloatArray | None:
+    """The latent prior before its first step, ``(sequences, 1)``: the same for every seed."""
+    runs = [curve for curve in curves if curve.method == _OURS]
     return _scores(runs[:1], 0) if runs else None
 
 
-def _against(scores: list[FloatArray], untrained: list[FloatArray]) -> Estimate:
-    expanded = [np.repeat(row, len(scores[0])) for row in untrained]
-    return paired_difference(scores, expanded)
+def _against_ours(runs: Sequence[Curve], ours: Sequence[Curve]) -> str:
+    """Of the seeds that both have; empty if there are none."""
+    common = {run.seed for run in runs} & {run.seed for run in ours}
+    if runs is ours or not common:
+        return ""
+    scores, others = (_scores([r for r in each if r.seed in common], -1) for each in (runs, ours))
+    return _difference(scores, others)
+
+
+def _difference(scores: FloatArray, others: FloatArray) -> str:
+    """Of scores on the same sequences, paired by seed where there are several."""
+    return _shown(crossed_bootstrap(scores - others), signed=True)
 
 
 def _reached(runs: list[Curve], goal: float) -> str:
     for k, step in enumerate(runs[0].steps):
-        if bootstrap_mean(_scores(runs, k)).mean >= goal:
+        if crossed_bootstrap(_scores(runs, k)).mean >= goal:
             return f"{step:,}"
     return "never"
 

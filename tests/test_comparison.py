@@ -9,7 +9,7 @@ from rich.console import Console
 
 from agents import comparison
 from agents.comparison import METHODS, Curve, clip_overlaps, compare
-from agents.comparison_report import plot_curves, rows
+from agents.comparison_report import crossed_bootstrap, plot_curves, rows
 from agents.options import TrainOptions
 from bmvtrack.data.synthetic import SyntheticOptions, synthetic_sequence
 from bmvtrack.errors import UserError
@@ -98,9 +98,10 @@ def test_the_table_follows_from_the_runs(tmp_path):
     assert untrained[0] == "untrained prior"
     assert latent[:2] == ("latent prior", "2")
     assert latent[3].startswith("+0.060 [+0.06")
-    assert latent[4] == "10"
+    assert latent[4:] == ("", "10")
     assert plain[3].startswith("+0.030")
-    assert plain[4] == "20"
+    assert plain[4] == "-0.030 [-0.030, -0.030]"
+    assert plain[5] == "20"
     assert len((tmp_path / "table.csv").read_text().splitlines()) == 4
     plot_curves(curves, tmp_path / "curves.png")
     assert (tmp_path / "curves.png").stat().st_size > 5000
@@ -123,3 +124,16 @@ def test_sequences_of_a_folder_are_mirrored_for_every_method(options, sequences,
         compare(run, [0], sequences[:1], sequences[2:], 1, Console(quiet=True))
         assert json.loads(min(run.out.glob("*.json")).read_text())["options"]["mirror"] is mirror
     assert [len(names) for names in seen] == [8] * 4 + [1] * 8
+
+
+def test_a_good_seed_is_good_on_all_sequences():
+    rng = np.random.default_rng(0)
+    by_sequence, by_seed = rng.normal(0, 1, (40, 1)), rng.normal(0, 1, (1, 4))
+    scores = np.repeat(by_seed, 40, axis=0)
+    estimate = crossed_bootstrap(scores)
+    assert estimate.mean == pytest.approx(by_seed.mean())
+    assert estimate.high - estimate.low > by_seed.std()  # more sequences do not make seeds surer
+    wide = crossed_bootstrap(np.repeat(by_sequence, 4, axis=1))
+    assert wide.high - wide.low == pytest.approx(4 * by_sequence.std() / 40**0.5, rel=0.1)
+    with pytest.raises(ValueError, match="at least one"):
+        crossed_bootstrap(np.zeros((0, 3)))
