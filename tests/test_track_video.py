@@ -7,6 +7,7 @@ import re
 import shutil
 import signal
 import subprocess
+import time
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -260,6 +261,69 @@ def test_mistakes_are_said_before_anything_is_written(
     with pytest.raises(UserError, match=message):
         track_video(TrackOptions(**values, out=tmp_path / "out"))
     assert not (tmp_path / "out").exists()
+
+
+class Camera:
+    """Stands in for OpenCV's capture: a camera that says 25 frames a second, and gives 10."""
+
+    def __init__(self, frames: list[np.ndarray]) -> None:
+        self._frames, self._count = frames, 0
+
+    def isOpened(self) -> bool:
+        return True
+
+    def get(self, what: int) -> float:
+        return {cv2.CAP_PROP_FPS: 25.0}.get(what, -1.0)
+
+    def read(self) -> tuple[bool, np.ndarray]:
+        time.sleep(0.1)
+        self._count += 1
+        return True, self._frames[self._count % len(self._frames)]
+
+    def release(self) -> None:
+        self._frames = []
+
+
+@pytest.fixture
+def camera(sequence: VideoSequence, monkeypatch: pytest.MonkeyPatch) -> None:
+    frames = [sequence.frame(t)[..., ::-1] for t in range(LENGTH)]
+    capture = cv2.VideoCapture
+    monkeypatch.setattr(
+        cv2, "VideoCapture", lambda what: Camera(frames) if what == 0 else capture(what)
+    )
+
+
+@pytest.mark.usefixtures("camera")
+def test_a_camera_s_video_lasts_as_long_as_it_was_watched(weights: str, tmp_path: Path) -> None:
+    options = TrackOptions(
+        "0", ("100,60,70,50",), weights=weights, out=tmp_path, max_frames=12, report=True
+    )
+    video = track_video(options)
+    assert len(video.frames) == 12
+    assert 5 < video.fps <= 10
+    written = cv2.VideoCapture(str(tmp_path / "camera-0-tracked.mp4"))
+    assert written.get(cv2.CAP_PROP_FPS) == pytest.approx(video.fps, rel=0.02)
+    assert len(read_video(tmp_path / "camera-0-tracked.mp4")) == 12
+    table = rows(tmp_path / "camera-0-tracked.csv")
+    assert float(table[-1]["seconds"]) == pytest.approx(11 / video.fps, abs=1e-3)
+    data = embedded(tmp_path / "camera-0-tracked.html")
+    assert data["fps"] == pytest.approx(video.fps, rel=1e-3)
+    (tmp_path / "patches.mp4").write_bytes(base64.b64decode(data["objects"][0]["patches"]))
+    patches = cv2.VideoCapture(str(tmp_path / "patches.mp4"))
+    assert patches.get(cv2.CAP_PROP_FPS) == pytest.approx(video.fps, rel=0.02)
+
+
+@pytest.mark.usefixtures("camera")
+def test_ctrl_c_is_how_a_camera_ends(
+    weights: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    interrupting(monkeypatch, (3,))
+    box = ("100,60,70,50",)
+    video = track_video(TrackOptions("0", box, weights=weights, out=tmp_path, fps=25))
+    assert len(video.frames) == 4
+    assert video.fps == 25
+    written = cv2.VideoCapture(str(tmp_path / "camera-0-tracked.mp4"))
+    assert written.get(cv2.CAP_PROP_FPS) == pytest.approx(25)
 
 
 def test_what_is_no_video_is_refused(clip: Path, weights: str, tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from bmvtrack.errors import UserError
 from bmvtrack.files import write_text
 from bmvtrack.inputs import rotated_box
 from bmvtrack.tracker import Result, Tracker
-from bmvtrack.video.clips import Clips
+from bmvtrack.video.clips import Clips, slow_down
 from bmvtrack.video.options import TrackOptions
 from bmvtrack.video.page import report_page
 from bmvtrack.video.selection import select_box
@@ -51,6 +51,11 @@ def track_video(options: TrackOptions, console: Console | None = None) -> Tracke
         patches = [Path(folder) / f"{i}.mp4" for i in session.boxes] if options.report else []
         with Clips(clip, patches, video.fps) as clips:
             session.run(clips, stopped)
+        rate = session.frame_rate()
+        if rate != video.fps:
+            for path in (clip, *patches):
+                slow_down(path, video.fps / rate)
+            video.fps = rate
         contents = {
             "csv": video.to_csv(),
             "json": json.dumps(video.to_dict(), ensure_ascii=False, allow_nan=False) + "\n",
@@ -120,7 +125,9 @@ class _Session:
             {i: [Position.given(self._number, box)] for i, box in self.boxes.items()},
             source.skipped,
         )
-        self.ends_by_itself = source.length is not None
+        self.ends_by_itself = not source.live
+        self._timed = source.live and options.fps is None
+        self._seconds = 0.0
         lengths = [n for n in (source.length, options.max_frames) if n is not None]
         self._total = min(lengths, default=None)
 
@@ -133,16 +140,27 @@ class _Session:
         with progress_bar() as progress:
             task = progress.add_task("tracking", total=self._total, completed=1)
             clips.first(self._frame, self.boxes, f"frame {self._number}")
+            began = time.perf_counter()
             for number, frame, results, true in self._follow():
                 true_box = None if true is None else true.rbbox
                 clips.next(frame, results, true_box, self._text(number, results))
                 progress.advance(task)
+                self._seconds = time.perf_counter() - began
                 if stopped():
                     return
         if len(self.video.frames) < 2:
             raise UserError(
                 f"only one frame of {self.video.name} can be decoded: there is nothing to track"
             )
+
+    def frame_rate(self) -> float:
+        """Frames per second of what was tracked, after :meth:`run`: those of the video.
+
+        A camera does not wait: it drops frames while others are tracked and drawn. Its rate is that of
+        the frames that were taken, unless the options tell one.
+        """
+        frames = len(self.video.frames) - 1
+        return round(frames / self._seconds, 3) if self._timed else self.video.fps
 
     def _follow(self) -> Iterator[tuple[int, ByteArray, dict[int, Result], TrueBox | None]]:
         seconds = 0.0

@@ -30,13 +30,14 @@ class VideoSource(ABC):
     Attributes:
         name: fit for a file name.
         fps: frames per second.
-        length: number of frames as far as known beforehand, None for a camera.
+        length: number of frames as far as known beforehand, else None.
+        live: frames come when they come, and without end: a camera.
         skipped: numbers of the frames left out so far: undecodable, or of another size than the
             first.
     """
 
-    def __init__(self, name: str, fps: float, length: int | None) -> None:
-        self.name, self.fps, self.length = name, fps, length
+    def __init__(self, name: str, fps: float, length: int | None, live: bool = False) -> None:
+        self.name, self.fps, self.length, self.live = name, fps, length, live
         self.skipped: list[int] = []
 
     def __iter__(self) -> Iterator[tuple[int, ByteArray]]:
@@ -83,6 +84,7 @@ class CapturedVideo(VideoSource):
             f"camera-{video}" if isinstance(video, int) else video.stem,
             fps or (told if low <= told <= high else DEFAULT_FPS),
             length if length > 0 and not live else None,
+            live,
         )
 
     def _read(self) -> Iterator[ByteArray | None]:
