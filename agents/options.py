@@ -43,6 +43,9 @@ class TrainOptions:
     """synthetic, cutouts:FOLDER (of stills), davis16:FOLDER or davis16:FOLDER:SPLIT"""
     synthetic_count: int = 192
     """sequences to make for training, where data is `synthetic` or `cutouts`"""
+    validation_data: str | None = None
+    """to choose the best agent on, named like `data`; default: sequences of `data` that are held out.
+    Sequences that one made are many, and real ones tell what they are worth"""
     weights: str = DEFAULT_WEIGHTS
     """encoder: name of bundled weights, or a folder that pretrain_vae.py wrote"""
     policy: PolicyName = "latent-prior"
@@ -113,9 +116,9 @@ class TrainOptions:
         Raises:
             UserError: naming the option and what it may be.
         """
-        sources.parse(self.data)
-        if sources.parse(self.data)[0] in sources.STILLS:
-            raise UserError(f"--data {self.data}: stills have no motion to learn from; give videos")
+        for option, source in (("data", self.data), ("validation-data", self.validation_data)):
+            if source is not None and sources.parse(source)[0] in sources.STILLS:
+                raise UserError(f"--{option} {source}: stills have no motion; give videos")
         for name in _AT_LEAST_ONE:
             if getattr(self, name) < 1:
                 raise UserError(f"--{name.replace('_', '-')} must be at least 1")

@@ -183,23 +183,20 @@ def _mean_reward(model: SAC, environment: VecEnv, clips: int) -> float:
 
 def _sequences(options: TrainOptions) -> tuple[list[VideoSequence], list[VideoSequence]]:
     """Sequences to train on, and held-out ones."""
-    if sources.parse(options.data)[0] in sources.MADE:
-        training, validation = (
-            sources.load_sequences(options.data, synthetic_count=count, seed=options.seed + seed)
-            for count, seed in (
-                (options.synthetic_count, _TRAINING_SEED),
-                (options.validation_clips, _VALIDATION_SEED),
-            )
-        )
-        return _usable(training, options.data), _usable(validation, f"{options.data}, held out")
-    usable = _usable(sources.load_sequences(options.data), options.data)
+    usable = _usable(options.data, options.synthetic_count, options.seed + _TRAINING_SEED)
+    held_out = options.validation_data
+    if held_out is None and sources.parse(options.data)[0] in sources.MADE:
+        held_out = options.data
+    if held_out is not None:
+        validation = _usable(held_out, options.validation_clips, options.seed + _VALIDATION_SEED)
+        return with_mirrors(options, usable), validation
     if len(usable) < 2:
         raise UserError(f"{options.data} has {len(usable)} usable sequences; at least 2 are needed")
     order = np.random.default_rng(options.seed).permutation(len(usable))
     count = max(1, min(len(usable) - 1, round(options.validation_share * len(usable))))
-    held_out = set(order[:count].tolist())
-    training = [s for i, s in enumerate(usable) if i not in held_out]
-    return with_mirrors(options, training), [s for i, s in enumerate(usable) if i in held_out]
+    chosen = set(order[:count].tolist())
+    training = [s for i, s in enumerate(usable) if i not in chosen]
+    return with_mirrors(options, training), [s for i, s in enumerate(usable) if i in chosen]
 
 
 def with_mirrors(options: TrainOptions, training: Sequence[VideoSequence]) -> list[VideoSequence]:
@@ -214,10 +211,20 @@ def with_mirrors(options: TrainOptions, training: Sequence[VideoSequence]) -> li
     return [view for sequence in training for view in mirrored_views(sequence)]
 
 
-def _usable(sequences: Sequence[VideoSequence], name: str) -> list[VideoSequence]:
-    """Those that can be tracked through; reads all masks."""
-    read = track(sequences, f"reading {name}")
-    return [s for s in read if len(s) > 1 and s.present[:-1].any()]
+def _usable(source: str, count: int, seed: int) -> list[VideoSequence]:
+    """The sequences of a source that can be tracked through; reads all masks.
+
+    Args:
+        source: data by name.
+        count: of sequences, where they are made.
+        seed: of these.
+    """
+    sequences = sources.load_sequences(source, synthetic_count=count, seed=seed)
+    read = track(sequences, f"reading {source}")
+    usable = [s for s in read if len(s) > 1 and s.present[:-1].any()]
+    if not usable:
+        raise UserError(f"{source} has no sequence that can be tracked through")
+    return usable
 
 
 def make_environments(

@@ -102,15 +102,20 @@ def test_bad_requests_are_refused(stills):
         cutout_sequences([still(i, inside=False) for i in range(3)], 1, 0, SMALL)[0].frame(0)
 
 
-def test_are_data_by_name(tmp_path):
-    for folder in ("DUTS-TR-Image", "DUTS-TR-Mask"):
-        (tmp_path / folder).mkdir()
-    for i in range(3):
+def write_stills(folder, count=3):
+    """Photographs in the layout of DUTS."""
+    for name in ("DUTS-TR-Image", "DUTS-TR-Mask"):
+        (folder / name).mkdir(parents=True)
+    for i in range(count):
         photograph = still(i)
         bgr = photograph.frame(0)[..., ::-1]
-        cv2.imwrite(str(tmp_path / "DUTS-TR-Image" / f"{i}.jpg"), bgr)
+        cv2.imwrite(str(folder / "DUTS-TR-Image" / f"{i}.jpg"), bgr)
         mask = photograph.mask(0).astype(np.uint8) * 255
-        cv2.imwrite(str(tmp_path / "DUTS-TR-Mask" / f"{i}.png"), mask)
+        cv2.imwrite(str(folder / "DUTS-TR-Mask" / f"{i}.png"), mask)
+
+
+def test_are_data_by_name(tmp_path):
+    write_stills(tmp_path)
     made = sources.load_sequences(f"cutouts:{tmp_path}", synthetic_count=2, seed=7)
     assert [s.name for s in made] == ["cutouts-7000000", "cutouts-7000001"]
     assert made[0].frame(29).shape == (240, 320, 3)

@@ -7,11 +7,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from test_cutouts import write_stills
 
 from agents.options import TrainOptions
 from agents.storage import load_actor
 from agents.tracker import agent_tracker
 from agents.training import train_agent
+from bmvtrack.data import sources
+from bmvtrack.data.sequence import VideoSequence
 from bmvtrack.data.synthetic import synthetic_sequence
 from bmvtrack.errors import UserError
 from bmvtrack.perception import Perception
@@ -77,6 +80,23 @@ def test_training_goes_on_where_it_stopped(options: TrainOptions) -> None:
     assert state["replay"]["position"] == 36  # of two environments each
 
 
+def test_the_best_agent_is_chosen_on_other_data(
+    options: TrainOptions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_stills(tmp_path / "stills")
+    asked: list[tuple[str, int]] = []
+    load = sources.load_sequences
+
+    def recorded(source: str, *, synthetic_count: int, seed: int) -> list[VideoSequence]:
+        asked.append((source, synthetic_count))
+        return load(source, synthetic_count=synthetic_count, seed=seed)
+
+    monkeypatch.setattr(sources, "load_sequences", recorded)
+    data = f"cutouts:{tmp_path / 'stills'}"
+    train_agent(replace(options, data=data, validation_data="synthetic", steps=24))
+    assert asked == [(data, 3), ("synthetic", 2)]
+
+
 def test_time_limit_leaves_a_checkpoint(options: TrainOptions) -> None:
     train_agent(replace(options, max_minutes=1e-6))
     assert load_checkpoint(options.out / "checkpoints")["num_timesteps"] < options.steps
@@ -85,7 +105,8 @@ def test_time_limit_leaves_a_checkpoint(options: TrainOptions) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"data": "stills:x"}, "no motion"),
+        ({"data": "stills:x"}, "--data stills:x: stills have no motion"),
+        ({"validation_data": "duts:x"}, "--validation-data duts:x: stills have no motion"),
         ({"data": "davis16:/nowhere"}, "no folder"),
         ({"weights": "nowhere"}, "no weights"),
         ({"environments": 0}, "--environments"),
