@@ -7,7 +7,7 @@ import os
 import platform
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -112,6 +112,24 @@ def rate(step: Callable[[], object], seconds: float, device: str, warm_up: int =
     return count / (time.perf_counter() - started)
 
 
+def rates_in_turn(
+    steps: Mapping[str, Callable[[], object]], seconds: float, device: str, rounds: int = 20
+) -> dict[str, float]:
+    """:func:`rate` of each step, in short turns: other load on the machine weighs on all alike.
+
+    Args:
+        steps: by name.
+        seconds: for each.
+        device: that they run on.
+        rounds: of turns; the median counts.
+    """
+    turns = [
+        {name: rate(step, seconds / rounds, device, warm_up=1) for name, step in steps.items()}
+        for _ in range(rounds)
+    ]
+    return {name: float(np.median([turn[name] for turn in turns])) for name in steps}
+
+
 def training_rates(options: BenchmarkOptions, device: str) -> dict[str, float]:
     """Patches/s of whole pretraining steps in tracking mode, and of a plain loop over the same."""
     run = PretrainRun(
@@ -190,16 +208,16 @@ def agent_rates(options: BenchmarkOptions, device: str) -> dict[str, float]:
     """Updates/s of the same networks by Stable-Baselines3's loop and by ours; whole training."""
     perception = Perception.load(options.weights, device)
     sequences = benchmark_sequences(options)
-    rates = {}
+    rates: dict[str, float] = {}
     with tempfile.TemporaryDirectory() as folder:
         train = TrainOptions(out=Path(folder), learning_starts=256)
         model = make_model(train, make_environments(train, perception, sequences), device)
         model.learn(512)  # fills the buffer, warms up, logs to the temporary folder
-        size = train.batch_size
-        plain = partial(SAC.train, model, 1, size)
-        rates["Stable-Baselines3's update, updates/s"] = rate(plain, options.seconds, device)
-        ours = partial(model.train, 1, size)
-        rates["our update, updates/s"] = rate(ours, options.seconds, device)
+        updates = {
+            "Stable-Baselines3's update, updates/s": partial(SAC.train, model, 1, train.batch_size),
+            "our update, updates/s": partial(model.train, 1, train.batch_size),
+        }
+        rates |= rates_in_turn(updates, options.seconds, device)
         started, before = time.perf_counter(), model.num_timesteps
         model.learn(round(200 * options.seconds), reset_num_timesteps=False)
         steps = model.num_timesteps - before

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import math
 import time
@@ -94,6 +95,7 @@ def compare(
             path = options.out / f"{method.replace(', ', '-').replace(' ', '-')}-{seed}.json"
             curve = _stored(path, run)
             if curve is None and time.monotonic() < deadline:
+                gc.collect()  # model, callbacks and environments refer to each other: a run's frames
                 curve = _train(method, run, perception, training, clips, console)
                 _store(path, run, curve)
             if curve is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -99,18 +100,20 @@ class TensorReplayBuffer(ReplayBuffer):
         terminal = np.array(done, dtype=np.float32)
         if self.handle_timeout_termination:
             terminal *= [not info.get("TimeLimit.truncated", False) for info in infos]
-        for name in self._sizes:
-            stored = self.observations[name]
-            stored[row] = self._upload(obs[name])
-            arrived = self._upload(next_obs[name]).to(stored)
-            stored[following] = arrived
-            if len(ended):
-                where = self._upload(slots[ended])
-                self.finals[name][where] = arrived[self._upload(ended)]
-        self.actions[row] = self._upload(action)
-        self.rewards[row] = self._upload(np.asarray(reward, dtype=np.float32))
-        self.dones[row] = self._upload(terminal)
-        self.final_slots[row] = self._upload(slots)
+        columns = [values[name] for values in (obs, next_obs) for name in self._sizes]
+        columns += [action, *(np.asarray(part)[:, None] for part in (reward, terminal, slots))]
+        *observed, action_, reward_, terminal_, slots_ = self._upload(columns)
+        count = len(self._sizes)
+        for name, now, then in zip(self._sizes, observed[:count], observed[count:], strict=True):
+            self.observations[name][row] = now
+            self.observations[name][following] = then
+        if len(ended):
+            where, which = torch.from_numpy(np.stack([slots[ended], ended])).to(self.device)
+            for name, stored in self.observations.items():
+                self.finals[name][where] = stored[following, which]
+        self.actions[row] = action_
+        self.rewards[row], self.dones[row] = reward_[:, 0], terminal_[:, 0]
+        self.final_slots[row] = slots_[:, 0]
         self.pos, self.full = following, self.full or following == 0
 
     def size(self) -> int:
@@ -203,8 +206,13 @@ class TensorReplayBuffer(ReplayBuffer):
             for name, size in self._sizes.items()
         }
 
-    def _upload(self, array: np.ndarray) -> torch.Tensor:
-        return torch.from_numpy(np.ascontiguousarray(array)).to(self.device)
+    def _upload(self, columns: list[np.ndarray]) -> Sequence[torch.Tensor]:
+        """Arrays ``(n_envs, …)`` in one transfer; as float64, in which slots are exact, too."""
+        together = torch.from_numpy(np.concatenate(columns, axis=1, dtype=np.float64))
+        parts: Sequence[torch.Tensor] = together.to(self.device).split(
+            [column.shape[1] for column in columns], dim=1
+        )
+        return parts
 
     def _observation_bytes(self) -> int:
         return sum(size * _dtype(name).itemsize for name, size in self._sizes.items())

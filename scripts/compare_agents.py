@@ -46,6 +46,8 @@ class Options:
     """steps between evaluations"""
     seeds: tuple[int, ...] = (0, 1, 2)
     """one run of each method for each"""
+    cache_gigabytes: float = 4.0
+    """of frames on the device; those used least recently are read again"""
     device: str = "auto"
     """`auto`, `cpu` or `cuda`"""
     max_minutes: float | None = None
@@ -64,6 +66,7 @@ def main() -> None:
         steps=options.steps,
         validate_every=options.evaluate_every,
         device=options.device,
+        cache_gigabytes=options.cache_gigabytes,
         mirror=options.mirror,
     )
     train.check()
