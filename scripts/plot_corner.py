@@ -14,12 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import tyro
 from rich.console import Console
 from rich.progress import track
 
 from bmvtrack import prior
 from bmvtrack.arrays import FloatArray
+from bmvtrack.console import parse_options
 from bmvtrack.corner import plot_corner
 from bmvtrack.data.sequence import VideoSequence
 from bmvtrack.data.sources import load_sequences
@@ -94,7 +94,7 @@ class View:
 
 def main() -> None:
     """Gather the Gaussians, and draw them."""
-    options = tyro.cli(Options, description=__doc__)
+    options = parse_options(Options, __doc__)
     options.check()
     named = {f"prior {name}": prior.load(name) for name in options.priors}
     read = options.labels or options.frames

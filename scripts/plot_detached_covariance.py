@@ -10,9 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-import tyro
-
 from bmvtrack import prior
+from bmvtrack.console import parse_options
 from bmvtrack.errors import UserError, run_script
 from bmvtrack.models import Bottleneck
 from bmvtrack.training.detached import DetachedBottleneck, converge, plot_convergence
@@ -34,7 +33,7 @@ class Options:
 
 def main() -> None:
     """Train both, print where they end, draw how they came there."""
-    options = tyro.cli(Options, description=__doc__)
+    options = parse_options(Options, __doc__)
     if options.steps < 1:
         raise UserError(f"--steps must be at least 1, not {options.steps}")
     if options.out.suffix != ".png":

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import tyro
 
+from bmvtrack.console import parse_options
 from bmvtrack.errors import UserError, run_script
 from bmvtrack.training.curves import LOSSES, plot_runs, read_scalars
 
@@ -30,7 +31,7 @@ class Options:
 
 def main() -> None:
     """Read the logs and draw them."""
-    options = tyro.cli(Options, description=__doc__)
+    options = parse_options(Options, __doc__)
     if not options.runs:
         raise UserError("give the folder of at least one run")
     if options.out.suffix != ".png":
