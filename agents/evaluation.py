@@ -30,7 +30,9 @@ from bmvtrack.tracking.report import (
 )
 from bmvtrack.tracking.trackers import OracleTracker, TrackerFactory, static_tracker
 
-TrackerName = Literal["agent", "prior", "mask", "static", "oracle", "csrt", "kcf", "mil", "mosse"]
+TrackerName = Literal[
+    "agent", "prior", "mask", "both", "static", "oracle", "csrt", "kcf", "mil", "mosse"
+]
 
 
 @dataclass(frozen=True)
@@ -48,8 +50,8 @@ class EvaluationOptions:
     sequences: tuple[str, ...] = ()
     """Only these sequences of the folder."""
     trackers: tuple[TrackerName, ...] = ("agent", "prior", "mask", "static", "oracle")
-    """agent; the encoder alone, by its posterior mean (prior) or its mask; static never moves;
-    oracle moves truly; csrt, kcf, mil and mosse are OpenCV's. Differences are from the first."""
+    """agent; the encoder alone, by its posterior mean (prior), its mask, or halfway (both); static
+    never moves; oracle moves truly; csrt, kcf, mil and mosse are OpenCV's. Differences are from the first."""
     protocol: Protocol = "ope"
     """One pass; from starts along each sequence (tre); from shifted and scaled boxes (sre)."""
     segments: int = 10
@@ -153,6 +155,7 @@ def tracker_factories(options: EvaluationOptions) -> dict[str, TrackerFactory]:
         "agent": lambda: agent_tracker(options.weights, options.device),
         "prior": lambda: learned_tracker("prior", options.weights, options.device),
         "mask": lambda: learned_tracker("mask", options.weights, options.device),
+        "both": lambda: learned_tracker("both", options.weights, options.device),
         "static": lambda: static_tracker,
         "oracle": lambda: OracleTracker,
         **{name: partial(opencv_tracker, name) for name in PEERS},

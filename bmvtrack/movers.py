@@ -53,6 +53,22 @@ def move_by_mask(
     return torch.as_tensor(np.stack(moved)).to(boxes)
 
 
+def move_by_both(
+    percept: Percept, boxes: torch.Tensor, previous_motion: torch.Tensor, sizes: torch.Tensor
+) -> torch.Tensor:
+    """Halfway between :func:`move_by_posterior` and :func:`move_by_mask`. A :data:`Mover`.
+
+    Halfway in ``object`` coordinates, of the scales in their logarithms.
+    """
+    width, height = sizes.to(boxes).unbind(-1)
+    after = move_by_mask(percept, boxes, previous_motion, sizes)
+    by_mask = motion.solve(boxes, after, width, height, "object")
+    halfway = (percept.mean + by_mask) / 2
+    halfway[:, :2] = (percept.mean[:, :2] * by_mask[:, :2]).sqrt()
+    moved: torch.Tensor = motion.apply(boxes, halfway, width, height, "object")
+    return moved
+
+
 def mask_box(probabilities: torch.Tensor, window: torch.Tensor) -> FloatArray | None:
     """The rotated box of a mask on a patch, in the frame.
 

@@ -16,7 +16,8 @@ from bmvtrack.data.synthetic import synthetic_sequence
 from bmvtrack.errors import UserError
 from bmvtrack.inputs import corner_and_size, rotated_box
 from bmvtrack.models import Template
-from bmvtrack.motion import apply
+from bmvtrack.motion import AT_REST, apply
+from bmvtrack.movers import move_by_both, move_by_mask, move_by_posterior
 from bmvtrack.perception import Perception, mask_in_frame
 from bmvtrack.tracker import Result, Tracker, confidence
 from bmvtrack.tracking.learned import PosteriorTracker
@@ -255,3 +256,21 @@ def test_bundled_weights_for_video_load_by_default(sequence: VideoSequence) -> N
     assert 0 < result.score < 1
     with pytest.raises(UserError, match="no weights 'nowhere'"):
         Tracker.load("nowhere")
+
+
+def test_halfway_lies_between_the_posterior_and_the_mask(
+    perception: Perception, sequence: VideoSequence
+) -> None:
+    box = sequence.boxes[0]
+    percept = perception.look(sequence.frame(1), box)
+    boxes, rest = torch.from_numpy(box[None]), torch.tensor([AT_REST], dtype=torch.float64)
+    sizes = torch.tensor([sequence.size])
+    by_posterior, by_mask, by_both = (
+        geometry.nearest_label(move(percept, boxes, rest, sizes), boxes)[0]
+        for move in (move_by_posterior, move_by_mask, move_by_both)
+    )
+    assert not torch.allclose(by_posterior, by_mask)
+    torch.testing.assert_close(by_both[:2], (by_posterior[:2] + by_mask[:2]) / 2)
+    torch.testing.assert_close(by_both[2:4].square(), by_posterior[2:4] * by_mask[2:4])
+    low, high = sorted([float(by_posterior[4]), float(by_mask[4])])
+    assert low - 1e-9 <= float(by_both[4]) <= high + 1e-9

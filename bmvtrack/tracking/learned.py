@@ -1,4 +1,4 @@
-"""Trackers that need the encoder but no agent: the posterior's mean, and the box of the mask."""
+"""Trackers that need the encoder but no agent: the posterior's mean, the box of the mask, and both."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from typing import Literal
 from bmvtrack import geometry
 from bmvtrack.arrays import BoolArray, ByteArray, FloatArray
 from bmvtrack.data.sequence import VideoSequence
-from bmvtrack.movers import move_by_mask, move_by_posterior
+from bmvtrack.movers import move_by_both, move_by_mask, move_by_posterior
 from bmvtrack.perception import DEFAULT_WEIGHTS, Perception
 from bmvtrack.tracker import Result, Tracker
 from bmvtrack.tracking.trackers import BoxTracker, TrackerFactory
 
-LearnedName = Literal["prior", "mask"]
+LearnedName = Literal["prior", "mask", "both"]
 
 
 class PerceptionTracker(BoxTracker):
@@ -64,9 +64,19 @@ class MaskTracker(PerceptionTracker):
         super().__init__(Tracker(perception, move_by_mask))
 
 
-_TRACKERS: dict[LearnedName, type[PosteriorTracker | MaskTracker]] = {
+class HalfwayTracker(PerceptionTracker):
+    """Moves the box halfway to either; see :func:`bmvtrack.movers.move_by_both`."""
+
+    name = "both"
+
+    def __init__(self, perception: Perception) -> None:
+        super().__init__(Tracker(perception, move_by_both))
+
+
+_TRACKERS: dict[LearnedName, type[PosteriorTracker | MaskTracker | HalfwayTracker]] = {
     "prior": PosteriorTracker,
     "mask": MaskTracker,
+    "both": HalfwayTracker,
 }
 
 
@@ -76,7 +86,7 @@ def learned_tracker(
     """A factory of the tracker of that name.
 
     Args:
-        name: ``prior`` or ``mask``.
+        name: ``prior``, ``mask`` or ``both``.
         weights: a folder, or bundled weights by name.
         device: of the encoder.
 
