@@ -57,24 +57,25 @@ def plot_curves(curves: Sequence[Curve], path: Path) -> None:
         curves: of one budget.
         path: PNG to write.
     """
-    figure = Figure(figsize=(6, 3.8), layout="constrained")
+    figure = Figure(figsize=(6, 4.2), layout="constrained")
     axes = figure.subplots()
     for i, (method, runs) in enumerate(_by_method(curves).items()):
         colour, dashes = line_style(i)
         steps = runs[0].steps
         estimates = [crossed_bootstrap(_scores(runs, k)) for k in range(len(steps))]
         mean = [estimate.mean for estimate in estimates]
-        axes.plot(steps, mean, color=colour, linestyle=dashes, label=f"{method}  {mean[-1]:.3f}")
+        label = f"{method}  {mean[-1]:.3f}"
+        axes.plot(steps, mean, "o", color=colour, linestyle=dashes, markersize=3, label=label)
         low, high = ([getattr(e, end) for e in estimates] for end in ("low", "high"))
         axes.fill_between(steps, low, high, color=colour, alpha=0.12, linewidth=0)
     untrained = _untrained(curves)
     if untrained is not None:
         mean_of_it = crossed_bootstrap(untrained).mean
         label = f"{UNTRAINED}  {mean_of_it:.3f}"
-        axes.axhline(mean_of_it, color="0.4", linewidth=0.8, linestyle=":", label=label)
+        axes.axhline(mean_of_it, color="0.4", linewidth=0.8, label=label)
     axes.set(xlabel="environment steps", ylabel="rotated AO on the test clips")
     tidy(axes)
-    axes.legend(frameon=True, framealpha=0.85, edgecolor="none", fontsize="small")
+    figure.legend(loc="outside upper center", ncols=2, frameon=False, fontsize="small")
     save_figure(figure, path)
 
 
