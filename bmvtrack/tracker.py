@@ -27,7 +27,7 @@ from bmvtrack.errors import UserError
 from bmvtrack.inputs import COLOURS, Colour, corner_and_size, rgb_frame, rotated_box
 from bmvtrack.models import Template
 from bmvtrack.motion import AT_REST
-from bmvtrack.movers import Mover, move_by_posterior
+from bmvtrack.movers import Mover, move_by_both
 from bmvtrack.perception import INSIDE, Percept, Perception, mask_in_frame, weights_folder
 
 VIDEO_WEIGHTS = "davis16-duts"
@@ -108,7 +108,7 @@ class Tracker:
     """
 
     def __init__(
-        self, perception: Perception, mover: Mover = move_by_posterior, colour: Colour = "rgb"
+        self, perception: Perception, mover: Mover = move_by_both, colour: Colour = "rgb"
     ) -> None:
         if colour not in COLOURS:
             raise UserError(f"colour must be one of {COLOURS}, not {colour!r}")
@@ -122,7 +122,8 @@ class Tracker:
     def load(
         cls, weights: str | Path | None = None, device: str = "cpu", colour: Colour = "rgb"
     ) -> Tracker:
-        """A tracker from weights: moved by their agent if they have one, else by the posterior.
+        """A tracker from weights: moved by their agent if they have one, else halfway between the
+        posterior's mean and the mask.
 
         Args:
             weights: a folder, or bundled weights by name; None: :data:`VIDEO_WEIGHTS`.

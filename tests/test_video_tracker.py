@@ -20,7 +20,7 @@ from bmvtrack.motion import AT_REST, apply
 from bmvtrack.movers import move_by_both, move_by_mask, move_by_posterior
 from bmvtrack.perception import Perception, mask_in_frame
 from bmvtrack.tracker import Result, Tracker, confidence
-from bmvtrack.tracking.learned import PosteriorTracker
+from bmvtrack.tracking.learned import HalfwayTracker, PerceptionTracker, PosteriorTracker
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +30,7 @@ def sequence() -> VideoSequence:
 
 @pytest.fixture
 def tracker(perception: Perception) -> Tracker:
-    return Tracker(perception)
+    return Tracker(perception, move_by_posterior)
 
 
 def follow(tracker: Tracker, sequence: VideoSequence, count: int = 4) -> list[Result]:
@@ -41,9 +41,16 @@ def follow(tracker: Tracker, sequence: VideoSequence, count: int = 4) -> list[Re
 def test_it_is_the_tracker_that_evaluations_judge(
     tracker: Tracker, perception: Perception, sequence: VideoSequence
 ) -> None:
-    judged = PosteriorTracker(perception)
+    for judged, same in (
+        (PosteriorTracker(perception), tracker),
+        (HalfwayTracker(perception), Tracker(perception)),
+    ):
+        assert_judged(judged, same, sequence)
+
+
+def assert_judged(judged: PerceptionTracker, same: Tracker, sequence: VideoSequence) -> None:
     judged.init(sequence.frame(0), sequence.boxes[0])
-    for t, result in enumerate(follow(tracker, sequence), start=1):
+    for t, result in enumerate(follow(same, sequence), start=1):
         assert (judged.update(sequence.frame(t)) == result.rbbox).all()
         assert (judged.axis_aligned(result.rbbox) == result.limits).all()
         assert (judged.mask == result.mask).all()
