@@ -232,4 +232,5 @@ class _Puppet:
         picture = self.cutout.picture
         if shrunk < 0.5:  # without aliasing
             picture = np.asarray(cv2.blur(picture, (round(1 / shrunk),) * 2), np.uint8)
-        return np.asarray(cv2.remap(picture, points, None, cv2.INTER_LINEAR), np.uint8)  # type: ignore[call-overload]
+        x, y = np.ascontiguousarray(points[..., 0]), np.ascontiguousarray(points[..., 1])
+        return np.asarray(cv2.remap(picture, x, y, cv2.INTER_LINEAR), np.uint8)
