@@ -182,7 +182,7 @@ def test_a_bank_counts_its_bytes_and_moves():
 @pytest.mark.parametrize(
     ("source", "message"),
     [
-        ("youtube", "unknown data 'youtube'.*synthetic, davis16, stills, duts"),
+        ("youtube", "unknown data 'youtube'.*synthetic, cutouts, davis16, stills, duts"),
         ("davis16", "needs a folder: davis16:FOLDER"),
         ("duts:", "needs a folder: duts:FOLDER"),
         ("davis16:nowhere", "nowhere"),
