@@ -90,9 +90,9 @@ def test_whoever_else_draws_from_the_generator_only_costs_the_reading_ahead(stor
 
 
 def test_nothing_is_read_ahead_for_needs_that_cannot_be_foreseen(store, monkeypatch):
-    read = []
-    monkeypatch.setattr(PatchStore, "read", lambda self, indices, out: read.append(len(indices)))
-    streamed, chance = sampler(store), generator()
+    own, read = PatchStore(store.folder), []  # what another test still reads ahead is not ours
+    monkeypatch.setattr(own, "read", lambda indices, out: read.append(len(indices)))
+    streamed, chance = sampler(own), generator()
     for _ in range(6):
         streamed.draw(6, chance)
         torch.rand(1, generator=chance)
