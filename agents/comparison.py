@@ -129,7 +129,7 @@ def clip_overlaps(
         total[scored] += iou[scored]
         frames[scored] += 1
         playing &= ~ended
-    return total / np.where(frames, frames, np.nan)
+    return np.asarray(total / np.where(frames, frames, np.nan))
 
 
 class _Evaluations(BaseCallback):

@@ -9,10 +9,12 @@ import numpy as np
 import psutil
 import torch
 from gymnasium import spaces
+from numpy.typing import NDArray
 from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.type_aliases import DictReplayBufferSamples
 from stable_baselines3.common.vec_env import VecNormalize
 
+from bmvtrack.arrays import BoolArray, FloatArray
 from bmvtrack.errors import UserError
 
 _HALF = "features"  # layer-normalised by the encoder: three decimal digits are plenty
@@ -83,11 +85,11 @@ class TensorReplayBuffer(ReplayBuffer):
 
     def add(  # type: ignore[override]
         self,
-        obs: dict[str, np.ndarray],
-        next_obs: dict[str, np.ndarray],
-        action: np.ndarray,
-        reward: np.ndarray,
-        done: np.ndarray,
+        obs: dict[str, FloatArray],
+        next_obs: dict[str, FloatArray],
+        action: FloatArray,
+        reward: FloatArray,
+        done: BoolArray,
         infos: list[dict[str, Any]],
     ) -> None:
         """Store one step of all environments: ``(n_envs, …)`` each, in scaled actions."""
@@ -206,7 +208,7 @@ class TensorReplayBuffer(ReplayBuffer):
             for name, size in self._sizes.items()
         }
 
-    def _upload(self, columns: list[np.ndarray]) -> Sequence[torch.Tensor]:
+    def _upload(self, columns: Sequence[NDArray[Any]]) -> Sequence[torch.Tensor]:
         """Arrays ``(n_envs, …)`` in one transfer; as float64, in which slots are exact, too."""
         together = torch.from_numpy(np.concatenate(columns, axis=1, dtype=np.float64))
         parts: Sequence[torch.Tensor] = together.to(self.device).split(

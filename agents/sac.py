@@ -16,6 +16,7 @@ from torch.nn import functional
 
 from agents.policy import LatentPriorActor, LatentPriorCritic, LatentPriorPolicy
 from bmvtrack import gaussian
+from bmvtrack.arrays import FloatArray
 
 
 class LatentPriorSAC(SAC):
@@ -132,7 +133,7 @@ class LatentPriorSAC(SAC):
 
     def _sample_action(
         self, learning_starts: int, action_noise: ActionNoise | None = None, n_envs: int = 1
-    ) -> tuple[np.ndarray, np.ndarray]:
+    ) -> tuple[FloatArray, FloatArray]:
         # 0: no uniform warm-up. Before the first update the policy is the prior itself.
         action, scaled = super()._sample_action(0, action_noise, n_envs)
         count = round(self.truth_share * n_envs)
@@ -140,7 +141,7 @@ class LatentPriorSAC(SAC):
             self._follow_the_truth(action, scaled, count)
         return action, scaled
 
-    def _follow_the_truth(self, action: np.ndarray, scaled: np.ndarray, count: int) -> None:
+    def _follow_the_truth(self, action: FloatArray, scaled: FloatArray, count: int) -> None:
         """Replace the first ``count`` actions, in place, where there is an object to follow."""
         assert self.env is not None
         assert isinstance(self._last_obs, dict)

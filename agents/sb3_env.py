@@ -10,9 +10,10 @@ import torch
 from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvStepReturn
 
+from bmvtrack.arrays import FloatArray
 from envs.vector_env import BMVTrackVectorEnv
 
-Arrays = dict[str, np.ndarray]
+Arrays = dict[str, FloatArray]
 _PER_EPISODE = ("sequence", "frame", "rbbox", "truth", "iou")
 
 
@@ -45,7 +46,7 @@ class StableBaselinesEnv(VecEnv):
         self.reset_infos = _per_environment(info)
         return _arrays(observations)
 
-    def step_async(self, actions: np.ndarray) -> None:
+    def step_async(self, actions: FloatArray) -> None:
         """Keep the actions ``(N, 5)`` for :meth:`step_wait`."""
         self._actions = actions
 

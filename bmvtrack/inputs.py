@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, Literal, get_args
 
 import numpy as np
+from numpy.typing import NDArray
 
 from bmvtrack import geometry
 from bmvtrack.arrays import ByteArray, FloatArray
@@ -103,7 +104,7 @@ def corner_and_size(limits: FloatArray) -> FloatArray:
     return np.concatenate([limits[..., :2] + 0.5, limits[..., 2:] - limits[..., :2]], axis=-1)
 
 
-def _box_of_mask(mask: np.ndarray, width: int, height: int) -> FloatArray:
+def _box_of_mask(mask: NDArray[Any], width: int, height: int) -> FloatArray:
     if mask.dtype != np.bool_ and not np.issubdtype(mask.dtype, np.integer):
         raise UserError(f"a mask is boolean or integer, not {mask.dtype}")
     if mask.shape != (height, width):

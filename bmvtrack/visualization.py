@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, contextmanager
 from functools import lru_cache
 from pathlib import Path
+from typing import Any, cast
 
 import cv2
 import numpy as np
@@ -124,7 +125,7 @@ def video_writer(path: Path, fps: float) -> Iterator[Callable[[ByteArray], None]
     with whole_file(path) as temporary:
         writer = imageio.get_writer(
             temporary,
-            format="FFMPEG",
+            format=cast(Any, "FFMPEG"),  # typed Format until imageio 2.38.0, str since
             fps=fps,
             codec="libx264",
             macro_block_size=2,

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from bmvtrack.arrays import BoolArray
+from bmvtrack.arrays import BoolArray, ByteArray
 from bmvtrack.data.sequence import VideoSequence, read_image
 from bmvtrack.errors import UserError
 
@@ -110,7 +110,7 @@ def _sequence(name: str, images: Path, annotations: Path) -> VideoSequence:
     )
 
 
-def _read_frame(paths: list[Path], t: int) -> np.ndarray:
+def _read_frame(paths: list[Path], t: int) -> ByteArray:
     return read_image(paths[t])
 
 

@@ -189,7 +189,7 @@ class Scene:
         levels = (np.arange(256) / 255)[:, None] ** gammas[t] * gains[t] * 255  # (256, 3)
         linear = np.clip(image, 0, 255).astype(np.uint8)
         toned: NDArray[np.float32] = np.asarray(cv2.LUT(linear, levels.astype(np.float32)[None]))
-        toned *= field[..., None]
+        toned *= np.asarray(field, dtype=np.float32)[..., None]
         y, x = self.generator(5, t).integers(0, _GRAIN_MARGIN, 2)
         toned += np.float32(sigma) * _grain(height, width)[y : y + height, x : x + width]
         return np.asarray(np.clip(toned, 0, 255, out=toned), dtype=np.uint8)

@@ -163,7 +163,7 @@ def _star(generator: np.random.Generator) -> list[Part]:
 
 def _blob(generator: np.random.Generator) -> list[Part]:
     turns = np.linspace(0, 2 * math.pi, 64, endpoint=False)
-    radius = np.ones(64)
+    radius: FloatArray = np.ones(64)
     for order in range(2, 7):
         radius += generator.normal(0, 0.3 / order) * np.cos(order * turns + 6 * generator.random())
     radius = np.maximum(radius, 0.25)[:, None]

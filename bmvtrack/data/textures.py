@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import cv2
 import numpy as np
+from numpy.typing import NDArray
 
 from bmvtrack.arrays import ByteArray, FloatArray
 
@@ -131,7 +133,7 @@ def _regions(generator: np.random.Generator, height: int, width: int, count: int
     return np.asarray(np.minimum(waves * count, count - 1), dtype=np.uint8)
 
 
-def _clutter(generator: np.random.Generator, height: int, width: int) -> np.ndarray:
+def _clutter(generator: np.random.Generator, height: int, width: int) -> NDArray[np.int32]:
     """Outline of one thing in the background, ``(N, 1, 2)`` int32: box, pole or rough polygon."""
     unit = min(height, width)
     size = unit * generator.uniform(0.03, 0.16, 2)
@@ -147,7 +149,7 @@ def _clutter(generator: np.random.Generator, height: int, width: int) -> np.ndar
     return np.asarray(np.round(points @ rotation + centre), dtype=np.int32)[:, None]
 
 
-def _multiply(image: np.ndarray, gain: FloatArray) -> ByteArray:
+def _multiply(image: NDArray[Any], gain: FloatArray) -> ByteArray:
     return np.asarray(np.clip(image * gain[..., None], 0, 255), dtype=np.uint8)
 
 

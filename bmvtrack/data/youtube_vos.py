@@ -186,7 +186,7 @@ def _why_drop(sequence: VideoSequence, clip: Clip, number: int) -> Reason | None
     return "large" if (shares >= LARGEST).any() else None
 
 
-def _frame(clip: Clip, shape: tuple[int, int], t: int) -> ByteArray:
+def _frame(clip: Clip, shape: tuple[int, ...], t: int) -> ByteArray:
     image = read_image(clip.frames[t])
     if image.shape[:2] != shape:
         height, width = image.shape[:2]

@@ -120,7 +120,7 @@ def evaluate_sequence(
         Scores by protocol, the oracle first.
     """
     generator = sequence_generator(sequence.name, seed, next(network.parameters()).device)
-    values = {
+    values: dict[str, dict[str, FloatArray]] = {
         protocol: {name: np.full(len(sequence), np.nan) for name in PER_FRAME}
         for protocol in (oracle_name(draws), HONEST)
     }
@@ -157,7 +157,9 @@ def _predict(
     """Masks of each frame by the oracle and honestly; fills in what is scored on the patch."""
     width, height = sequence.size
     shown = [t for t in frames if sequence.present[t]]
-    masks = {t: (np.zeros((height, width), bool), np.zeros((height, width), bool)) for t in frames}
+    masks: dict[int, tuple[BoolArray, BoolArray]] = {
+        t: (np.zeros((height, width), bool), np.zeros((height, width), bool)) for t in frames
+    }
     if not shown:
         return list(masks.values())
     views = view_objects(

@@ -146,7 +146,7 @@ def _overlap(
 
 
 def _scored(values: FloatArray) -> FloatArray:
-    scored = values[~np.isnan(values)]
+    scored: FloatArray = values[~np.isnan(values)]
     if not scored.size:
         raise ValueError("no frame is scored: there is no object after the first frame")
     return scored
