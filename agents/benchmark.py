@@ -185,17 +185,23 @@ def plain_step(run: PretrainRun, batch_size: int) -> Callable[[], None]:
 
 
 def environment_rates(options: BenchmarkOptions, device: str) -> dict[str, float]:
-    """Steps/s with boxes at rest: N single environments in turn, and N stepped together."""
+    """Steps/s with boxes at rest: N single environments in turn, and N stepped together, these also with
+    the encoder in bfloat16."""
     perception = Perception.load(options.weights, device)
+    reduced = Perception(perception.network, device, "bfloat16")
     sequences = benchmark_sequences(options)
     rates = {}
     for count in options.environments:
         arguments: dict[str, Any] = {"sequences": sequences, "coordinates": "object"}
         makers = [lambda: BMVTrackEnv(weights=perception, **arguments)] * count  # noqa: B023
         one_by_one = SyncVectorEnv(makers, autoreset_mode=AutoresetMode.SAME_STEP)
-        together = BMVTrackVectorEnv(count, weights=perception, **arguments)
+        environments = {
+            "SyncVectorEnv": one_by_one,
+            "BMVTrackVectorEnv": BMVTrackVectorEnv(count, weights=perception, **arguments),
+            "BMVTrackVectorEnv, bfloat16": BMVTrackVectorEnv(count, weights=reduced, **arguments),
+        }
         at_rest = np.tile(np.array(AT_REST, np.float32), (count, 1))
-        for name, environment in (("SyncVectorEnv", one_by_one), ("BMVTrackVectorEnv", together)):
+        for name, environment in environments.items():
             if environment is one_by_one and count > options.most_single:
                 continue
             environment.reset(seed=0)

@@ -33,6 +33,11 @@ from envs.vector_env import BMVTrackVectorEnv
 _DEFAULTS = {"learning_rate": 3e-4, "actor_hidden": (256, 256), "critic_hidden": (256, 256)}
 METHODS: dict[str, dict[str, Any]] = {
     "latent prior": {"policy": "latent-prior", "coordinates": "frame"},
+    "latent prior and truth": {
+        "policy": "latent-prior",
+        "coordinates": "frame",
+        "truth_share": 0.25,
+    },
     "without correlations": {"policy": "diagonal-prior", "coordinates": "frame"},
     "plain SAC, frame": {"policy": "plain", "coordinates": "frame", **_DEFAULTS},
     "plain SAC, object": {"policy": "plain", "coordinates": "object", **_DEFAULTS},
@@ -69,29 +74,37 @@ def compare(
     test_clips: int,
     console: Console,
     max_minutes: float | None = None,
+    methods: Sequence[str] = tuple(METHODS),
 ) -> list[Curve]:
-    """Train every method with every seed; each run is kept in ``options.out`` and not repeated.
+    """Train methods with every seed; each run is kept in ``options.out`` and not repeated.
 
     Args:
-        options: of every run; method and seed are filled in, ``validate_every`` spaces the evaluations.
+        options: of every run, with one name of data; method and seed are filled in,
+            ``validate_every`` spaces the evaluations.
         seeds: one run of each method for each.
         training: sequences to learn on; mirrored for every method if ``options`` say so.
         test: sequences to evaluate on, to their end, deterministically.
         test_clips: clips spread over them.
         console: for progress.
         max_minutes: no further run is started after this time.
+        methods: any of :data:`METHODS`.
 
     Raises:
-        UserError: if the folder holds runs with other options.
+        UserError: if a method is unknown, or the folder holds runs with other options.
     """
-    perception = Perception.load(options.weights, resolved_device(options.device))
+    unknown = sorted(set(methods) - set(METHODS))
+    if unknown:
+        raise UserError(f"no method {unknown}; there are {list(METHODS)}")
+    device = resolved_device(options.device)
+    perception = Perception.load(options.weights, device, options.precision)
     clips = ClipSource(test, _NEVER).spread(test_clips)
-    training = with_mirrors(options, training)
+    (source,) = options.data
+    training = with_mirrors(options, source, training)
     deadline = time.monotonic() + 60 * (max_minutes or math.inf)
     curves = []
     for seed in seeds:  # every method once, then the next seed: a part is a fair comparison, too
-        for method, changes in METHODS.items():
-            run = replace(options, seed=seed, **changes)
+        for method in methods:
+            run = replace(options, seed=seed, **METHODS[method])
             path = options.out / f"{method.replace(', ', '-').replace(' ', '-')}-{seed}.json"
             curve = _stored(path, run)
             if curve is None and time.monotonic() < deadline:

@@ -12,7 +12,6 @@ Stable-Baselines3's training loop then minimises α·KL − Q and tunes α so th
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Literal
 
@@ -25,6 +24,7 @@ from stable_baselines3.sac.policies import Actor, SACPolicy
 from torch import nn
 from torch.nn import functional
 
+from agents.residual import MaskHead, NetworkHead, Residual, State
 from bmvtrack import gaussian
 from bmvtrack.errors import UserError
 
@@ -32,55 +32,8 @@ Observations = dict[str, torch.Tensor]
 Inputs = Literal["moments", "all"]
 """What an agent makes use of: everything, or neither the encoder's features nor where the box is."""
 _NO_MOMENTS = ("box", "features")
-_MOST_SHIFT = 3.0  # |δ_i|, in standard deviations of the prior
-_LOG_SCALE = (-4.0, 1.0)  # of T_ii
-_MOST_WHITE = 10.0  # what the critic is shown of a whitened action
+_MOST_WHITE = 10.0  # of a whitened action or suggestion
 _MOST_INPUT = 5.0  # of anything but features: log-areas of empty masks and the like
-
-
-@dataclass(frozen=True)
-class State:
-    """What actor and critics are told of B observations, the same for all of them.
-
-    Attributes:
-        inputs: ``(B, F')`` of the extractor.
-        suggestion: ``(B, 5)`` motion that the mask suggests, whitened by the prior.
-    """
-
-    inputs: torch.Tensor
-    suggestion: torch.Tensor
-
-
-@dataclass(frozen=True)
-class Residual:
-    """The policy of B states in units of the prior, N(δ, TTᵀ).
-
-    Attributes:
-        shift: δ ``(B, 5)``.
-        log_diagonal: log T_ii ``(B, 5)``.
-        below: the rest of T, strictly lower triangular ``(B, 5, 5)``; None: T is diagonal.
-    """
-
-    shift: torch.Tensor
-    log_diagonal: torch.Tensor
-    below: torch.Tensor | None
-
-    @property
-    def spread(self) -> torch.Tensor:
-        """T ``(B, 5, 5)``."""
-        diagonal = torch.diag_embed(self.log_diagonal.exp())
-        return diagonal if self.below is None else diagonal + self.below
-
-    def draw(self, noise: torch.Tensor) -> torch.Tensor:
-        """Whitened actions δ + T u ``(B, 5)`` of standard normal noise u ``(B, 5)``."""
-        drawn = torch.addcmul(self.shift, self.log_diagonal.exp(), noise)
-        return drawn if self.below is None else gaussian.unwhiten(noise, drawn, self.below)
-
-    def kl(self) -> torch.Tensor:
-        """KL(π ‖ prior) ``(B,)`` in nats; see the module."""
-        squares = self.shift.square() + (2 * self.log_diagonal).exp() - 2 * self.log_diagonal - 1
-        kl = 0.5 * squares.sum(-1)
-        return kl if self.below is None else kl + 0.5 * self.below.square().sum((-2, -1))
 
 
 class StateExtractor(BaseFeaturesExtractor):
@@ -155,7 +108,7 @@ class ScaledPrior(nn.Module):
             factor = gaussian.unpack_lower(observations["prior_cholesky"])
             relative = functional.normalize(factor, dim=-1)
             suggestion = (relative @ suggestion[..., None]).squeeze(-1)
-            suggestion = suggestion.clamp(-_MOST_INPUT, _MOST_INPUT)
+            suggestion = suggestion.clamp(-_MOST_WHITE, _MOST_WHITE)
             observations = observations | {"mask_residual": suggestion}
         return State(extractor(observations), suggestion)
 
@@ -172,29 +125,30 @@ class LatentPriorActor(Actor):
     def __init__(self, *args: Any, correlated: bool = True, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.prior = ScaledPrior(self.action_space, correlated)
+        del (
+            self.latent_pi,
+            self.mu,
+            self.log_std,
+        )  # of Stable-Baselines3's squashed diagonal Gaussian
         dimension = get_action_dim(self.action_space)
-        width = self.net_arch[-1] if self.net_arch else self.features_dim
-        self.mu = nn.Linear(width, dimension)  # δ
-        factor_head = nn.Linear(width, dimension * (dimension + 1) // 2)
-        self.log_std = factor_head  # type: ignore[assignment]
-        for parameter in (*self.mu.parameters(), *factor_head.parameters()):
-            nn.init.zeros_(parameter)
+        self.head = (
+            NetworkHead(self.features_dim, self.net_arch, dimension)
+            if self.net_arch
+            else MaskHead(dimension)
+        )
 
     def state(self, observations: Observations) -> State:
         """What this actor, and the critics, are told of observations."""
         return self.prior.state(observations, self.features_extractor)
 
-    def residual(self, inputs: torch.Tensor) -> Residual:
-        """The policy of states ``(B, F')``, in units of the prior."""
-        hidden = self.latent_pi(inputs)
-        shift = _MOST_SHIFT * torch.tanh(self.mu(hidden) / _MOST_SHIFT)
-        raw = gaussian.unpack_lower(self.log_std(hidden))  # type: ignore[operator]
-        log_diagonal = raw.diagonal(dim1=-2, dim2=-1).clamp(*_LOG_SCALE)
-        return Residual(shift, log_diagonal, raw.tril(-1) if self.prior.correlated else None)
+    def residual(self, state: State) -> Residual:
+        """The policy of B states, in units of the prior."""
+        shift, packed = self.head(state)
+        return Residual.of(shift, packed, self.prior.correlated)
 
     def forward(self, obs: Any, deterministic: bool = False) -> torch.Tensor:
         """Scaled actions ``(B, 5)``; not squashed, so some lie outside ±1."""
-        residual = self.residual(self.state(obs).inputs)
+        residual = self.residual(self.state(obs))
         white = residual.shift
         if not deterministic:
             white = residual.draw(torch.randn_like(white))
@@ -202,7 +156,7 @@ class LatentPriorActor(Actor):
 
     def action_log_prob(self, obs: Any) -> tuple[torch.Tensor, torch.Tensor]:
         """Scaled actions ``(B, 5)``, and KL(π ‖ prior) ``(B,)`` in the place of log π."""
-        residual = self.residual(self.state(obs).inputs)
+        residual = self.residual(self.state(obs))
         white = residual.draw(torch.randn_like(residual.shift))
         return gaussian.unwhiten(white, *self.prior(obs)), residual.kl()
 
@@ -242,8 +196,9 @@ class TwinNetwork(nn.Module):
 class LatentPriorCritic(BaseModel):
     """Two estimates of Q(s, a), of the action in units of the policy's residual.
 
-    Beside the state they see the whitened action u = L⁻¹(a − m), how far it is from the motion that the
-    mask suggests, and the squares of both: Q is roughly a bowl whose bottom lies between the two.
+    Beside the state they see the whitened action u = L⁻¹(a − m), how far it is from the motion s that the
+    mask suggests and from tanh s, and the squares of all three: Q is roughly a bowl whose bottom lies
+    between them.
 
     Args:
         observation_space: of the environment.
@@ -268,7 +223,7 @@ class LatentPriorCritic(BaseModel):
         )
         self.prior = ScaledPrior(action_space, correlated)
         dimension = get_action_dim(action_space)
-        self.twins = TwinNetwork(features_extractor.features_dim + 4 * dimension, net_arch)
+        self.twins = TwinNetwork(features_extractor.features_dim + 6 * dimension, net_arch)
 
     def forward(self, obs: Any, actions: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Q values of scaled actions ``(B, 5)``: one ``(B, 1)`` for each critic."""
@@ -279,9 +234,10 @@ class LatentPriorCritic(BaseModel):
     def values(self, state: State, white: torch.Tensor) -> torch.Tensor:
         """Q values ``(2, B, 1)`` of whitened actions ``(B, 5)``."""
         white = white.clamp(-_MOST_WHITE, _MOST_WHITE)
-        gap = white - state.suggestion
-        squares = torch.cat([white, gap], dim=1).square() / 4
-        values: torch.Tensor = self.twins(torch.cat([state.inputs, white, gap, squares], dim=1))
+        by_mask = state.suggestion
+        distances = torch.cat([white, white - by_mask, white - by_mask.tanh()], dim=1)
+        inputs = torch.cat([state.inputs, distances, distances.square() / 4], dim=1)
+        values: torch.Tensor = self.twins(inputs)
         return values
 
 

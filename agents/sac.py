@@ -10,11 +10,12 @@ from gymnasium import spaces
 from stable_baselines3 import SAC
 from stable_baselines3.common.noise import ActionNoise
 from stable_baselines3.common.policies import BasePolicy
-from stable_baselines3.common.type_aliases import DictReplayBufferSamples, GymEnv
+from stable_baselines3.common.type_aliases import DictReplayBufferSamples, GymEnv, Schedule
 from stable_baselines3.common.utils import update_learning_rate
 from torch.nn import functional
 
 from agents.policy import LatentPriorActor, LatentPriorCritic, LatentPriorPolicy
+from agents.residual import State
 from bmvtrack import gaussian
 from bmvtrack.arrays import FloatArray
 
@@ -31,7 +32,8 @@ class LatentPriorSAC(SAC):
         env: ``BMVTrack-v0``, or anything with its observations.
         target_kl: nats that the policy may spend on leaving the prior; the temperature is tuned to it.
         learning_rate: of critics and temperature.
-        actor_learning_rate: of the actor; None: the same.
+        actor_learning_rate: of the actor, a number or a function of the share of training that
+            remains; None: the same as of the critics.
         truth_share: of the environments that act by the true motion plus the prior's noise, so that
             part of the buffer shows what good tracking is worth. Needs environments with a
             ``true_motion`` method.
@@ -50,7 +52,7 @@ class LatentPriorSAC(SAC):
         env: GymEnv | str,
         target_kl: float = 1.0,
         learning_rate: float = 3e-4,
-        actor_learning_rate: float | None = None,
+        actor_learning_rate: float | Schedule | None = None,
         truth_share: float = 0.0,
         **kwargs: Any,
     ) -> None:
@@ -67,7 +69,10 @@ class LatentPriorSAC(SAC):
         if self.ent_coef_optimizer is not None:
             others.append(self.ent_coef_optimizer)
         self._update_learning_rate(others)
-        update_learning_rate(self.actor.optimizer, self.actor_learning_rate)
+        rate = self.actor_learning_rate
+        if callable(rate):
+            rate = rate(self._current_progress_remaining)
+        update_learning_rate(self.actor.optimizer, rate)
         sums: dict[str, torch.Tensor] = {}
         for step in range(gradient_steps):
             assert self.replay_buffer is not None
@@ -91,7 +96,7 @@ class LatentPriorSAC(SAC):
         now, then = map(self.actor.state, (batch.observations, batch.next_observations))
         # Drawn one after the other, as in SAC.train; the rest is one pass through the actor.
         noise = torch.cat([torch.randn_like(batch.actions) for _ in (now, then)])
-        residual = self.actor.residual(torch.cat([now.inputs, then.inputs]))
+        residual = self.actor.residual(State.cat([now, then]))
         (white, next_white), (kl, next_kl) = (
             part.split(len(batch.actions)) for part in (residual.draw(noise), residual.kl())
         )

@@ -50,8 +50,8 @@ def train_agent(options: TrainOptions, console: Console | None = None) -> float:
     console = console or Console()
     refuse_existing_run(options.out, options.resume)
     device = resolved_device(options.device)
-    perception = Perception.load(options.weights, device)
-    training, validation = _sequences(options)
+    perception = Perception.load(options.weights, device, options.precision)
+    training, clips = training_and_validation(options)
     model = make_model(options, make_environments(options, perception, training), device)
     best = float("-inf")
     if options.resume:
@@ -59,7 +59,6 @@ def train_agent(options: TrainOptions, console: Console | None = None) -> float:
         restore_training_state(model, state)
         best = float(state["best"])
         console.print(f"resuming {options.out} at step {model.num_timesteps} of {options.steps}")
-    clips = ClipSource(validation, options.clip_length).spread(options.validation_clips)
     evaluation = make_environments(options, perception, clips=clips)
     keeper = _Keeper(options, perception)
     evaluator = EvalCallback(
@@ -124,7 +123,7 @@ def make_model(options: TrainOptions, environments: VecEnv, device: str) -> SAC:
         "LatentPriorPolicy",
         environments,
         target_kl=options.target_kl,
-        actor_learning_rate=options.actor_learning_rate,
+        actor_learning_rate=lambda remaining: remaining * options.actor_learning_rate,
         truth_share=options.truth_share,
         **common,
     )
@@ -181,32 +180,56 @@ def _mean_reward(model: SAC, environment: VecEnv, clips: int) -> float:
     return float(np.mean(mean))
 
 
-def _sequences(options: TrainOptions) -> tuple[list[VideoSequence], list[VideoSequence]]:
-    """Sequences to train on, and held-out ones."""
-    usable = _usable(options.data, options.synthetic_count, options.seed + _TRAINING_SEED)
-    held_out = options.validation_data
-    if held_out is None and sources.parse(options.data)[0] in sources.MADE:
-        held_out = options.data
-    if held_out is not None:
-        validation = _usable(held_out, options.validation_clips, options.seed + _VALIDATION_SEED)
-        return with_mirrors(options, usable), validation
+def training_and_validation(options: TrainOptions) -> tuple[list[VideoSequence], list[Clip]]:
+    """Sequences to train on, and clips of other ones; as many clips of each of the data."""
+    training: list[VideoSequence] = []
+    held_out: list[list[VideoSequence]] = []
+    for source in options.data:
+        usable = _usable(source, options.synthetic_count, options.seed + _TRAINING_SEED)
+        if not options.validation_data:
+            usable, apart = _split(source, usable, options)
+            held_out.append(apart)
+        training += with_mirrors(options, source, usable)
+    held_out += [_for_validation(source, options) for source in options.validation_data]
+    clips: list[Clip] = []
+    for i, apart in enumerate(held_out, start=1):
+        count = options.validation_clips * i // len(held_out) - len(clips)
+        clips += ClipSource(apart, options.clip_length).spread(count)
+    return training, clips
+
+
+def _for_validation(source: str, options: TrainOptions) -> list[VideoSequence]:
+    return _usable(source, options.validation_clips, options.seed + _VALIDATION_SEED)
+
+
+def _split(
+    source: str, usable: list[VideoSequence], options: TrainOptions
+) -> tuple[list[VideoSequence], list[VideoSequence]]:
+    """Sequences to train on and those that are held out; of data that is made, further ones."""
+    if sources.parse(source)[0] in sources.MADE:
+        return usable, _for_validation(source, options)
     if len(usable) < 2:
-        raise UserError(f"{options.data} has {len(usable)} usable sequences; at least 2 are needed")
+        raise UserError(f"{source} has {len(usable)} usable sequences; at least 2 are needed")
     order = np.random.default_rng(options.seed).permutation(len(usable))
     count = max(1, min(len(usable) - 1, round(options.validation_share * len(usable))))
     chosen = set(order[:count].tolist())
-    training = [s for i, s in enumerate(usable) if i not in chosen]
-    return with_mirrors(options, training), [s for i, s in enumerate(usable) if i in chosen]
+    parts: tuple[list[VideoSequence], list[VideoSequence]] = ([], [])
+    for i, sequence in enumerate(usable):
+        parts[i in chosen].append(sequence)
+    return parts
 
 
-def with_mirrors(options: TrainOptions, training: Sequence[VideoSequence]) -> list[VideoSequence]:
+def with_mirrors(
+    options: TrainOptions, source: str, training: Sequence[VideoSequence]
+) -> list[VideoSequence]:
     """Sequences to train on, with their mirrored views if ``options`` want them.
 
     Args:
-        options: sequences that are made, as many as one asks for, stay as they are.
-        training: sequences.
+        options: of the training.
+        source: name of the data; sequences that are made, as many as one asks for, stay as they are.
+        training: its sequences.
     """
-    if not options.mirror or sources.parse(options.data)[0] in sources.MADE:
+    if not options.mirror or sources.parse(source)[0] in sources.MADE:
         return list(training)
     return [view for sequence in training for view in mirrored_views(sequence)]
 

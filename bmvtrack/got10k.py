@@ -25,6 +25,7 @@ from numpy.typing import ArrayLike
 from PIL import Image
 
 from bmvtrack.arrays import ByteArray, FloatArray
+from bmvtrack.perception import DEFAULT_WEIGHTS
 from bmvtrack.tracker import Tracker
 
 _FIRST_PIXEL = np.array([1.0, 1, 0, 0])
@@ -37,7 +38,7 @@ class ToolkitTracker:
     of the toolkit's author.
 
     Args:
-        weights: a folder, or bundled weights by name; None: those for real video.
+        weights: a folder, or bundled weights by name.
         device: ``cpu`` or ``cuda``, for the encoder.
         name: of the tracker, and of its folder of results.
 
@@ -49,7 +50,10 @@ class ToolkitTracker:
     """One run of each sequence is enough."""
 
     def __init__(
-        self, weights: str | Path | None = None, device: str = "cpu", name: str = "bmvtrack"
+        self,
+        weights: str | Path = DEFAULT_WEIGHTS,
+        device: str = "cpu",
+        name: str = "bmvtrack",
     ) -> None:
         self.name = name
         self._tracker = Tracker.load(weights, device)

@@ -28,10 +28,15 @@ from bmvtrack.inputs import COLOURS, Colour, corner_and_size, rgb_frame, rotated
 from bmvtrack.models import Template
 from bmvtrack.motion import AT_REST
 from bmvtrack.movers import Mover, move_by_both
-from bmvtrack.perception import INSIDE, Percept, Perception, mask_in_frame, weights_folder
+from bmvtrack.perception import (
+    DEFAULT_WEIGHTS,
+    INSIDE,
+    Percept,
+    Perception,
+    mask_in_frame,
+    weights_folder,
+)
 
-VIDEO_WEIGHTS = "davis16-duts"
-"""Bundled weights that were trained on real images and video."""
 _AGENT_MOVER = "agents.tracker:load_agent_mover"  # by name: imports point from agents to here
 _LEAST_FILLED = 0.25  # of the box, for a mask to be trusted with its bounds
 
@@ -120,13 +125,13 @@ class Tracker:
 
     @classmethod
     def load(
-        cls, weights: str | Path | None = None, device: str = "cpu", colour: Colour = "rgb"
+        cls, weights: str | Path = DEFAULT_WEIGHTS, device: str = "cpu", colour: Colour = "rgb"
     ) -> Tracker:
         """A tracker from weights: moved by their agent if they have one, else halfway between the
         posterior's mean and the mask.
 
         Args:
-            weights: a folder, or bundled weights by name; None: :data:`VIDEO_WEIGHTS`.
+            weights: a folder, or bundled weights by name.
             device: ``cpu`` or ``cuda``, for the encoder.
             colour: see the class.
 
@@ -134,7 +139,7 @@ class Tracker:
             UserError: if there are no such weights, they cannot track or do not fit each other, or
                 the device is not there.
         """
-        folder = weights_folder(VIDEO_WEIGHTS if weights is None else weights)
+        folder = weights_folder(weights)
         perception = Perception.load(folder, device)
         if not (folder / "agent.json").is_file():
             return cls(perception, colour=colour)

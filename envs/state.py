@@ -14,7 +14,8 @@ from bmvtrack import gaussian, geometry, motion
 from bmvtrack.arrays import Array, FloatArray, namespace
 from bmvtrack.errors import UserError
 from bmvtrack.motion import COORDINATES, Coordinates
-from bmvtrack.perception import GEOMETRY, Percept, mask_motion
+from bmvtrack.movers import move_by_mask
+from bmvtrack.perception import GEOMETRY, Percept
 from bmvtrack.prior import push_forward
 
 Observation = dict[str, NDArray[np.float32]]
@@ -93,11 +94,11 @@ def observe(
         See :func:`observation_space`, with a leading axis B; float32, every value finite.
     """
     mean, covariance = percept.mean, percept.covariance
-    suggested = mask_motion(percept.geometry, boxes)
     width, height = sizes.to(boxes).unbind(-1)
     if coordinates == "frame":
         mean, covariance = push_forward(mean, covariance, boxes, width, height)
-        suggested = motion.to_frame(suggested, boxes, width, height)
+    by_mask = move_by_mask(percept, boxes, previous_motion, sizes)
+    suggested = motion.solve(boxes, by_mask, width, height, coordinates)
     factor = gaussian.cholesky(covariance)
     residual = gaussian.whiten(suggested, mean, factor).clamp(-_MOST_RESIDUAL, _MOST_RESIDUAL)
     x, y, w, h, angle = boxes.unbind(-1)

@@ -61,7 +61,8 @@ class BMVTrackVectorEnv(VectorEnv[Any, Any, Any]):
     next clip, and ``info["final_obs"]`` holds those that the step led to (of all N; the ones that
     count are marked in ``info["_final_obs"]``), ``info["final_info"]`` their info.
 
-    A step waits for the device once, to learn which episodes have ended.
+    A step waits for the device twice: for masks, whose boxes OpenCV finds on the host, and to learn
+    which episodes have ended.
 
     Args:
         num_envs: N.

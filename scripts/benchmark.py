@@ -7,15 +7,14 @@ numbers of one run, as ratios.
     python scripts/benchmark.py --parts environment --environments 1 16 64 256 --device cuda
 """
 
-import tyro
-
 from agents.benchmark import BenchmarkOptions, run_benchmark
+from bmvtrack.console import parse_options
 from bmvtrack.errors import run_script
 
 
 def main() -> None:
     """Parse the options and measure."""
-    run_benchmark(tyro.cli(BenchmarkOptions, description=__doc__))
+    run_benchmark(parse_options(BenchmarkOptions, __doc__))
 
 
 if __name__ == "__main__":

@@ -5,16 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-import tyro
 from rich.console import Console
 from rich.table import Table
 
 from agents.comparison import METHODS, compare
 from agents.comparison_report import COLUMNS, plot_curves, rows
 from agents.options import TrainOptions
+from bmvtrack.console import parse_options
 from bmvtrack.data import sources
 from bmvtrack.errors import UserError, run_script
-from bmvtrack.perception import DEFAULT_WEIGHTS
+from bmvtrack.perception import DEFAULT_WEIGHTS, Precision
 
 _TRAINING_SEED, _TEST_SEED = (
     400,
@@ -24,7 +24,8 @@ _TRAINING_SEED, _TEST_SEED = (
 
 @dataclass
 class Options:
-    """Latent prior, the same without correlations, plain SAC in both coordinates; and untrained."""
+    """Latent prior, the same with truth in its buffer, the same without correlations, plain SAC in both
+    coordinates; and untrained."""
 
     out: Path = Path("runs/comparison")
     """folder for the runs (kept, not repeated), `curves.png` and `table.csv`"""
@@ -38,6 +39,8 @@ class Options:
     """clips spread over the sequences of `test`"""
     synthetic_count: int = 128
     """synthetic sequences to learn on; a quarter as many, others, to evaluate on"""
+    methods: tuple[str, ...] = tuple(METHODS)
+    """to train; all share the folder, so that some can be run first and others later"""
     mirror: bool = True
     """learn on the sequences of a folder mirrored left to right, upside down and in time as well"""
     steps: int = 20_000
@@ -50,22 +53,25 @@ class Options:
     """of frames on the device; those used least recently are read again"""
     device: str = "auto"
     """`auto`, `cpu` or `cuda`"""
+    precision: Precision = "float32"
+    """of the encoder, for every method alike: `bfloat16` is faster where the processor knows it"""
     max_minutes: float | None = None
     """start no further run after this time; the same command goes on"""
 
 
 def main() -> None:
     """Run what is missing; then draw and print what is there."""
-    options = tyro.cli(Options, description=__doc__)
+    options = parse_options(Options, __doc__)
     console = Console()
     train = TrainOptions(
         out=options.out,
         weights=options.weights,
-        data=options.data,
+        data=(options.data,),
         synthetic_count=options.synthetic_count,
         steps=options.steps,
         validate_every=options.evaluate_every,
         device=options.device,
+        precision=options.precision,
         cache_gigabytes=options.cache_gigabytes,
         mirror=options.mirror,
     )
@@ -79,7 +85,14 @@ def main() -> None:
         options.test, synthetic_count=max(1, options.synthetic_count // 4), seed=_TEST_SEED
     )
     curves = compare(
-        train, options.seeds, training, test, options.test_clips, console, options.max_minutes
+        train,
+        options.seeds,
+        training,
+        test,
+        options.test_clips,
+        console,
+        options.max_minutes,
+        options.methods,
     )
     if not curves:
         raise UserError("--max-minutes was too short for a single run")
@@ -88,7 +101,7 @@ def main() -> None:
     for row in rows(curves, options.out / "table.csv"):
         table.add_row(*row)
     console.print(table)
-    missing = len(METHODS) * len(options.seeds) - len(curves)
+    missing = len(options.methods) * len(options.seeds) - len(curves)
     if missing:
         console.print(f"{missing} runs are missing; the same command goes on")
 

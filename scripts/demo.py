@@ -13,13 +13,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import tyro
 from rich.console import Console
 from rich.table import Table
 
 from agents.options import TrainOptions
 from agents.tracker import agent_tracker
 from agents.training import train_agent
+from bmvtrack.console import parse_options
 from bmvtrack.data.synthetic import synthetic_sequences
 from bmvtrack.errors import UserError, run_script
 from bmvtrack.files import write_text
@@ -58,7 +58,7 @@ class Options:
 
 def main() -> None:
     """Run the four parts one after another."""
-    options = tyro.cli(Options, description=__doc__)
+    options = parse_options(Options, __doc__)
     if min(options.test_sequences, options.pretrain_steps, options.agent_steps) < 1:
         raise UserError("--test-sequences, --pretrain-steps and --agent-steps are at least 1")
     if options.synthetic_count < 4:

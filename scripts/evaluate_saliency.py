@@ -21,9 +21,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-import tyro
-
-from bmvtrack.console import check_output_folder, print_results, progress_bar
+from bmvtrack.console import check_output_folder, parse_options, print_results, progress_bar
 from bmvtrack.data.stills import load_stills
 from bmvtrack.errors import run_script
 from bmvtrack.segmentation.options import NetworkOptions
@@ -45,7 +43,7 @@ class Options(NetworkOptions):
 
 def main() -> None:
     """Check everything, make and score the maps, print a table and write the report."""
-    options = tyro.cli(Options, description=__doc__)
+    options = parse_options(Options, __doc__)
     options.check()
     check_output_folder(options.out)
     network = load_segmenter(options.weights, options.device)

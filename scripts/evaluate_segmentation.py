@@ -18,9 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import tyro
-
-from bmvtrack.console import check_output_folder, print_results, progress_bar
+from bmvtrack.console import check_output_folder, parse_options, print_results, progress_bar
 from bmvtrack.data.davis import load_davis16
 from bmvtrack.errors import run_script
 from bmvtrack.segmentation.evaluation import SequenceScores, check_sequence, evaluate_sequence
@@ -51,7 +49,7 @@ class Options(NetworkOptions):
 
 def main() -> None:
     """Check everything, make and score the masks, print tables and write the report."""
-    options = tyro.cli(Options, description=__doc__)
+    options = parse_options(Options, __doc__)
     options.check()
     check_output_folder(options.out)
     network = load_segmenter(options.weights, options.device)

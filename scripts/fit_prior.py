@@ -7,15 +7,14 @@ covariance: a pair whose mask breaks up or vanishes behind something weighs as m
     python scripts/fit_prior.py --root DAVIS --split val --table
 """
 
-import tyro
-
+from bmvtrack.console import parse_options
 from bmvtrack.data.prior_fit import FitOptions, fit_prior
 from bmvtrack.errors import run_script
 
 
 def main() -> None:
     """Parse the options and fit."""
-    fit_prior(tyro.cli(FitOptions, description=__doc__))
+    fit_prior(parse_options(FitOptions, __doc__))
 
 
 if __name__ == "__main__":

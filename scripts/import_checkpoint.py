@@ -12,6 +12,7 @@ from pathlib import Path
 
 import tyro
 
+from bmvtrack.console import parse_options
 from bmvtrack.errors import UserError, run_script
 from bmvtrack.models.published import load_published
 
@@ -28,7 +29,7 @@ class Options:
 
 def main() -> None:
     """Read, write, and say what it was."""
-    options = tyro.cli(Options, description=__doc__)
+    options = parse_options(Options, __doc__)
     if options.out.exists():
         raise UserError(f"{options.out} is there already; give another folder")
     network = load_published(options.checkpoint)

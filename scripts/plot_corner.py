@@ -3,7 +3,7 @@
 Named priors, priors fitted to data under either labeling, and what encoders say of a frame, seen
 through the true box of the frame before. Ellipses hold 95 % of a Gaussian.
 
-    python scripts/plot_corner.py --weights synthetic --frames 5 15
+    python scripts/plot_corner.py --weights davis16-duts --frames 5 15
     python scripts/plot_corner.py --priors paper --coordinates frame --out prior.png \\
         --data davis16:DAVIS:val --labels opencv continuous --frames-apart 5 --points
 """
@@ -25,7 +25,7 @@ from bmvtrack.data.sequence import VideoSequence
 from bmvtrack.data.sources import load_sequences
 from bmvtrack.errors import UserError, run_script
 from bmvtrack.motion import Coordinates
-from bmvtrack.perception import Perception
+from bmvtrack.perception import DEFAULT_WEIGHTS, Perception
 from bmvtrack.prior import Labels, MotionPrior
 
 
@@ -48,7 +48,7 @@ class Options:
     """between the two boxes of a pair, for --labels; 5 is as YouTube-VOS is annotated"""
     points: bool = False
     """draw the motions that --labels are fitted to"""
-    weights: tuple[str, ...] = ("synthetic",)
+    weights: tuple[str, ...] = (DEFAULT_WEIGHTS,)
     """encoders, for --frames: names of bundled weights, or folders"""
     sequence: str | None = None
     """name of the sequence, for --frames; the first one if not given"""

@@ -21,7 +21,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from bmvtrack.console import print_results, progress_bar
+from bmvtrack.console import parse_options, print_results, progress_bar
 from bmvtrack.data.patch_store import PatchStore, Shard, Split
 from bmvtrack.data.preparation import SplitBy, finish, prepare
 from bmvtrack.data.youtube_vos import REASONS, load_youtube_vos
@@ -53,7 +53,7 @@ class Options:
 
 def main() -> None:
     """Cut out the patches, split them, and say what was kept."""
-    options = tyro.cli(Options, description=__doc__)
+    options = parse_options(Options, __doc__)
     if not 0 < options.validation_share < 1:
         raise UserError(f"--validation-share must lie in (0, 1), not {options.validation_share}")
     if options.seed < 0:

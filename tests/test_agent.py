@@ -56,10 +56,10 @@ def tensors(values: dict[str, np.ndarray]) -> dict[str, torch.Tensor]:
     return {name: torch.from_numpy(value) for name, value in values.items()}
 
 
-@pytest.fixture
-def actor() -> LatentPriorActor:
+@pytest.fixture(params=[[], [16]], ids=["mask", "network"])
+def actor(request: pytest.FixtureRequest) -> LatentPriorActor:
     torch.manual_seed(0)
-    result = make_actor("latent-prior", "frame", FEATURES, [16])
+    result = make_actor("latent-prior", "frame", FEATURES, request.param)
     assert isinstance(result, LatentPriorActor)
     return result
 
@@ -67,9 +67,8 @@ def actor() -> LatentPriorActor:
 def stirred(actor: LatentPriorActor) -> LatentPriorActor:
     """The same actor after it has learned something arbitrary."""
     with torch.no_grad():
-        for head in (actor.mu, actor.log_std):
-            head.weight.normal_(std=0.1)
-            head.bias.normal_(std=0.2)
+        for parameter in actor.head.parameters():
+            parameter.normal_(std=0.2)
     return actor
 
 
@@ -108,7 +107,7 @@ def test_kl_is_that_of_the_two_gaussians(actor: LatentPriorActor) -> None:
     state = tensors(observations(torch.ones(5), covariance, 1))
     _, kl = stirred(actor).action_log_prob(state)
     mean, factor = actor.prior(state)
-    residual = actor.residual(actor.state(state).inputs)
+    residual = actor.residual(actor.state(state))
     shift, spread = residual.shift, residual.spread
     policy = torch.distributions.MultivariateNormal(
         gaussian.unwhiten(shift, mean, factor), scale_tril=factor @ spread
@@ -125,7 +124,7 @@ def test_actions_have_the_policy_s_covariance(actor: LatentPriorActor) -> None:
     actions = stirred(actor)(tensors(values)).detach()
     mean, factor = actor.prior(tensors(values))
     white = gaussian.whiten(actions, mean, factor)
-    residual = actor.residual(actor.state(tensors(values)).inputs)
+    residual = actor.residual(actor.state(tensors(values)))
     shift, spread = residual.shift, residual.spread
     torch.testing.assert_close(white.mean(0), shift[0], rtol=0, atol=0.05)
     torch.testing.assert_close(white.T.cov(), (spread @ spread.mT)[0], rtol=0.1, atol=0.05)
@@ -252,7 +251,7 @@ def test_without_correlations_the_marginals_stay(actor: LatentPriorActor) -> Non
     full, marginal = actor.prior(state)[1][0], diagonal.prior(state)[1][0]
     assert torch.equal(marginal, torch.diag(marginal.diagonal()))
     torch.testing.assert_close(marginal @ marginal.T, torch.diag((full @ full.T).diagonal()))
-    spread = stirred(diagonal).residual(diagonal.state(state).inputs).spread[0]
+    spread = stirred(diagonal).residual(diagonal.state(state)).spread[0]
     assert torch.equal(spread, torch.diag(spread.diagonal()))
 
 
@@ -264,14 +263,13 @@ def test_without_correlations_the_mask_s_motion_is_whitened_as_actions_are() -> 
     values["mask_residual"][:] = np.random.default_rng(0).normal(size=(3, 5))
     state = tensors(values)
     factor = torch.linalg.cholesky(covariance).float()
-    suggested = gaussian.unwhiten(state["mask_residual"], state["prior_mean"], factor)
     for policy in ("latent-prior", "diagonal-prior"):
         actor = make_actor(policy, "frame", FEATURES, [16])
         assert isinstance(actor, LatentPriorActor)
         prior = actor.prior
-        scaled = (suggested - prior.low) * prior.rate - 1
         told = actor.state(state)
-        white = gaussian.whiten(scaled, *prior(state))
+        said = gaussian.unwhiten(state["mask_residual"], state["prior_mean"], factor)
+        white = gaussian.whiten((said - prior.low) * prior.rate - 1, *prior(state))
         torch.testing.assert_close(told.suggestion, white, rtol=1e-4, atol=1e-4)
         place = actor.features_extractor.names.index("mask_residual")
         before = sum(values[name].shape[1] for name in actor.features_extractor.names[:place])
@@ -337,13 +335,16 @@ def test_plain_actor_is_stored_too(env: BMVTrackEnv, tmp_path: Path) -> None:
     np.testing.assert_allclose(found, expected, atol=5e-3)
 
 
-def test_agents_that_do_not_fit_are_refused(tmp_path: Path, actor: LatentPriorActor) -> None:
+def test_agents_that_do_not_fit_are_refused(tmp_path: Path) -> None:
+    actor = make_actor("latent-prior", "frame", FEATURES, [])
     with pytest.raises(UserError, match=r"agent\.json is missing"):
         load_actor(tmp_path)
     save_actor(actor, "latent-prior", "frame", tmp_path)
     tensors = load_file(tmp_path / "agent.safetensors")
-    save_file({k: v for k, v in tensors.items() if k != "mu.bias"}, tmp_path / "agent.safetensors")
-    with pytest.raises(UserError, match=r"does not fit .*mu\.bias"):
+    save_file(
+        {k: v for k, v in tensors.items() if k != "head.factor"}, tmp_path / "agent.safetensors"
+    )
+    with pytest.raises(UserError, match=r"does not fit .*head\.factor"):
         load_actor(tmp_path)
     (tmp_path / "agent.safetensors").write_bytes(b"junk")
     with pytest.raises(UserError, match="does not fit"):
@@ -374,3 +375,57 @@ def test_untrained_agent_tracks_like_the_posterior_mean(
         first, second = agent.update(sequence.frame(t)), posterior.update(sequence.frame(t))
         np.testing.assert_allclose(nearest_label(first, second), second, rtol=1e-3, atol=0.05)
     assert agent.mask.shape == sequence.frame(0).shape[:2]
+
+
+def test_an_actor_can_go_halfway_to_the_mask() -> None:
+    actor = make_actor("latent-prior", "object", FEATURES, [])
+    assert isinstance(actor, LatentPriorActor)
+    with torch.no_grad():
+        actor.head.linear.fill_(0.5)
+    prior = named("davis16")
+    mean, covariance = torch.from_numpy(prior.mean), torch.from_numpy(prior.covariance)
+    values = observations(mean, covariance, 1)
+    residual = np.array([[0.5, -0.3, 0.2, -0.6, 0.1]], np.float32)
+    values["mask_residual"][:] = residual
+    found, _ = actor.predict(values, deterministic=True)
+    by_mask = mean + torch.linalg.cholesky(covariance) @ torch.from_numpy(residual[0]).double()
+    np.testing.assert_allclose(found[0], (mean + by_mask) / 2, atol=2e-3)  # δ bends towards ±3
+
+
+def test_a_mirror_image_is_corrected_alike() -> None:
+    """Upside down, sin θ and Δy change their signs, and nothing else does."""
+    torch.manual_seed(5)
+    actor = make_actor("latent-prior", "object", FEATURES, [])
+    assert isinstance(actor, LatentPriorActor)
+    stirred(actor)
+    mirror = torch.tensor([1.0, 1, -1, 1, -1])
+    root = torch.randn(5, 5, dtype=torch.float64) / 10
+    covariance = root @ root.T + 0.01 * torch.eye(5)
+    mean = torch.tensor([1.1, 0.9, 0.2, 0.1, -0.3])
+    suggested = torch.randn(5)
+
+    def moved(mean: torch.Tensor, covariance: torch.Tensor, suggested: torch.Tensor) -> np.ndarray:
+        values = observations(mean, covariance, 1)
+        factor = torch.linalg.cholesky(covariance).float()
+        values["mask_residual"][:] = gaussian.whiten(suggested[None], mean[None], factor[None])
+        return actor.predict(values, deterministic=True)[0][0]
+
+    there = moved(mean, covariance, suggested)
+    mirrored = moved(mean * mirror, covariance * torch.outer(mirror, mirror), suggested * mirror)
+    np.testing.assert_allclose(mirrored, there * mirror.numpy(), rtol=1e-4, atol=1e-5)
+
+
+def test_the_actor_s_rate_may_fall(env: BMVTrackEnv) -> None:
+    rates: list[float] = []
+
+    def falling(remaining: float) -> float:
+        rates.append(0.01 * remaining)
+        return rates[-1]
+
+    model = agent(env, actor_learning_rate=falling)
+    model.learn(40)
+    assert len(rates) > 5
+    assert rates == sorted(rates, reverse=True)
+    assert rates[0] > 0.004
+    assert model.actor.optimizer.param_groups[0]["lr"] == rates[-1] == 0
+    assert model.critic.optimizer.param_groups[0]["lr"] == 3e-4

@@ -16,7 +16,7 @@ from test_report import write_tree
 import bmvtrack
 from agents import cli
 from bmvtrack import __main__ as quickstart
-from bmvtrack.perception import weights_folder
+from bmvtrack.perception import DEFAULT_WEIGHTS, weights_folder
 
 ROOT = Path(__file__).parents[1]
 
@@ -146,7 +146,7 @@ def test_the_quickstart_says_what_is_there(capsys):
     rows = [line.split() for line in lines]
     assert all([name, number] in rows for name, number in versions.items())
     bundled = sorted(
-        p.parent.name for p in weights_folder("synthetic").parent.glob("*/config.json")
+        p.parent.name for p in weights_folder(DEFAULT_WEIGHTS).parent.glob("*/config.json")
     )
     assert sorted(quickstart.weights()) == bundled
     assert all(

@@ -69,7 +69,10 @@ def test_every_method_runs_once_and_is_kept(options, sequences):
     first, second = (c for c in curves if c.method == "latent prior")
     np.testing.assert_array_equal(first.overlaps[0], second.overlaps[0])  # untrained
     files = {path: path.read_text() for path in options.out.glob("*.json")}
-    assert len(files) == 8
+    assert len(files) == 2 * len(METHODS)
+    assert [c.method for c in compare(*arguments, methods=["latent prior"])] == ["latent prior"] * 2
+    with pytest.raises(UserError, match="no method"):
+        compare(*arguments, methods=["other"])
     again = compare(*arguments, max_minutes=1e-9)
     for old, new in zip(curves, again, strict=True):
         np.testing.assert_allclose(new.overlaps, old.overlaps)
@@ -120,10 +123,12 @@ def test_sequences_of_a_folder_are_mirrored_for_every_method(options, sequences,
         ("davis16:somewhere", False),
         ("synthetic", True),
     ):
-        run = replace(options, data=data, mirror=mirror, out=options.out / f"{data[:5]}-{mirror}")
+        run = replace(
+            options, data=(data,), mirror=mirror, out=options.out / f"{data[:5]}-{mirror}"
+        )
         compare(run, [0], sequences[:1], sequences[2:], 1, Console(quiet=True))
         assert json.loads(min(run.out.glob("*.json")).read_text())["options"]["mirror"] is mirror
-    assert [len(names) for names in seen] == [8] * 4 + [1] * 8
+    assert [len(names) for names in seen] == [8] * len(METHODS) + [1] * 2 * len(METHODS)
 
 
 def test_a_good_seed_is_good_on_all_sequences():

@@ -141,11 +141,11 @@ def test_posteriors_of_frames_beside_the_prior(run, tmp_path):
     status, errors, calls = run(*data, "2", "4")
     assert status == 0, errors
     ((gaussians, samples),) = calls
-    assert list(gaussians) == ["prior davis16", "synthetic, bee 2", "synthetic, bee 4"]
+    assert list(gaussians) == ["prior davis16", "davis16-duts, bee 2", "davis16-duts, bee 4"]
     assert not samples
     bee = load_davis16(root)[1]
-    percept = Perception.load("synthetic").look(bee.frame(4), bee.boxes[3])
-    assert_allclose(gaussians["synthetic, bee 4"].mean, percept.mean[0], rtol=1e-5)
+    percept = Perception.load().look(bee.frame(4), bee.boxes[3])
+    assert_allclose(gaussians["davis16-duts, bee 4"].mean, percept.mean[0], rtol=1e-5)
     ((pushed, _),) = run(*data, "4", "--coordinates", "frame")[2]
     for name, gaussian in pushed.items():
         expected = gaussians[name].at_box(bee.boxes[3], *bee.size)

@@ -47,7 +47,7 @@ def got10k_folder(tmp_path_factory, sequences):
 
 @pytest.fixture(scope="module")
 def tracker():
-    return ToolkitTracker("synthetic")
+    return ToolkitTracker()
 
 
 def files_of(folder):
@@ -62,7 +62,7 @@ def test_boxes_are_those_of_the_tracker_counted_from_one(got10k_folder, tracker)
     assert boxes[0] == pytest.approx(first)
     assert seconds.shape == (LENGTH,)
     assert (seconds > 0).all()
-    plain = Tracker.load("synthetic", colour="bgr")
+    plain = Tracker.load(colour="bgr")
     for i, path in enumerate(files_of(folder)):
         frame = cv2.imread(path)
         if i == 0:

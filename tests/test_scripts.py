@@ -62,7 +62,7 @@ def test_benchmark_writes_its_table(run, tmp_path: Path) -> None:
     result = run("benchmark.py", *sizes, "--device", "cpu", "--out", "speed.json")
     assert result.returncode == 0, result.stderr
     speeds = json.loads((tmp_path / "speed.json").read_text())["per_second"]
-    assert len(speeds) == 10
+    assert len(speeds) == 12
     assert all(value > 0 for value in speeds.values())
 
 

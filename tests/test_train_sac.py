@@ -12,7 +12,7 @@ from test_cutouts import write_stills
 from agents.options import TrainOptions
 from agents.storage import load_actor
 from agents.tracker import agent_tracker
-from agents.training import train_agent
+from agents.training import train_agent, training_and_validation
 from bmvtrack.data import sources
 from bmvtrack.data.sequence import VideoSequence
 from bmvtrack.data.synthetic import synthetic_sequence
@@ -93,7 +93,7 @@ def test_the_best_agent_is_chosen_on_other_data(
 
     monkeypatch.setattr(sources, "load_sequences", recorded)
     data = f"cutouts:{tmp_path / 'stills'}"
-    train_agent(replace(options, data=data, validation_data="synthetic", steps=24))
+    train_agent(replace(options, data=(data,), validation_data=("synthetic",), steps=24))
     assert asked == [(data, 3), ("synthetic", 2)]
 
 
@@ -105,9 +105,10 @@ def test_time_limit_leaves_a_checkpoint(options: TrainOptions) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"data": "stills:x"}, "--data stills:x: stills have no motion"),
-        ({"validation_data": "duts:x"}, "--validation-data duts:x: stills have no motion"),
-        ({"data": "davis16:/nowhere"}, "no folder"),
+        ({"data": ("stills:x",)}, "--data stills:x: stills have no motion"),
+        ({"validation_data": ("duts:x",)}, "--validation-data duts:x: stills have no motion"),
+        ({"data": ("synthetic", "davis16:/nowhere")}, "no folder"),
+        ({"data": ()}, "--data needs at least one"),
         ({"weights": "nowhere"}, "no weights"),
         ({"environments": 0}, "--environments"),
         ({"gamma": 1.5}, "--gamma"),
@@ -137,3 +138,17 @@ def test_options_are_recorded(options: TrainOptions) -> None:
     train_agent(replace(options, steps=2))
     recorded = json.loads((options.out / "options.json").read_text())
     assert recorded["target_kl"] == options.target_kl
+
+
+def test_several_kinds_of_data_are_held_out_each(options: TrainOptions, shared_data: Path) -> None:
+    davis = f"davis16:{shared_data / 'davis16-train-360p'}:train"
+    mixed = replace(options, data=("synthetic", davis), validation_clips=6)
+    training, clips = training_and_validation(mixed)
+    made = [sequence for sequence in training if sequence.name.startswith("synthetic")]
+    real = {sequence.name.split("~")[0] for sequence in training} - {s.name for s in made}
+    assert (len(made), len(real)) == (options.synthetic_count, 24)
+    assert len(training) == len(made) + 8 * len(real)  # mirrored
+    names = [clip.sequence.name for clip in clips]
+    assert [name.startswith("synthetic") for name in names] == [True] * 3 + [False] * 3
+    assert not real & set(names)
+    assert not {sequence.name for sequence in made} & set(names)

@@ -249,7 +249,7 @@ def test_load_takes_the_agent_where_there_is_one(
     torch.manual_seed(1)
     actor = make_actor("latent-prior", "object", perception.feature_count, [16])
     with torch.no_grad():
-        actor.mu.bias.fill_(0.5)
+        actor.head.shift.bias.fill_(0.5)
     save_actor(actor, "latent-prior", "object", tmp_path)
     agent = follow(Tracker.load(tmp_path), sequence)
     assert not np.allclose(agent[0].rbbox, posterior[0].rbbox)

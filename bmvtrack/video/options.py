@@ -10,7 +10,7 @@ import tyro
 
 from bmvtrack.console import check_output_folder
 from bmvtrack.errors import UserError
-from bmvtrack.tracker import VIDEO_WEIGHTS
+from bmvtrack.perception import DEFAULT_WEIGHTS
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class TrackOptions:
     truth: Path | None = None
     """folder with a .png mask for each frame, as in DAVIS: its first box is the default, and the
     track is scored by IoU"""
-    weights: str = VIDEO_WEIGHTS
+    weights: str = DEFAULT_WEIGHTS
     """bundled weights by name, or a folder; where it holds an agent, the agent moves the box"""
     device: str = "cpu"
     """cpu or cuda: for the encoder"""

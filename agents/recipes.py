@@ -1,0 +1,138 @@
+"""How the bundled weights come about: the stages of their training, one after the other."""
+
+from __future__ import annotations
+
+import math
+import shutil
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from rich.console import Console
+
+from agents.options import TrainOptions
+from agents.training import train_agent
+from bmvtrack.errors import UserError
+from bmvtrack.training import PretrainOptions, pretrain
+from bmvtrack.training.checkpoint import checkpoints
+
+Stage = PretrainOptions | TrainOptions
+
+
+@dataclass(frozen=True)
+class RecipeOptions:
+    """Train the bundled weights anew from their data, stage by stage."""
+
+    davis: Path
+    """DAVIS16 folder; its split `train` is used, at 400 pixels"""
+    duts: Path
+    """folder of DUTS-TR, with DUTS-TR-Image and DUTS-TR-Mask in it"""
+    out: Path = Path("runs/retrained")
+    """folder for the stages; the weights are its `weights` at the end"""
+    effort: float = 1.0
+    """share of the steps of every stage: a small one tries the whole path first"""
+    device: str = "auto"
+    """`auto`, `cpu` or `cuda`"""
+    max_minutes: float | None = None
+    """stop after this time; the same command goes on"""
+
+    def check(self) -> None:
+        """Refuse what cannot be.
+
+        Raises:
+            UserError: naming the option.
+        """
+        if not 0 < self.effort <= 1:
+            raise UserError(f"--effort must lie in (0, 1], not {self.effort}")
+        if self.max_minutes is not None and not self.max_minutes > 0:
+            raise UserError(f"--max-minutes must be positive, not {self.max_minutes}")
+
+
+def recipe(options: RecipeOptions) -> dict[str, Stage]:
+    """An encoder for real video in three rounds, each harder than the one before, and its agent."""
+    video = f"davis16:{options.davis}:train"
+    first = PretrainOptions(
+        data=(f"duts:{options.duts}", video),
+        shares=(3, 1),
+        longest_side=400,
+        width=24,
+        steps=6800,
+        validate_every=400,
+        precision="bf16-mixed",
+    )
+    second = replace(
+        first,
+        shares=(2, 1),
+        steps=5000,
+        validate_every=500,
+        start_from=options.out / "first" / "last",
+        jitter=(0.5, 1, 1.6, 2.5),
+        learning_rate=1e-3,
+        seed=1,
+    )
+    third = replace(
+        second,
+        shares=(3, 2),
+        start_from=options.out / "second" / "best",
+        template=True,
+        distractors=0.2,
+        backgrounds=0.2,
+        seed=2,
+    )
+    agent = TrainOptions(
+        data=(video, "synthetic"),  # the encoder errs on what it has not seen as it will elsewhere
+        weights=str(options.out / "third" / "best"),
+        target_kl=6.0,
+        validate_every=10_000,
+        cache_gigabytes=2.0,
+        precision="bfloat16",
+    )
+    return {"first": first, "second": second, "third": third, "agent": agent}
+
+
+def retrain(options: RecipeOptions, console: Console | None = None) -> Path | None:
+    """Run the stages that are not done yet; called again, it goes on where it stopped.
+
+    Returns:
+        The folder with encoder and agent; None if the time was up before.
+
+    Raises:
+        UserError: on options or data that are not as they should be.
+    """
+    options.check()
+    console = console or Console()
+    deadline = time.monotonic() + 60 * (options.max_minutes or math.inf)
+    for name, stage in recipe(options).items():
+        minutes = (deadline - time.monotonic()) / 60
+        if minutes <= 0:
+            console.print("time is up; the same command goes on")
+            return None
+        console.rule(name)
+        _run(_fitted(stage, options, name, minutes), console)
+    if time.monotonic() > deadline:  # perhaps in the middle of the last stage
+        console.print("time is up; the same command goes on")
+        return None
+    result = options.out / "weights"
+    shutil.copytree(options.out / "agent" / "best", result, dirs_exist_ok=True)
+    console.print(f"encoder and agent: {result}", soft_wrap=True)
+    return result
+
+
+def _fitted(stage: Stage, options: RecipeOptions, name: str, minutes: float) -> Stage:
+    """A stage with the effort, place and time of this call."""
+    out = options.out / name
+    return replace(
+        stage,
+        out=out,
+        steps=max(1, round(options.effort * stage.steps)),
+        device=options.device,
+        max_minutes=None if math.isinf(minutes) else minutes,
+        resume=bool(checkpoints(out / "checkpoints")),
+    )
+
+
+def _run(stage: Stage, console: Console) -> None:
+    if isinstance(stage, PretrainOptions):
+        pretrain(stage, console)
+    else:
+        train_agent(stage, console)

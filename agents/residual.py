@@ -1,0 +1,130 @@
+"""What a policy says in units of the encoder's Gaussian, N(δ, TTᵀ), and the two ways to come to it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from stable_baselines3.common.torch_layers import create_mlp
+from torch import nn
+
+from bmvtrack import gaussian
+
+_MOST_SHIFT = 3.0  # |δ_i|, in standard deviations of the prior
+_LOG_SCALE = (-4.0, 1.0)  # of T_ii
+
+
+@dataclass(frozen=True)
+class State:
+    """What actor and critics are told of B observations, the same for all of them.
+
+    Attributes:
+        inputs: ``(B, F')`` of the extractor.
+        suggestion: ``(B, 5)`` motion to the box of the mask, whitened by the prior.
+    """
+
+    inputs: torch.Tensor
+    suggestion: torch.Tensor
+
+    @classmethod
+    def cat(cls, parts: Sequence[State]) -> State:
+        """Several batches as one."""
+        inputs, suggestions = zip(*((part.inputs, part.suggestion) for part in parts), strict=True)
+        return cls(torch.cat(inputs), torch.cat(suggestions))
+
+
+@dataclass(frozen=True)
+class Residual:
+    """The policy of B states in units of the prior, N(δ, TTᵀ).
+
+    Attributes:
+        shift: δ ``(B, 5)``.
+        log_diagonal: log T_ii ``(B, 5)``.
+        below: the rest of T, strictly lower triangular ``(B, 5, 5)``; None: T is diagonal.
+    """
+
+    shift: torch.Tensor
+    log_diagonal: torch.Tensor
+    below: torch.Tensor | None
+
+    @classmethod
+    def of(cls, shift: torch.Tensor, packed: torch.Tensor, correlated: bool) -> Residual:
+        """From a head's output, kept where a policy is sane.
+
+        Args:
+            shift: ``(B, 5)``; bends towards ±3.
+            packed: ``(B, 15)`` lower triangle of T, of its diagonal the logarithm.
+            correlated: False leaves out what is below the diagonal.
+        """
+        raw = gaussian.unpack_lower(packed)
+        return cls(
+            _MOST_SHIFT * torch.tanh(shift / _MOST_SHIFT),
+            raw.diagonal(dim1=-2, dim2=-1).clamp(*_LOG_SCALE),
+            raw.tril(-1) if correlated else None,
+        )
+
+    @property
+    def spread(self) -> torch.Tensor:
+        """T ``(B, 5, 5)``."""
+        diagonal = torch.diag_embed(self.log_diagonal.exp())
+        return diagonal if self.below is None else diagonal + self.below
+
+    def draw(self, noise: torch.Tensor) -> torch.Tensor:
+        """Whitened actions δ + T u ``(B, 5)`` of standard normal noise u ``(B, 5)``."""
+        drawn = torch.addcmul(self.shift, self.log_diagonal.exp(), noise)
+        return drawn if self.below is None else gaussian.unwhiten(noise, drawn, self.below)
+
+    def kl(self) -> torch.Tensor:
+        """KL(π ‖ prior) ``(B,)`` in nats; see :mod:`agents.policy`."""
+        squares = self.shift.square() + (2 * self.log_diagonal).exp() - 2 * self.log_diagonal - 1
+        kl = 0.5 * squares.sum(-1)
+        return kl if self.below is None else kl + 0.5 * self.below.square().sum((-2, -1))
+
+
+class MaskHead(nn.Module):
+    """How far each parameter follows the mask's suggestion of that parameter; T is one for all states.
+
+    δ_i = g_i tanh(s_i) + h_i s_i, where s is what the mask suggests, in units of the prior. The first term
+    trusts it up to about one standard deviation; the second, where h is negative, takes that back from a
+    suggestion that is far away. Twenty-five numbers, and δ is odd in s: a scene and its mirror image are
+    corrected alike, so what is learned on a few sequences holds on others (docs/results.md).
+
+    Args:
+        dimension: of an action.
+    """
+
+    def __init__(self, dimension: int) -> None:
+        super().__init__()
+        self.bounded = nn.Parameter(torch.zeros(dimension))  # g
+        self.linear = nn.Parameter(torch.zeros(dimension))  # h
+        self.factor = nn.Parameter(torch.zeros(dimension * (dimension + 1) // 2))
+
+    def forward(self, state: State) -> tuple[torch.Tensor, torch.Tensor]:
+        """δ ``(B, 5)`` and packed T ``(B, 15)``, its diagonal in logarithms."""
+        suggested = state.suggestion
+        shift = self.bounded * suggested.tanh() + self.linear * suggested
+        return shift, self.factor.expand(len(suggested), -1)
+
+
+class NetworkHead(nn.Module):
+    """δ and T from everything that the agent is told, by a multilayer perceptron.
+
+    Args:
+        inputs: number of inputs.
+        hidden: sizes of the hidden layers, at least one.
+        dimension: of an action.
+    """
+
+    def __init__(self, inputs: int, hidden: Sequence[int], dimension: int) -> None:
+        super().__init__()
+        self.hidden = nn.Sequential(*create_mlp(inputs, -1, list(hidden)))
+        self.shift = nn.Linear(hidden[-1], dimension)
+        self.factor = nn.Linear(hidden[-1], dimension * (dimension + 1) // 2)
+        for parameter in (*self.shift.parameters(), *self.factor.parameters()):
+            nn.init.zeros_(parameter)
+
+    def forward(self, state: State) -> tuple[torch.Tensor, torch.Tensor]:
+        """See :class:`MaskHead`."""
+        hidden = self.hidden(state.inputs)
+        return self.shift(hidden), self.factor(hidden)

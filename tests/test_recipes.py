@@ -1,0 +1,87 @@
+"""Retraining the bundled weights: the stages fit each other, stop, and go on."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from agents import recipes
+from agents.options import TrainOptions
+from agents.recipes import RecipeOptions, recipe, retrain
+from agents.storage import load_actor
+from bmvtrack.errors import UserError
+from bmvtrack.perception import Perception
+from bmvtrack.training import PretrainOptions
+
+
+@pytest.fixture
+def options(tmp_path: Path) -> RecipeOptions:
+    return RecipeOptions(out=tmp_path / "out", davis=Path("DAVIS"), duts=Path("DUTS"), device="cpu")
+
+
+def test_stages_are_built_on_those_before_them(options: RecipeOptions) -> None:
+    done: set[Path] = set()
+    for name, stage in recipe(options).items():
+        if isinstance(stage, PretrainOptions):
+            stage.resolved()
+            before = stage.start_from
+        else:
+            stage.check()
+            before = Path(stage.weights)
+        assert before is None or before.parent in done
+        done.add(options.out / name)
+    assert isinstance(stage, TrainOptions)  # the last one, which leaves encoder and agent
+
+
+def small_recipe(options: RecipeOptions) -> dict[str, recipes.Stage]:
+    encoder = PretrainOptions(
+        width=4, input_size=64, samples=10, steps=20, batch_size=2, synthetic_count=3
+    )
+    agent = TrainOptions(
+        weights=str(options.out / "encoder" / "best"),
+        steps=40,
+        synthetic_count=2,
+        environments=2,
+        updates=1,
+        clip_length=4,
+        batch_size=4,
+        learning_starts=10,
+        buffer_size=100,
+        critic_hidden=(8,),
+        validation_clips=2,
+        validate_every=20,
+    )
+    return {"encoder": encoder, "agent": agent}
+
+
+def test_retraining_stops_and_goes_on(
+    options: RecipeOptions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(recipes, "recipe", small_recipe)
+    short = replace(options, effort=0.1)
+    console = Console(record=True, width=200)
+    assert retrain(replace(short, max_minutes=1e-4), console) is None
+    assert "the same command goes on" in console.export_text()
+    assert not (options.out / "weights").exists()
+    folder = retrain(short, console)
+    assert folder == options.out / "weights"
+    assert "resuming" in console.export_text()
+    load_actor(folder)
+    assert Perception.load(folder).feature_count > 0
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"effort": 0.0}, "--effort"),
+        ({"max_minutes": 0.0}, "--max-minutes"),
+        ({}, "DUTS"),
+    ],
+)
+def test_what_cannot_be_is_refused(
+    options: RecipeOptions, change: dict[str, object], message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        retrain(replace(options, **change))
+    assert not options.out.exists()
