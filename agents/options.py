@@ -75,7 +75,7 @@ class TrainOptions:
     """of the actor of `latent-prior`, at the start: it falls to 0 at the last step"""
     gamma: float = 0.8
     """discount: drift costs later IoU, but not for ever"""
-    target_kl: float = 2.0
+    target_kl: float = 6.0
     """nats the policy may spend on leaving the prior (`latent-prior` only): acting with half of the
     prior's noise takes 1.6 of them, a shift by one standard deviation takes half of one"""
     initial_temperature: float = 0.02

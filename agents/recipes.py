@@ -82,7 +82,6 @@ def recipe(options: RecipeOptions) -> dict[str, Stage]:
     agent = TrainOptions(
         data=(video, "synthetic"),  # the encoder errs on what it has not seen as it will elsewhere
         weights=str(options.out / "third" / "best"),
-        target_kl=6.0,
         validate_every=10_000,
         cache_gigabytes=2.0,
         precision="bfloat16",

@@ -11,7 +11,7 @@ from torch import nn
 
 from bmvtrack import gaussian
 
-_MOST_SHIFT = 3.0  # |δ_i|, in standard deviations of the prior
+_MOST_SHIFT = 6.0  # |δ_i|, in standard deviations of the prior
 _LOG_SCALE = (-4.0, 1.0)  # of T_ii
 
 
@@ -53,7 +53,7 @@ class Residual:
         """From a head's output, kept where a policy is sane.
 
         Args:
-            shift: ``(B, 5)``; bends towards ±3.
+            shift: ``(B, 5)``; bends towards ±6.
             packed: ``(B, 15)`` lower triangle of T, of its diagonal the logarithm.
             correlated: False leaves out what is below the diagonal.
         """

@@ -74,7 +74,7 @@ class BMVTrackEnv(gym.Env[Observation, NDArray[np.float32]]):
     | `prior_mean` | 5 | mean of the encoder's Gaussian, in the action's coordinates |
     | `prior_cholesky` | 15 | lower Cholesky factor of its covariance, row by row |
     | `mask_geometry` | 8 | moments of the predicted mask (`bmvtrack.perception.GEOMETRY`) |
-    | `mask_residual` | 5 | motion to the box of the mask, in units of the Gaussian: L⁻¹(v − m), ±5 at most |
+    | `mask_residual` | 5 | motion to the box of the mask, in units of the Gaussian: L⁻¹(v − m), ±10 at most |
     | `box` | 6 | x/W, y/H, w/W, h/H, sin α, cos α of the present box |
     | `previous_motion` | 5 | the last motion, in `object` coordinates; at rest after a reset |
 

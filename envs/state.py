@@ -24,7 +24,7 @@ Reward = Literal["rotated", "axis_aligned"]
 
 OVERLAP_OF_LOST = 1e-6
 """IoU below which a frame counts as lost; not 0, which rounding would decide."""
-_MOST_RESIDUAL = 5.0  # standard deviations
+_MOST_RESIDUAL = 10.0  # standard deviations
 ACTION_BOUNDS: dict[Coordinates, tuple[tuple[float, ...], tuple[float, ...]]] = {
     "object": ((0.1, 0.1, -0.8, -1.8, -0.9), (4.6, 4.6, 0.8, 1.8, 0.9)),
     "frame": ((0.1, 0.1, -0.8, -0.9, -1.4), (4.6, 4.6, 0.8, 0.9, 1.4)),
