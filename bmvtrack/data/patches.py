@@ -33,6 +33,25 @@ def window(rbbox: Array) -> Array:
     return result
 
 
+def box_of_whole(sizes: Array) -> Array:
+    """The box whose window is the whole frame: upright, in the middle, about half as wide and high.
+
+    Args:
+        sizes: ``(..., 2)`` width and height of frames in pixels. No box has the window of a frame that
+            is over three times as long as it is high: there one side is the least that a box may have.
+
+    Returns:
+        ``(..., 5)`` boxes.
+    """
+    xp = namespace(sizes)
+    # φ pads each side of a box w×h by (w + h)/4: it is as large as W×H if w = W − (W + H)/4.
+    sides = sizes - xp.sum(sizes, axis=-1, keepdims=True) / 4
+    sides = xp.clip(sides, geometry.MINIMUM_SIDE)
+    middle = (sizes - 1) / 2
+    result: Array = geometry.upright(xp.concat([middle - sides / 2, middle + sides / 2], axis=-1))
+    return result
+
+
 def crop(
     frames: torch.Tensor, windows: torch.Tensor, size: int, sizes: torch.Tensor, fill: torch.Tensor
 ) -> torch.Tensor:

@@ -49,6 +49,9 @@ class Jitter:
     """share of samples with another sample's object behind theirs"""
     backgrounds: float = 0.0
     """share of samples with another sample's patch, object and all, as their background"""
+    whole_images: float = 0.0
+    """share of stills that are shown whole, as saliency is evaluated: everything in the mask is the
+    object, nobody says more about it than that, and there is no motion to learn"""
 
 
 @dataclass(frozen=True)
@@ -61,7 +64,8 @@ class Batch:
             the data has no classes).
         boxes: ``(B, 5)`` the boxes the frames are seen through, in pixels of the frames as they are
             kept (a bank may have reduced them).
-        motion: ``(B, 5)`` float32, true motion from there, in ``object`` coordinates.
+        motion: ``(B, 5)`` float32, true motion from there, in ``object`` coordinates; NaN where there
+            is none to learn.
         template: like ``patches``, of the same objects seen through their true boxes, in another frame
             where there is one; None where the network uses none.
     """
@@ -152,41 +156,61 @@ class Sampler:
         bank = self.bank
         chosen = torch.multinomial(self._weights, count, replacement=True, generator=generator)
         target = self.targets[chosen]
-        truth = bank.boxes[target]
+        truth, wanted = bank.boxes[target], bank.object_id[target]
         box = truth if self.mode == "paper" else self._moved(target, generator)
-        views = [self._seen(target, box)]
+        whole = self._whole(target, generator)
+        box = torch.where(whole[:, None], patches.box_of_whole(self._sizes(target)), box)
+        views = [self._seen(target, box, wanted.masked_fill(whole, WHOLE))]
         if self.templates:
-            views.append(self._seen(*self._shown(target, generator)))
+            other, seen_through = self._shown(target, generator)
+            views.append(self._seen(other, seen_through, bank.object_id[other]))
         moved = motion.solve(box, geometry.nearest_label(truth, box), 1.0, 1.0, "object").float()
         if self.augment:
-            views = self._augmented(views, generator)
-        patches_of = [self._patches(view) for view in views]
+            views = self._augmented(views, ~whole, generator)
+        seen, *templates = [self._patches(view) for view in views]
         batch = Batch(
-            patches_of[0],
+            seen,
             (views[0].mask[:, 0] > 0.5).long(),
             box,
-            moved,
-            patches_of[1] if self.templates else None,
+            torch.where(whole[:, None], torch.nan, moved),
+            torch.where(whole[:, None, None, None], seen, templates[0]) if templates else None,
         )
         if not self.augment:
             return batch
         flip = torch.rand(count, generator=generator, device=box.device) < 0.5
         return mirrored(batch, flip)
 
-    def _seen(self, target: torch.Tensor, box: torch.Tensor) -> _View:
-        """Targets through boxes."""
+    def _whole(self, target: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+        """Which targets are shown with all of their image, ``(B,)`` boolean: some of the stills."""
+        still = self.bank.shown[target, 1] == 1
+        if not (self.augment and self.jitter.whole_images):
+            return torch.zeros_like(still)
+        chance = torch.rand(len(target), generator=generator, device=target.device)
+        return still & (chance < self.jitter.whole_images)
+
+    def _sizes(self, target: torch.Tensor) -> torch.Tensor:
+        """Width and height of the frames of targets, ``(B, 2)``, in the precision of boxes."""
+        return self.bank.sizes[self.bank.frame_index[target]].to(self.bank.boxes)
+
+    def _seen(self, target: torch.Tensor, box: torch.Tensor, wanted: torch.Tensor) -> _View:
+        """Frames of targets through boxes, with the masks of the objects that are wanted."""
         bank = self.bank
         windows = patches.window(box)
         frame = bank.frame_index[target]
-        objects, wanted = bank.objects[frame], bank.object_id[target][:, None, None]
+        objects, wanted = bank.objects[frame], wanted[:, None, None]
         mask = torch.where(wanted == WHOLE, objects > 0, objects == wanted).byte()[..., None]
         layers = torch.cat([bank.frames[frame], mask], dim=-1)  # (B, H, W, 4): one crop for both
         fill = functional.pad(bank.means[frame], (0, 1))
         seen = patches.crop(layers, windows, self.size, bank.sizes[frame], fill)
         return _View(seen[:, :3], seen[:, 3:], box, windows)
 
-    def _augmented(self, views: list[_View], generator: torch.Generator) -> list[_View]:
-        """Other things behind the objects, the same ones in all views, and other colours."""
+    def _augmented(
+        self, views: list[_View], crowded: torch.Tensor, generator: torch.Generator
+    ) -> list[_View]:
+        """Other things behind the objects, the same ones in all views, and other colours.
+
+        Those that are not ``crowded`` (they show their image whole) get nothing behind theirs.
+        """
         jitter, count, device = self.jitter, len(views[0].box), views[0].images.device
 
         def uniform(*shape: int) -> torch.Tensor:
@@ -194,7 +218,7 @@ class Sampler:
 
         result = []
         other, background = jitter.distractors > 0, jitter.backgrounds > 0
-        chosen = uniform(count) if other or background else None
+        chosen = torch.where(crowded, uniform(count), 1.0) if other or background else None
         for view in views:
             images = view.images
             if chosen is not None:
@@ -297,9 +321,9 @@ def recoloured(images: torch.Tensor, chance: torch.Tensor, jitter: Jitter) -> to
     images = mean + contrast * (images - mean)
     grey = images.mean(dim=1, keepdim=True)
     images = grey + saturation * (images - grey)
-    blurred = functional.avg_pool2d(
-        functional.pad(images, (1, 1, 1, 1), mode="replicate"), 3, stride=1
-    )
+    padded = functional.pad(images, (1, 1, 1, 1), mode="replicate")
+    rows = padded[:, :, :-2] + padded[:, :, 1:-1] + padded[:, :, 2:]  # faster than a pooling
+    blurred = (rows[..., :-2] + rows[..., 1:-1] + rows[..., 2:]) / 9
     amount = (uniform[3] < jitter.blur) * uniform[4]
     return (images + amount * (blurred - images)).clamp(0, 255)
 

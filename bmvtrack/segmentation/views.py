@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from bmvtrack import geometry
 from bmvtrack.arrays import BoolArray, ByteArray, FloatArray
 from bmvtrack.data import patches
 from bmvtrack.data.samples import normalize
@@ -61,7 +60,8 @@ def view_whole(
 
     A network that wants to be told a box is told the one whose patch φ is the whole image: upright
     and in the middle, about half as wide and half as high. It is the only box with which the image
-    looks as patches do in training, at the cost of a hint that the object is near the middle.
+    looks as patches do in training (as some do exactly with ``--whole-images``), at the cost of a
+    hint that the object is near the middle.
 
     Args:
         network: that the patches are for.
@@ -70,12 +70,7 @@ def view_whole(
     """
     sizes = np.array([frame.shape[1::-1] for frame in frames], dtype=np.float64)
     windows = np.concatenate([np.full_like(sizes, -0.5), sizes - 0.5], axis=1)
-    # φ pads each side of a box w×h by (w + h)/4: it is as large as W×H if w = W − (W + H)/4.
-    sides = sizes - sizes.sum(axis=1, keepdims=True) / 4
-    sides = np.maximum(sides, geometry.MINIMUM_SIDE)  # of images over three times as long as high
-    middle = (sizes - 1) / 2
-    limits = np.concatenate([middle - sides / 2, middle + sides / 2], axis=1)
-    return _view(network, frames, masks, geometry.upright(limits), windows)
+    return _view(network, frames, masks, patches.box_of_whole(sizes), windows)
 
 
 def _view(

@@ -46,9 +46,15 @@ def objective(
 
 
 def motion_nll(output: Output, batch: Batch, bottleneck: Bottleneck) -> torch.Tensor:
-    """−log N(true motion; posterior), ``(B,)`` nats, in units of the motion parameters."""
+    """−log N(true motion; posterior), ``(B,)`` nats, in units of the motion parameters.
+
+    0, without a gradient, where the true motion is NaN: there is none to learn.
+    """
     posterior = bottleneck.to_motion(output.posterior)
-    return -gaussian.log_density(batch.motion, posterior.mean, posterior.factor)
+    known = batch.motion.isfinite().all(dim=-1)
+    truth = torch.where(known[:, None], batch.motion, posterior.mean.detach())
+    density = gaussian.log_density(truth, posterior.mean, posterior.factor)
+    return torch.where(known, -density, 0.0)
 
 
 def validation_metrics(

@@ -74,6 +74,9 @@ class PretrainOptions:
     """share of samples with another sample's object behind theirs (tracking)"""
     backgrounds: float = 0.0
     """share of samples with another sample's whole patch behind their object (tracking)"""
+    whole_images: float = 0.0
+    """share of stills that are shown whole, as evaluate_saliency.py shows them, to learn what stands
+    out where nobody says which object is meant (tracking)"""
     jitter: tuple[float, ...] = Jitter().strengths
     """factors of the random motion of boxes, one of which each sample draws (tracking)"""
     synthetic_count: int = 128
@@ -159,8 +162,12 @@ class PretrainOptions:
                 "--distractors and --backgrounds are shares: not negative, together at most 1, not "
                 f"{self.distractors} and {self.backgrounds}"
             )
-        if self.mode == "paper" and (self.distractors or self.backgrounds):
-            raise UserError("--distractors and --backgrounds are for --mode tracking")
+        if not 0 <= self.whole_images <= 1:
+            raise UserError(f"--whole-images is a share, in [0, 1], not {self.whole_images}")
+        if self.mode == "paper" and (self.distractors or self.backgrounds or self.whole_images):
+            raise UserError(
+                "--distractors, --backgrounds and --whole-images are for --mode tracking"
+            )
         if self.longest_side < 32:
             raise UserError(f"--longest-side must be at least 32, not {self.longest_side}")
 

@@ -133,6 +133,7 @@ def _samplers_of(
         strengths=options.jitter,
         distractors=options.distractors,
         backgrounds=options.backgrounds,
+        whole_images=options.whole_images,
     )
     train, validation = (
         Sampler(
