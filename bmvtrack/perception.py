@@ -5,6 +5,7 @@ The environment, the trackers and the agent all see through :class:`Perception`.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -283,35 +284,33 @@ def mask_geometry(
         ``(B, 8)`` float32, finite.
     """
     size = probabilities.shape[-1]
-    steps = torch.arange(size, device=boxes.device, dtype=boxes.dtype)
-    grid = torch.stack(torch.meshgrid(steps, steps, indexing="xy"), dim=-1).flatten(0, 1)
-    points = patches.to_frame(grid.expand(len(boxes), -1, -1), windows, size) - boxes[:, None, :2]
-    cos, sin = boxes[:, 4].cos()[:, None], boxes[:, 4].sin()[:, None]
-    along = (points[..., 0] * cos + points[..., 1] * sin) / boxes[:, 2, None]
-    beside = (points[..., 1] * cos - points[..., 0] * sin) / boxes[:, 3, None]
-    flat = probabilities.flatten(1).to(boxes.dtype)
-    weight = torch.where(flat > 0.5, flat, 0.0)
-    mass = weight.sum(dim=1, keepdim=True)
-    share = weight / mass.clamp_min(1e-9)
-    pixel_area = (windows[:, 2:] - windows[:, :2]).prod(dim=1) / size**2
-    area = torch.log((mass[:, 0].clamp_min(0.5) * pixel_area) / (boxes[:, 2] * boxes[:, 3]))
-    unit = (boxes[:, 2] * boxes[:, 3]).sqrt()
-    centre = (share[..., None] * points).sum(dim=1) / unit[:, None]
-    u, v = (share * along).sum(1, keepdim=True), (share * beside).sum(1, keepdim=True)
-    var_u = (share * (along - u).square()).sum(1)
-    var_v = (share * (beside - v).square()).sum(1)
-    covariance = (share * (along - u) * (beside - v)).sum(1)
-    correlation = covariance / (var_u * var_v).sqrt().clamp_min(1e-9)
-    inside = mass[:, 0] / (weight > 0).sum(dim=1).clamp_min(1)
+    inside = probabilities > 0.5
+    weight = torch.where(inside, probabilities, 0.0).to(boxes.dtype)
+    columns, rows = weight.sum(dim=1), weight.sum(dim=2)  # (B, S) each: marginals say nearly all
+    mass = columns.sum(dim=1)
+    safe = mass.clamp_min(1e-9)
+    x, y = patches.grid_lines(boxes, windows, size)
+    mean_x, mean_y = (columns * x).sum(dim=1) / safe, (rows * y).sum(dim=1) / safe
+    x, y = x - mean_x[:, None], y - mean_y[:, None]
+    xx = (columns * x.square()).sum(dim=1) / safe
+    yy = (rows * y.square()).sum(dim=1) / safe
+    xy = ((weight @ x[..., None])[..., 0] * y).sum(dim=1) / safe
+    width, height, cos, sin = boxes[:, 2], boxes[:, 3], boxes[:, 4].cos(), boxes[:, 4].sin()
+    # Along the sides of the box; a uniform bar of length l has variance l²/12.
+    along = (xx * cos**2 + 2 * xy * cos * sin + yy * sin**2).clamp_min(0).sqrt()
+    beside = (xx * sin**2 - 2 * xy * cos * sin + yy * cos**2).clamp_min(0).sqrt()
+    across = (yy - xx) * cos * sin + xy * (cos**2 - sin**2)
+    area = (windows[:, 2:] - windows[:, :2]).prod(dim=1) / size**2 * mass.clamp_min(0.5)
+    unit = (width * height).sqrt()
     values = [
-        area,
-        centre[:, 0],
-        centre[:, 1],
-        (12 * var_u).sqrt(),  # a uniform bar of length l has variance l²/12
-        (12 * var_v).sqrt(),
-        correlation,
-        inside,
-        flat.amax(dim=1),
+        torch.log(area / (width * height)),
+        mean_x / unit,
+        mean_y / unit,
+        math.sqrt(12) * along / width,
+        math.sqrt(12) * beside / height,
+        across / (along * beside).clamp_min(1e-9 * width * height),
+        mass / inside.sum(dim=(1, 2)).clamp_min(1),
+        probabilities.flatten(1).amax(dim=1),
     ]
     return torch.stack(values, dim=-1).float()
 

@@ -124,6 +124,24 @@ def to_frame(points: Array, windows: Array, size: int) -> Array:
     return (points + 0.5) * extent / size + origin
 
 
+def grid_lines(
+    rbbox: torch.Tensor, windows: torch.Tensor, size: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Where the columns and rows of patch pixels lie in the frame, from the middle of each box.
+
+    Args:
+        rbbox: ``(B, 5)``.
+        windows: ``(B, 4)``.
+        size: of the patch.
+
+    Returns:
+        x of the columns and y of the rows, ``(B, size)`` each, in pixels of the frame.
+    """
+    steps = torch.arange(size, device=rbbox.device, dtype=rbbox.dtype)[:, None].expand(size, 2)
+    lines = to_frame(steps, windows, size) - rbbox[:, None, :2]
+    return lines[..., 0], lines[..., 1]
+
+
 def fill_box(rbbox: torch.Tensor, windows: torch.Tensor, size: int) -> torch.Tensor:
     """The box itself as a picture in its patch: the network's fourth input channel.
 
@@ -136,17 +154,15 @@ def fill_box(rbbox: torch.Tensor, windows: torch.Tensor, size: int) -> torch.Ten
         ``(B, 1, size, size)`` float32 in [0, 1]: the share of each pixel that the box covers, with
         a linear ramp of one pixel at the border.
     """
-    steps = torch.arange(size, device=rbbox.device, dtype=rbbox.dtype)
-    grid = torch.stack(torch.meshgrid(steps, steps, indexing="xy"), dim=-1)  # (S, S, 2) x, y
-    points = to_frame(grid.flatten(0, 1).expand(len(rbbox), -1, -1), windows, size)
-    relative = points - rbbox[:, None, :2]  # (B, S·S, 2)
-    cos, sin = rbbox[:, 4].cos()[:, None], rbbox[:, 4].sin()[:, None]
-    along = (relative[..., 0] * cos + relative[..., 1] * sin).abs()
-    beside = (relative[..., 1] * cos - relative[..., 0] * sin).abs()
     extent = windows[:, 2:] - windows[:, :2]
-    pixel = (extent.prod(dim=-1).sqrt() / size)[:, None]  # of the patch, in frame pixels
-    inside = torch.minimum(rbbox[:, 2, None] / 2 - along, rbbox[:, 3, None] / 2 - beside)
-    return (inside / pixel + 0.5).clamp(0, 1).reshape(-1, 1, size, size).float()
+    pixel = extent.prod(dim=-1, keepdim=True).sqrt() / size  # of the patch, in frame pixels
+    # Relative to the box and in patch pixels, float32 is as good as float64, and twice as fast.
+    x, y = (v / pixel for v in grid_lines(rbbox, windows, size))
+    cos, sin = rbbox[:, 4:].cos(), rbbox[:, 4:].sin()
+    along = ((x * cos).float()[:, None, :] + (y * sin).float()[:, :, None]).abs()  # (B, S, S)
+    beside = ((y * cos).float()[:, :, None] - (x * sin).float()[:, None, :]).abs()
+    half_width, half_height = (rbbox[:, 2:4] / (2 * pixel) + 0.5).float()[..., None, None].unbind(1)
+    return torch.minimum(half_width - along, half_height - beside).clamp(0, 1)[:, None]
 
 
 def _filters(
