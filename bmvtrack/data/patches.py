@@ -95,12 +95,13 @@ def _resample(
     """:func:`crop`, reading only the given rows and columns of the frames."""
     across = _filters(windows[:, 0], windows[:, 2], size, columns, sizes[:, 0])  # (B, S, w)
     down = _filters(windows[:, 1], windows[:, 3], size, rows, sizes[:, 1])  # (B, S, h)
-    centred = frames[:, rows, columns].float() - fill[:, None, None, :]
-    batch, height, width, channels = centred.shape
-    middle = down @ centred.reshape(batch, height, width * channels)  # (B, S, w·C)
+    seen = frames[:, rows, columns].float()
+    batch, height, width, channels = seen.shape
+    middle = down @ seen.reshape(batch, height, width * channels)  # (B, S, w·C)
     middle = middle.reshape(batch, size, width, channels).permute(0, 3, 1, 2)  # (B, C, S, w)
     result = middle @ across.transpose(1, 2)[:, None]  # (B, C, S, S)
-    return result + fill[:, :, None, None]
+    inside = down.sum(dim=2)[:, :, None] * across.sum(dim=2)[:, None, :]  # share of each pixel
+    return result + fill[:, :, None, None] * (1 - inside)[:, None]
 
 
 def to_patch(points: Array, windows: Array, size: int) -> Array:
