@@ -8,7 +8,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from agents.comparison import METHODS, compare
+from agents.comparison import METHODS, Method, compare
 from agents.comparison_report import COLUMNS, plot_curves, rows
 from agents.options import TrainOptions
 from bmvtrack.console import parse_options
@@ -39,7 +39,7 @@ class Options:
     """clips spread over the sequences of `test`"""
     synthetic_count: int = 128
     """synthetic sequences to learn on; a quarter as many, others, to evaluate on"""
-    methods: tuple[str, ...] = tuple(METHODS)
+    methods: tuple[Method, ...] = tuple(METHODS)
     """to train; all share the folder, so that some can be run first and others later"""
     mirror: bool = True
     """learn on the sequences of a folder mirrored left to right, upside down and in time as well"""

@@ -153,8 +153,8 @@ class ResNetUNet(MultivariationalNetwork):
     def decode(self, latents: torch.Tensor, encoding: Encoding) -> torch.Tensor:
         """See the base class."""
         logits = self.decoder(self.latents(latents.flatten(1)), encoding.skips)
-        return functional.interpolate(
-            logits, size=self.input_size, mode="bilinear", align_corners=False
+        return functional.interpolate(  # of few channels; four times as fast as channels-last here
+            logits.contiguous(), size=self.input_size, mode="bilinear", align_corners=False
         )
 
 
