@@ -9,6 +9,7 @@ from typing import Any
 from agents.policy import Inputs
 from agents.storage import PolicyName
 from bmvtrack.data import sources
+from bmvtrack.data.mirrored import Views
 from bmvtrack.errors import UserError
 from bmvtrack.motion import Coordinates
 from bmvtrack.perception import DEFAULT_WEIGHTS, Precision
@@ -94,8 +95,11 @@ class TrainOptions:
     learns how far to follow the mask, parameter by parameter, and nothing else (`latent-prior`)"""
     critic_hidden: tuple[int, ...] = (128, 128)
     """sizes of the hidden layers of the critics"""
-    mirror: bool = True
-    """train on the sequences of a folder mirrored left to right, upside down and in time as well"""
+    mirror: Views = "all"
+    """how the sequences of a folder are shown. `all`: as they are, and mirrored left to right, upside
+    down and in time. `upside-down`: always so, and mirrored left to right and in time as well, to
+    choose the best agent, too: where the encoder was trained on the same sequences, it errs there as
+    it does on new ones. `none`: as they are"""
     validation_share: float = 0.2
     """of the sequences of a folder, held out to choose the best agent"""
     validation_clips: int = 96

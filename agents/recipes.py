@@ -88,7 +88,8 @@ def recipe(options: RecipeOptions) -> dict[str, Stage]:
         seed=3,
     )
     agent = TrainOptions(
-        data=(video, "synthetic"),  # the encoder errs on what it has not seen as it will elsewhere
+        data=(video, "synthetic"),
+        mirror="upside-down",  # the encoder errs on what it has not seen as it will elsewhere
         weights=str(options.out / "fourth" / "best"),
         validate_every=10_000,
         cache_gigabytes=2.0,
@@ -120,7 +121,7 @@ def retrain(options: RecipeOptions, console: Console | None = None) -> Path | No
         console.print("time is up; the same command goes on")
         return None
     result = options.out / "weights"
-    shutil.copytree(options.out / "agent" / "best", result, dirs_exist_ok=True)
+    shutil.copytree(options.out / "agent" / "last", result, dirs_exist_ok=True)
     console.print(f"encoder and agent: {result}", soft_wrap=True)
     return result
 

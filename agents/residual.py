@@ -13,6 +13,7 @@ from bmvtrack import gaussian
 
 _MOST_SHIFT = 6.0  # |δ_i|, in standard deviations of the prior
 _LOG_SCALE = (-4.0, 1.0)  # of T_ii
+_FIRST_LOG_REACH = 0.7  # two standard deviations
 
 
 @dataclass(frozen=True)
@@ -85,10 +86,10 @@ class Residual:
 class MaskHead(nn.Module):
     """How far each parameter follows the mask's suggestion of that parameter; T is one for all states.
 
-    δ_i = g_i tanh(s_i) + h_i s_i, where s is what the mask suggests, in units of the prior. The first term
-    trusts it up to about one standard deviation; the second, where h is negative, takes that back from a
-    suggestion that is far away. Twenty-five numbers, and δ is odd in s: a scene and its mirror image are
-    corrected alike, so what is learned on a few sequences holds on others (docs/results.md).
+    δ_i = g_i c_i tanh(s_i / c_i), where s is what the mask suggests, in units of the prior: a share g of
+    what it suggests, up to about c standard deviations. Twenty-five numbers, and δ is odd in s: a scene
+    and its mirror image are corrected alike, so what is learned on a few sequences holds on others
+    (docs/results.md).
 
     Args:
         dimension: of an action.
@@ -96,15 +97,15 @@ class MaskHead(nn.Module):
 
     def __init__(self, dimension: int) -> None:
         super().__init__()
-        self.bounded = nn.Parameter(torch.zeros(dimension))  # g
-        self.linear = nn.Parameter(torch.zeros(dimension))  # h
+        self.share = nn.Parameter(torch.zeros(dimension))  # g
+        self.log_reach = nn.Parameter(torch.full((dimension,), _FIRST_LOG_REACH))  # log c
         self.factor = nn.Parameter(torch.zeros(dimension * (dimension + 1) // 2))
 
     def forward(self, state: State) -> tuple[torch.Tensor, torch.Tensor]:
         """δ ``(B, 5)`` and packed T ``(B, 15)``, its diagonal in logarithms."""
-        suggested = state.suggestion
-        shift = self.bounded * suggested.tanh() + self.linear * suggested
-        return shift, self.factor.expand(len(suggested), -1)
+        reach = self.log_reach.exp()
+        shift = self.share * reach * (state.suggestion / reach).tanh()
+        return shift, self.factor.expand(len(shift), -1)
 
 
 class NetworkHead(nn.Module):

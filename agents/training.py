@@ -188,6 +188,8 @@ def training_and_validation(options: TrainOptions) -> tuple[list[VideoSequence],
         usable = _usable(source, options.synthetic_count, options.seed + _TRAINING_SEED)
         if not options.validation_data:
             usable, apart = _split(source, usable, options)
+            if options.mirror == "upside-down":
+                apart = with_mirrors(options, source, apart, first=True)
             held_out.append(apart)
         training += with_mirrors(options, source, usable)
     held_out += [_for_validation(source, options) for source in options.validation_data]
@@ -220,18 +222,20 @@ def _split(
 
 
 def with_mirrors(
-    options: TrainOptions, source: str, training: Sequence[VideoSequence]
+    options: TrainOptions, source: str, training: Sequence[VideoSequence], first: bool = False
 ) -> list[VideoSequence]:
-    """Sequences to train on, with their mirrored views if ``options`` want them.
+    """The views of sequences that ``options`` want.
 
     Args:
         options: of the training.
         source: name of the data; sequences that are made, as many as one asks for, stay as they are.
         training: its sequences.
+        first: only one view of each, the first.
     """
-    if not options.mirror or sources.parse(source)[0] in sources.MADE:
+    if sources.parse(source)[0] in sources.MADE:
         return list(training)
-    return [view for sequence in training for view in mirrored_views(sequence)]
+    views = [mirrored_views(sequence, options.mirror) for sequence in training]
+    return [view for several in views for view in (several[:1] if first else several)]
 
 
 def _usable(source: str, count: int, seed: int) -> list[VideoSequence]:

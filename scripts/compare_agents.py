@@ -13,6 +13,7 @@ from agents.comparison_report import COLUMNS, plot_curves, rows
 from agents.options import TrainOptions
 from bmvtrack.console import parse_options
 from bmvtrack.data import sources
+from bmvtrack.data.mirrored import Views
 from bmvtrack.errors import UserError, run_script
 from bmvtrack.perception import DEFAULT_WEIGHTS, Precision
 
@@ -41,8 +42,9 @@ class Options:
     """synthetic sequences to learn on; a quarter as many, others, to evaluate on"""
     methods: tuple[Method, ...] = tuple(METHODS)
     """to train; all share the folder, so that some can be run first and others later"""
-    mirror: bool = True
-    """learn on the sequences of a folder mirrored left to right, upside down and in time as well"""
+    mirror: Views = "all"
+    """views of the sequences of a folder to learn on: mirrored left to right, upside down and in time
+    as well (`all`), `upside-down` alone, or `none`"""
     steps: int = 20_000
     """environment steps of each run"""
     evaluate_every: int = 4_000

@@ -381,7 +381,8 @@ def test_an_actor_can_go_halfway_to_the_mask() -> None:
     actor = make_actor("latent-prior", "object", FEATURES, [])
     assert isinstance(actor, LatentPriorActor)
     with torch.no_grad():
-        actor.head.linear.fill_(0.5)
+        actor.head.share.fill_(0.5)
+        actor.head.log_reach.fill_(5.0)
     prior = named("davis16")
     mean, covariance = torch.from_numpy(prior.mean), torch.from_numpy(prior.covariance)
     values = observations(mean, covariance, 1)

@@ -22,6 +22,12 @@ def test_eight_views_with_names_of_their_own(sequence):
     assert len(set(frames)) == 8
 
 
+def test_one_may_ask_for_those_that_are_upside_down_or_for_none(sequence):
+    views = mirrored_views(sequence, "upside-down")
+    assert [view.name.split("~")[1] for view in views] == ["y", "yt", "xy", "xyt"]
+    assert mirrored_views(sequence, "none") == [sequence]
+
+
 def test_boxes_are_those_of_the_mirrored_masks(sequence):
     for view in mirrored_views(sequence)[1:]:
         _, marks = view.name.split("~")

@@ -152,3 +152,10 @@ def test_several_kinds_of_data_are_held_out_each(options: TrainOptions, shared_d
     assert [name.startswith("synthetic") for name in names] == [True] * 3 + [False] * 3
     assert not real & set(names)
     assert not {sequence.name for sequence in made} & set(names)
+    training, clips = training_and_validation(replace(mixed, mirror="upside-down"))
+    views = [sequence.name.split("~")[1] for sequence in training if "~" in sequence.name]
+    assert len(training) == len(made) + 4 * len(real) == len(made) + len(views)
+    assert all("y" in view for view in views)
+    chosen_on = [clip.sequence.name for clip in clips[3:]]
+    assert all(name.endswith("~y") for name in chosen_on)
+    assert [name.split("~")[0] for name in chosen_on] == names[3:]

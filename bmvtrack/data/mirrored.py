@@ -3,24 +3,32 @@
 from __future__ import annotations
 
 from itertools import product
+from typing import Literal
 
 import numpy as np
 
 from bmvtrack.arrays import FloatArray
 from bmvtrack.data.sequence import VideoSequence
 
+Views = Literal["all", "upside-down", "none"]
+"""Which mirrored views are wanted."""
 
-def mirrored_views(sequence: VideoSequence) -> list[VideoSequence]:
-    """The sequence itself, and mirrored left to right, top to bottom and in time, in all combinations.
 
-    Frames are still read when asked for. The views have boxes but no masks.
+def mirrored_views(sequence: VideoSequence, views: Views = "all") -> list[VideoSequence]:
+    """The sequence mirrored left to right, top to bottom and in time, in all combinations.
+
+    Frames are still read when asked for. Mirrored views have boxes but no masks.
 
     Args:
         sequence: of any kind.
+        views: ``all`` eight, the sequence as it is among them; the four that are ``upside-down``, the
+            one that is not mirrored otherwise first; ``none``: the sequence as it is, alone.
     """
+    choices = {"all": (False, True), "upside-down": (True,), "none": (False,)}[views]
+    others = (False,) if views == "none" else (False, True)
     return [
-        sequence if not any(mirrors) else _view(sequence, *mirrors)
-        for mirrors in product((False, True), repeat=3)
+        _view(sequence, *mirrors) if any(mirrors) else sequence
+        for mirrors in product(others, choices, others)
     ]
 
 
