@@ -117,15 +117,15 @@ def test_sequences_of_a_folder_are_mirrored_for_every_method(options, sequences,
 
     monkeypatch.setattr(comparison, "_train", trained)
     for data, mirror in (
-        ("davis16:somewhere", True),
-        ("davis16:somewhere", False),
-        ("synthetic", True),
+        ("davis16:somewhere", "all"),
+        ("davis16:somewhere", "none"),
+        ("synthetic", "all"),
     ):
         run = replace(
             options, data=(data,), mirror=mirror, out=options.out / f"{data[:5]}-{mirror}"
         )
         compare(run, [0], sequences[:1], sequences[2:], 1, Console(quiet=True))
-        assert json.loads(min(run.out.glob("*.json")).read_text())["options"]["mirror"] is mirror
+        assert json.loads(min(run.out.glob("*.json")).read_text())["options"]["mirror"] == mirror
     assert [len(names) for names in seen] == [8] * len(METHODS) + [1] * 2 * len(METHODS)
 
 
