@@ -125,11 +125,8 @@ class LatentPriorActor(Actor):
     def __init__(self, *args: Any, correlated: bool = True, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.prior = ScaledPrior(self.action_space, correlated)
-        del (
-            self.latent_pi,
-            self.mu,
-            self.log_std,
-        )  # of Stable-Baselines3's squashed diagonal Gaussian
+        # What Stable-Baselines3 makes of its squashed diagonal Gaussian is not of use here.
+        del self.latent_pi, self.mu, self.log_std
         dimension = get_action_dim(self.action_space)
         self.head = (
             NetworkHead(self.features_dim, self.net_arch, dimension)

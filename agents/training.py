@@ -188,9 +188,7 @@ def training_and_validation(options: TrainOptions) -> tuple[list[VideoSequence],
         usable = _usable(source, options.synthetic_count, options.seed + _TRAINING_SEED)
         if not options.validation_data:
             usable, apart = _split(source, usable, options)
-            if options.mirror == "upside-down":
-                apart = with_mirrors(options, source, apart, first=True)
-            held_out.append(apart)
+            held_out.append(with_mirrors(options, source, apart, first=True))
         training += with_mirrors(options, source, usable)
     held_out += [_for_validation(source, options) for source in options.validation_data]
     clips: list[Clip] = []
@@ -230,7 +228,7 @@ def with_mirrors(
         options: of the training.
         source: name of the data; sequences that are made, as many as one asks for, stay as they are.
         training: its sequences.
-        first: only one view of each, the first.
+        first: only one view of each, the one that is mirrored least.
     """
     if sources.parse(source)[0] in sources.MADE:
         return list(training)

@@ -21,8 +21,8 @@ def mirrored_views(sequence: VideoSequence, views: Views = "all") -> list[VideoS
 
     Args:
         sequence: of any kind.
-        views: ``all`` eight, the sequence as it is among them; the four that are ``upside-down``, the
-            one that is not mirrored otherwise first; ``none``: the sequence as it is, alone.
+        views: ``all`` eight, or the four that are ``upside-down``, in either case the one that is
+            mirrored least first; ``none``: the sequence as it is, alone.
     """
     choices = {"all": (False, True), "upside-down": (True,), "none": (False,)}[views]
     others = (False,) if views == "none" else (False, True)
