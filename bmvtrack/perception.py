@@ -21,7 +21,7 @@ from bmvtrack.data import patches
 from bmvtrack.data.samples import normalize
 from bmvtrack.devices import checked_device
 from bmvtrack.errors import UserError
-from bmvtrack.models import MultivariationalNetwork, Template, load_network
+from bmvtrack.models import MultivariationalNetwork, Template, folded, load_network
 
 Precision = Literal["float32", "bfloat16"]
 DEFAULT_WEIGHTS = "davis16-duts"
@@ -67,7 +67,8 @@ class Perception:
     """A frozen network that looks at frames through boxes.
 
     Args:
-        network: of the family, with 4 input channels (tracking mode) and ``frame`` covariance.
+        network: of the family, with 4 input channels (tracking mode) and ``frame`` covariance. It is
+            kept as it is; what looks is a copy with its batch norms folded into its convolutions.
         device: to run on.
         precision: of the network's convolutions and products; ``bfloat16`` is about twice as fast for
             many frames at once where the device has instructions for it, and says nearly the same.
@@ -88,8 +89,8 @@ class Perception:
             )
         self.device = checked_device(device)
         self.precision: Precision = precision
-        self.network = network.to(self.device).eval()
-        self.network.to(memory_format=torch.channels_last)
+        self.network = network.eval()
+        self._folded = folded(network).to(self.device).to(memory_format=torch.channels_last)
 
     @classmethod
     def load(
@@ -135,8 +136,8 @@ class Perception:
         """
         inputs, windows = self._patches(frames, boxes, sizes, fill)
         with self._autocast():
-            output = self.network(inputs, template=template)
-        posterior = self.network.bottleneck.to_motion(output.posterior)
+            output = self._folded(inputs, template=template)
+        posterior = self._folded.bottleneck.to_motion(output.posterior)
         probabilities = 1 - output.logits.float().softmax(dim=1)[:, 0]
         mean, covariance = as_labelled(
             posterior.mean.double(), posterior.covariance.double(), boxes
@@ -165,7 +166,7 @@ class Perception:
             return None
         inputs, _ = self._patches(frames, boxes, sizes, fill)
         with self._autocast():
-            return self.network.memorize(inputs)
+            return self._folded.memorize(inputs)
 
     def look(
         self, frame: ByteArray, rbboxes: FloatArray, template: Template | None = None

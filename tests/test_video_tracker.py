@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,10 +16,9 @@ from bmvtrack.data.sequence import VideoSequence
 from bmvtrack.data.synthetic import synthetic_sequence
 from bmvtrack.errors import UserError
 from bmvtrack.inputs import corner_and_size, rotated_box
-from bmvtrack.models import Template
 from bmvtrack.motion import AT_REST, apply
 from bmvtrack.movers import move_by_both, move_by_mask, move_by_posterior
-from bmvtrack.perception import Perception, mask_in_frame
+from bmvtrack.perception import Percept, Perception, mask_in_frame
 from bmvtrack.tracker import Result, Tracker, confidence
 from bmvtrack.tracking.learned import HalfwayTracker, PerceptionTracker, PosteriorTracker
 
@@ -95,11 +95,11 @@ def test_several_objects_take_one_pass_and_do_not_disturb_each_other(
     perception: Perception, sequence: VideoSequence, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     passes: list[int] = []
-    network = perception.network.forward
+    see = Perception.__call__
 
-    def counted(inputs: torch.Tensor, template: Template | None) -> object:
-        passes.append(len(inputs))
-        return network(inputs, template=template)
+    def counted(self: Perception, *seen: Any) -> Percept:
+        passes.append(len(seen[1]))
+        return see(self, *seen)
 
     boxes = {7: sequence.boxes[0], 3: sequence.boxes[0] + np.array([25, -12, 8, 5, 0.3])}
     alone = {}
@@ -107,7 +107,7 @@ def test_several_objects_take_one_pass_and_do_not_disturb_each_other(
         single = Tracker(perception)
         single.init(sequence.frame(0), box)
         alone[object_id] = [single.update(sequence.frame(t)) for t in (1, 2, 3)]
-    monkeypatch.setattr(perception.network, "forward", counted)
+    monkeypatch.setattr(Perception, "__call__", counted)
     together = Tracker(perception)
     for object_id, box in boxes.items():
         together.init(sequence.frame(0), box, object_id)

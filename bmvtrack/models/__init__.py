@@ -3,6 +3,7 @@
 from bmvtrack.models.base import Encoding, MultivariationalNetwork, Output, load_network
 from bmvtrack.models.bottleneck import Bottleneck, Posterior
 from bmvtrack.models.flows import FlowBottleneck, FlowPosterior
+from bmvtrack.models.folding import folded
 from bmvtrack.models.mvae import BetaMVAE
 from bmvtrack.models.mvunet import BetaMVUNet
 from bmvtrack.models.template import Template
@@ -25,5 +26,6 @@ __all__ = [
     "Posterior",
     "ResNetUNet",
     "Template",
+    "folded",
     "load_network",
 ]
