@@ -160,11 +160,10 @@ def test_reading_only_what_is_needed_equals_reading_everything():
     frames = noise(count)
     sizes = torch.randint(60, 96, (count, 2), generator=generator)
     fill = 255 * torch.rand(count, 3, generator=generator)
-    everything = slice(0, HEIGHT), slice(0, WIDTH)
     for size in (5, 48):
-        expected = patches._resample(frames, windows, size, sizes, fill, *everything)
+        expected = patches._resample(frames, windows, size, sizes, fill)
         result = patches.crop(frames, windows, size, sizes, fill)
-        torch.testing.assert_close(result, expected, atol=1e-4, rtol=0)
+        torch.testing.assert_close(result, expected, atol=5e-4, rtol=0)
 
 
 @pytest.mark.gpu

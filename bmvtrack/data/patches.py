@@ -11,10 +11,15 @@ device.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+
 import torch
 
 from bmvtrack import geometry
 from bmvtrack.arrays import Array, namespace
+
+_BAND = 16  # patch pixels whose filters are applied together
 
 
 def window(rbbox: Array) -> Array:
@@ -27,7 +32,8 @@ def window(rbbox: Array) -> Array:
         ``(..., 4)``: left, top, right, bottom in pixels of the frame.
     """
     xp = namespace(rbbox)
-    left, top, right, bottom = (geometry.bounds(rbbox)[..., i] for i in range(4))
+    bounds = geometry.bounds(rbbox)
+    left, top, right, bottom = (bounds[..., i] for i in range(4))
     pad = (right - left + bottom - top) / 4
     result: Array = xp.stack([left - pad, top - pad, right + pad, bottom + pad], axis=-1)
     return result
@@ -67,41 +73,76 @@ def crop(
     Returns:
         ``(B, C, size, size)`` float32. Patch pixel j lies at left + (j + ½)(right − left)/size.
     """
-    everything = slice(0, frames.shape[1]), slice(0, frames.shape[2])
     if frames.device.type != "cpu":
-        return _resample(frames, windows, size, sizes, fill, *everything)
+        return _resample(frames, windows, size, sizes, fill)
     # On the CPU each window reads only the pixels it needs; on a device this would wait for it.
-    reach = (windows[:, 2:] - windows[:, :2]).amax(dim=1, keepdim=True) / size + 1
-    first = (windows[:, :2] - reach).floor().clamp_min(0).long().tolist()
-    limits = (windows[:, 2:] + reach).ceil().long() + 1
-    last = torch.minimum(limits, sizes.long()).tolist()
-    parts = []
-    for i, ((left, top), (right, bottom)) in enumerate(zip(first, last, strict=True)):
-        item = slice(i, i + 1)
-        ranges = slice(top, max(bottom, top)), slice(left, max(right, left))
-        parts.append(_resample(frames[item], windows[item], size, sizes[item], fill[item], *ranges))
-    return torch.cat(parts)
+    limits, places = sizes.tolist(), windows.tolist()
+    parts = [
+        _read(frame, window, size, limit, colour)
+        for frame, window, limit, colour in zip(frames, places, limits, fill, strict=True)
+    ]
+    return torch.stack(parts)
 
 
 def _resample(
-    frames: torch.Tensor,
-    windows: torch.Tensor,
-    size: int,
-    sizes: torch.Tensor,
-    fill: torch.Tensor,
-    rows: slice,
-    columns: slice,
+    frames: torch.Tensor, windows: torch.Tensor, size: int, sizes: torch.Tensor, fill: torch.Tensor
 ) -> torch.Tensor:
-    """:func:`crop`, reading only the given rows and columns of the frames."""
-    across = _filters(windows[:, 0], windows[:, 2], size, columns, sizes[:, 0])  # (B, S, w)
-    down = _filters(windows[:, 1], windows[:, 3], size, rows, sizes[:, 1])  # (B, S, h)
-    seen = frames[:, rows, columns].float()
-    batch, height, width, channels = seen.shape
-    middle = down @ seen.reshape(batch, height, width * channels)  # (B, S, w·C)
-    middle = middle.reshape(batch, size, width, channels).permute(0, 3, 1, 2)  # (B, C, S, w)
+    """:func:`crop` as two products with all pixels of the frames."""
+    batch, height, width, channels = frames.shape
+    across = _filters(windows[:, 0], windows[:, 2], size, width, sizes[:, 0])  # (B, S, W)
+    down = _filters(windows[:, 1], windows[:, 3], size, height, sizes[:, 1])  # (B, S, H)
+    middle = down @ frames.float().reshape(batch, height, width * channels)  # (B, S, W·C)
+    middle = middle.reshape(batch, size, width, channels).permute(0, 3, 1, 2)  # (B, C, S, W)
     result = middle @ across.transpose(1, 2)[:, None]  # (B, C, S, S)
     inside = down.sum(dim=2)[:, :, None] * across.sum(dim=2)[:, None, :]  # share of each pixel
     return result + fill[:, :, None, None] * (1 - inside)[:, None]
+
+
+def _read(
+    frame: torch.Tensor,
+    window: Sequence[float],
+    size: int,
+    limits: Sequence[int],
+    fill: torch.Tensor,
+) -> torch.Tensor:
+    """:func:`crop` of one frame ``(H, W, C)``, as products of bands of the patch with what they read.
+
+    A filter is a few pixels wide: a product with all pixels of the window is nearly all zeros.
+    """
+    columns, across = _bands(window[0], window[2], size, limits[0])
+    rows, down = _bands(window[1], window[3], size, limits[1])
+    left, right = int(columns[0, 0]), int(columns[-1, -1]) + 1
+    seen = frame[:, left:right].index_select(0, rows.flatten())  # (G·K, w, C)
+    width, channels = seen.shape[1:]
+    middle = down @ seen.reshape(*rows.shape, width * channels).float()  # (G, R, w·C)
+    middle = middle.reshape(-1, width, channels)[:size].transpose(0, 1).contiguous()  # (w, S, C)
+    read = middle.index_select(0, (columns - left).flatten())
+    result = across @ read.reshape(*columns.shape, size * channels)  # (G, R, S·C)
+    result = result.reshape(-1, size, channels)[:size].permute(2, 1, 0)  # (C, S, S)
+    inside = down.sum(dim=2).flatten()[:size, None] * across.sum(dim=2).flatten()[:size]
+    return torch.addcmul(result, fill[:, None, None], 1 - inside)
+
+
+def _bands(start: float, stop: float, size: int, limit: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Triangle filters of one side, in G bands of R patch pixels each.
+
+    Returns:
+        The K frame pixels that each band reads, ``(G, K)`` int64, ascending, inside the frame; and their
+        weights ``(G, R, K)`` float32. There are G·R ≥ size patch pixels, the last ones for nothing.
+    """
+    step = (stop - start) / size
+    radius = max(step, 1.0)
+    bands = math.ceil(size / _BAND)
+    centres = start + step * (torch.arange(bands * _BAND, dtype=torch.float64) + 0.5)
+    centres = centres.reshape(bands, _BAND)
+    first = (centres[:, :1] - radius).floor()
+    order = torch.arange(math.ceil((_BAND - 1) * step + 2 * radius) + 1)
+    distance = ((centres - first).float()[..., None] - order).abs_()
+    weights = distance.div_(-radius).add_(1).clamp_min_(0)
+    weights /= weights.sum(dim=2, keepdim=True)  # that of all pixels, there or not
+    pixels = first.long() + order
+    there = pixels.clamp(0, limit - 1)
+    return there, weights.mul_((pixels == there)[:, None])
 
 
 def to_patch(points: Array, windows: Array, size: int) -> Array:
@@ -167,15 +208,15 @@ def fill_box(rbbox: torch.Tensor, windows: torch.Tensor, size: int) -> torch.Ten
 
 
 def _filters(
-    start: torch.Tensor, stop: torch.Tensor, size: int, extent: slice, limits: torch.Tensor
+    start: torch.Tensor, stop: torch.Tensor, size: int, extent: int, limits: torch.Tensor
 ) -> torch.Tensor:
-    """Triangle filters of one side, ``(B, size, pixels)``; a row sums to less than 1 at an edge."""
+    """Triangle filters of one side, ``(B, size, extent)``; a row sums to less than 1 at an edge."""
     step = ((stop - start) / size)[:, None]  # (B, 1) frame pixels per patch pixel
     centres = start[:, None] + (torch.arange(size, device=start.device) + 0.5) * step  # (B, S)
     radius = step.clamp_min(1)
     fraction = centres - centres.floor()
     total = _side_sum(fraction, radius) + _side_sum(1 - fraction, radius)
-    pixels = torch.arange(extent.start, extent.stop, device=start.device)
+    pixels = torch.arange(extent, device=start.device)
     distance = (pixels - centres[..., None]).abs()
     weights = (1 - distance / radius[..., None]).clamp_min(0) / total[..., None]
     return (weights * (pixels < limits[:, None])[:, None, :]).float()

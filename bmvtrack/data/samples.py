@@ -347,23 +347,17 @@ def with_others(
         chance: ``(4, B)`` uniform in [0, 1): whether mirrored, how large, and where it is put.
         jitter: the shares.
     """
-    layers = torch.cat([images, masks], dim=1).roll(1, 0)
+    whole = chosen >= jitter.distractors
+    # A distractor is 1/factor times as large as in its own patch; a background is enlarged, to cover all.
+    factor = torch.where(whole, 0.5 + 0.5 * chance[1], 0.8 + 1.2 * chance[1])
+    reach = torch.where(whole, 1 - factor, 0.8 * factor)
     flip = torch.where(chance[0] < 0.5, -1.0, 1.0)
-    centre = 2 * chance[2:].T - 1
-    factor = 0.8 + 1.2 * chance[1]  # the distractor is 1/factor times as large as in its own patch
-    thing = _placed(layers, factor, flip, 0.8 * factor[:, None] * centre)
-    factor = 0.5 + 0.5 * chance[1]  # the background is enlarged, so that it covers all
-    scene = _placed(layers, factor, flip, (1 - factor)[:, None] * centre)
-    whole, used = (
-        limit[:, None, None, None]
-        for limit in (
-            chosen >= jitter.distractors,
-            chosen < jitter.distractors + jitter.backgrounds,
-        )
-    )
-    other = torch.where(whole, scene[:, :3], thing[:, :3])
-    share = torch.where(whole, 1.0, thing[:, 3:]) * (1 - masks) * used
-    return images + share * (other - images)
+    layers = torch.cat([images, masks], dim=1).roll(1, 0)
+    other = _placed(layers, factor, flip, reach[:, None] * (2 * chance[2:].T - 1))
+    used = chosen < jitter.distractors + jitter.backgrounds
+    whole, used = whole[:, None, None, None], used[:, None, None, None]
+    share = torch.where(whole, 1.0, other[:, 3:]) * (1 - masks) * used
+    return images + share * (other[:, :3] - images)
 
 
 def _placed(
