@@ -6,12 +6,15 @@ from collections.abc import Iterable
 from typing import Literal
 
 import torch
+from torch.nn import functional
 
 from bmvtrack import gaussian, motion
 from bmvtrack.data.samples import Batch
 from bmvtrack.losses import balanced_cross_entropy, soft_jaccard_loss
 from bmvtrack.models import Bottleneck, Output
 
+ClassWeights = Literal["balanced", "none"]
+"""Of the cross-entropy: every class counts alike, or every pixel."""
 _ACTIVE = 0.01
 
 
@@ -22,6 +25,7 @@ def objective(
     beta: float,
     likelihood: float,
     kl_direction: Literal["posterior", "prior"] = "posterior",
+    class_weights: ClassWeights = "balanced",
 ) -> dict[str, torch.Tensor]:
     """The loss (``total``) and its terms, each a scalar tensor.
 
@@ -32,9 +36,12 @@ def objective(
         beta: weight of the KL divergence.
         likelihood: weight of the negative log-likelihood of the true motion; 0 leaves it out.
         kl_direction: see :meth:`~bmvtrack.models.bottleneck.Bottleneck.kl_divergence`.
+        class_weights: of the cross-entropy.
     """
+    balanced = class_weights == "balanced"
+    cross_entropy = balanced_cross_entropy if balanced else functional.cross_entropy
     terms = {
-        "cross_entropy": balanced_cross_entropy(output.logits, batch.labels),
+        "cross_entropy": cross_entropy(output.logits.float(), batch.labels),
         "jaccard": soft_jaccard_loss(output.logits, batch.labels),
         "kl": bottleneck.kl_divergence(output.posterior, kl_direction).mean(),
     }

@@ -10,6 +10,7 @@ from bmvtrack.data import sources
 from bmvtrack.data.samples import Jitter, Mode
 from bmvtrack.errors import UserError
 from bmvtrack.models.flows import BottleneckKind
+from bmvtrack.training.objective import ClassWeights
 
 Architecture = Literal["resnet-unet", "beta-mvae", "beta-mvunet"]
 
@@ -52,6 +53,9 @@ class PretrainOptions:
     """default by mode: `affine` (paper Eq. 6), `full` (tracking)"""
     kl_direction: Literal["posterior", "prior"] = "posterior"
     """`posterior`: D(q‖p), Eq. 2; `prior`: D(p‖q), Algorithm 1"""
+    class_weights: ClassWeights | None = None
+    """of the cross-entropy; default by mode: `balanced`, every class counts alike (paper); `none`, every
+    pixel does, so that what the mask calls object is likelier object than not (tracking)"""
     beta: float | None = None
     """weight of the KL divergence; default by mode: 5 (paper), 0.01 (tracking)"""
     likelihood: float | None = None
@@ -202,6 +206,7 @@ _MODE_DEFAULTS: dict[Mode, dict[str, Any]] = {
         "input_size": 256,
         "covariance": "batch",
         "reparameterization": "affine",
+        "class_weights": "balanced",
         "beta": 5.0,
         "likelihood": 0.0,
         "learning_rate": 1e-4,
@@ -211,6 +216,7 @@ _MODE_DEFAULTS: dict[Mode, dict[str, Any]] = {
         "input_size": 128,
         "covariance": "frame",
         "reparameterization": "full",
+        "class_weights": "none",
         "beta": 0.01,
         "likelihood": 0.1,
         "learning_rate": 2e-3,

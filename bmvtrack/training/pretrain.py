@@ -11,9 +11,11 @@ import torch
 from rich.console import Console
 
 from bmvtrack.data import sources
+from bmvtrack.data.samples import Batch
 from bmvtrack.distributed import gathered
 from bmvtrack.errors import UserError
 from bmvtrack.files import write_text
+from bmvtrack.models import Output
 from bmvtrack.training.checkpoint import refuse_existing_run, resumed_state, save_checkpoint
 from bmvtrack.training.devices import make_fabric, memory_format, synchronized
 from bmvtrack.training.journal import Journal
@@ -104,7 +106,6 @@ class PretrainRun:
 
     def training_step(self) -> dict[str, torch.Tensor]:
         """One optimiser step; returns the terms of this rank's loss. Nothing here waits for a GPU."""
-        options = self.options
         self.model.train()
         batch = self.train_sampler.draw(self.batch_size, self.generator)
         output = self.model(
@@ -112,16 +113,7 @@ class PretrainRun:
             generator=self.noise,
             template=self._laid_out(batch.template),
         )
-        assert options.beta is not None
-        assert options.likelihood is not None
-        terms = objective(
-            output,
-            batch,
-            self.network.bottleneck,
-            options.beta,
-            options.likelihood,
-            options.kl_direction,
-        )
+        terms = self._objective(output, batch)
         self.optimizer.zero_grad(set_to_none=True)
         self.fabric.backward(terms["total"])
         torch.nn.utils.clip_grad_norm_(self.network.parameters(), _GRADIENT_NORM)
@@ -134,8 +126,6 @@ class PretrainRun:
     def validate(self) -> dict[str, float]:
         """Metrics on held-out sequences, the same samples every time, without latent noise."""
         options, bottleneck = self.options, self.network.bottleneck
-        assert options.beta is not None
-        assert options.likelihood is not None
         generator = torch.Generator(self.fabric.device).manual_seed(self.seed + 1)
         self.model.eval()
         parts, means = [], []
@@ -147,10 +137,7 @@ class PretrainRun:
                 template=self._laid_out(batch.template),
             )
             part = validation_metrics(output, batch, bottleneck, options.mode == "tracking")
-            terms = objective(
-                output, batch, bottleneck, options.beta, options.likelihood, options.kl_direction
-            )
-            parts.append(part | {"loss": terms["total"]})
+            parts.append(part | {"loss": self._objective(output, batch)["total"]})
             means.append(output.posterior.mean)
         metrics = self._mean_over_ranks(averaged(parts))
         everywhere = gathered(torch.cat(means)).flatten(0, 1)
@@ -191,6 +178,21 @@ class PretrainRun:
             mine = state[states][self.fabric.global_rank]
             generator.set_state(mine.cpu().clone())  # a view of a larger tensor crashes it
         self.step, self.best = state["step"], state["best"]
+
+    def _objective(self, output: Output, batch: Batch) -> dict[str, torch.Tensor]:
+        options = self.options
+        assert options.beta is not None
+        assert options.likelihood is not None
+        assert options.class_weights is not None
+        return objective(
+            output,
+            batch,
+            self.network.bottleneck,
+            options.beta,
+            options.likelihood,
+            options.kl_direction,
+            options.class_weights,
+        )
 
     def _time_is_up(self, deadline: float) -> bool:
         """By the first rank's clock, for all. Several ranks look rarely: they must wait for it."""
