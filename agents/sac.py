@@ -162,6 +162,7 @@ class LatentPriorSAC(SAC):
 
 def _minimize(optimizer: torch.optim.Optimizer, loss: torch.Tensor) -> None:
     """One step; gradients of anything else that the loss depends on are not worked out."""
-    optimizer.zero_grad(set_to_none=True)
-    loss.backward(inputs=[p for group in optimizer.param_groups for p in group["params"]])
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    for parameter, gradient in zip(parameters, torch.autograd.grad(loss, parameters), strict=True):
+        parameter.grad = gradient
     optimizer.step()

@@ -63,7 +63,9 @@ def agent_mover(perception: Perception, stored: StoredActor) -> Mover:
     ) -> torch.Tensor:
         state = observe(percept, boxes, previous_motion, sizes, coordinates)
         # What the actor's predict does, without its way through NumPy: a fifth of the time here.
-        scaled: torch.Tensor = actor({name: value.cpu() for name, value in state.items()}, deterministic=True)
+        scaled: torch.Tensor = actor(
+            {name: value.cpu() for name, value in state.items()}, deterministic=True
+        )
         actions = (low + (scaled + 1) / 2 * (high - low)).double()
         for action in actions.numpy():
             checked_action(action)
