@@ -1,14 +1,11 @@
-"""One base test for every network of the family, and how networks are saved and loaded."""
-
-import json
-import shutil
+"""One base test for every network of the family."""
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from networks import assert_same, change_config
+from safetensors.torch import load_file
 
 from bmvtrack import prior
-from bmvtrack.errors import UserError
 from bmvtrack.models import (
     ARCHITECTURES,
     BetaMVAE,
@@ -155,28 +152,6 @@ class NetworkTests:
         network = self.trained_a_little()
         network.save_weights(tmp_path / "weights", half=False)
         assert_same(self.architecture.from_pretrained(tmp_path / "weights"), network, 0)
-
-
-def assert_same(loaded, network, tolerance):
-    """Same weights and outputs (relative to the largest), and exactly the same prior."""
-    for name, value in network.state_dict().items():
-        found = loaded.state_dict()[name]
-        assert found.dtype == value.dtype
-        largest = value.abs().max().item() or 1.0
-        torch.testing.assert_close(found, value, rtol=0, atol=tolerance * largest)
-    for name in ("latent_mean", "latent_factor", "offset", "scale"):
-        assert torch.equal(getattr(loaded.bottleneck, name), getattr(network.bottleneck, name))
-    generator = torch.Generator().manual_seed(2)
-    size = network.input_size
-    x = torch.randn(2, network.input_channels, size, size, generator=generator)
-    first, second = loaded(x), network(x)
-    for found, expected in (
-        (first.logits, second.logits),
-        (first.posterior.mean, second.posterior.mean),
-        (first.posterior.covariance, second.posterior.covariance),
-    ):
-        largest = expected.abs().max().item()
-        torch.testing.assert_close(found, expected, rtol=0, atol=tolerance * largest)
 
 
 class TestResNetUNet(NetworkTests):
@@ -375,140 +350,3 @@ class TestBetaMVUNet(PaperTests):
     def test_alignments_that_cannot_be_are_refused(self, options, message):
         with pytest.raises(ValueError, match=message):
             self.make(**options)
-
-
-@pytest.fixture
-def saved(tmp_path):
-    """A folder of weights."""
-    torch.manual_seed(0)
-    ResNetUNet(DAVIS, width=4, input_size=64).save_weights(tmp_path / "weights")
-    return tmp_path / "weights"
-
-
-def change_config(folder, **changes):
-    path = folder / "config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
-
-
-def test_the_configuration_is_for_people_too(saved):
-    config = json.loads((saved / "config.json").read_text())
-    assert config["architecture"] == "ResNetUNet"
-    assert config["width"] == 4
-    assert config["prior"] == DAVIS.to_json()
-    assert config["covariance"] == "frame"
-
-
-def test_half_precision_keeps_what_it_cannot_hold(tmp_path):
-    network = ResNetUNet(DAVIS, width=4, input_size=64)
-    network.stem[1].running_var.fill_(1e6)
-    network.save_weights(tmp_path)
-    assert load_network(tmp_path).stem[1].running_var[0] == 1e6
-
-
-def test_saving_replaces_what_was_there(saved):
-    (saved / "old.txt").touch()
-    ResNetUNet(DAVIS, width=2, input_size=64).save_weights(saved)
-    assert load_network(saved).feature_count == 8
-    assert not (saved / "old.txt").exists()
-    assert [p.name for p in saved.parent.iterdir()] == [saved.name]
-
-
-def test_a_failed_save_leaves_what_was_there(saved, monkeypatch):
-    def full_disk(*_):
-        raise OSError("no space left on device")
-
-    before = {p.name: p.read_bytes() for p in saved.iterdir()}
-    monkeypatch.setattr("bmvtrack.models.base.save_file", full_disk)
-    network = ResNetUNet(DAVIS, width=2, input_size=64)
-    for save in (network.save_weights, lambda folder: network.save_weights(folder / "new")):
-        with pytest.raises(OSError, match="no space"):
-            save(saved)
-    assert {p.name: p.read_bytes() for p in saved.iterdir()} == before
-
-
-@pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
-def test_a_missing_file_is_named(saved, name):
-    (saved / name).unlink()
-    with pytest.raises(UserError, match=f"no weights in .*weights: {name} is missing"):
-        load_network(saved)
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        ("not json", "config.json does not describe a network"),
-        ("[1, 2]", "config.json does not describe a network"),
-        ('{"width": 4}', "its architecture is None, not one of ResNetUNet"),
-        ('{"architecture": ["ResNetUNet"]}', "config.json does not describe a network"),
-        ('{"architecture": "ResNetUNet"}', "config.json does not describe a network: .*prior"),
-    ],
-)
-def test_a_configuration_of_nothing_is_refused(saved, content, message):
-    (saved / "config.json").write_text(content)
-    assert_refused(saved, message)
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        (
-            {"architecture": "Transformer"},
-            "its architecture is 'Transformer', not one of ResNetUNet",
-        ),
-        ({"prior": {"mean": [1, 2]}}, "config.json does not describe a network: .*covariance"),
-        ({"input_size": 100}, "config.json does not describe a network: .*multiple of 64"),
-        ({"depth": 3}, "config.json does not describe a network: .*depth"),
-        ({"width": "wide"}, "config.json does not describe a network"),
-        ({"width": 8}, r"model.safetensors does not fit the network of .*: \S+ is \(.*\) in the"),
-        ({"input_channels": 3}, r"stem.0.weight is \(4, 4, 7, 7\) in the file and \(4, 3, 7, 7\)"),
-        ({"samples": 10}, "bottleneck.covariance_head.bias is"),
-    ],
-)
-def test_a_configuration_of_another_network_is_refused(saved, changes, message):
-    change_config(saved, **changes)
-    assert_refused(saved, message)
-
-
-def assert_refused(folder, message):
-    for load in (load_network, ResNetUNet.from_pretrained):
-        with pytest.raises(UserError, match=message) as error:
-            load(folder)
-        assert "\n" not in str(error.value)
-
-
-@pytest.mark.parametrize("keep", [0, 5, 500, -100])
-def test_damaged_weights_are_refused(saved, keep):
-    path = saved / "model.safetensors"
-    path.write_bytes(path.read_bytes()[:keep])
-    assert_refused(saved, "model.safetensors is damaged")
-
-
-def test_weights_with_a_tensor_too_few_or_too_many_are_refused(saved):
-    path = saved / "model.safetensors"
-    tensors = load_file(path)
-    save_file(tensors | {"extra": torch.zeros(3)}, path)
-    assert_refused(saved, r"extra is \(3,\) in the file and absent in the network")
-    del tensors["stem.0.weight"]
-    save_file(tensors, path)
-    assert_refused(saved, r"stem.0.weight is missing in the file")
-
-
-def test_a_folder_that_is_not_there_is_named(tmp_path):
-    with pytest.raises(UserError, match=r"no weights in .*nowhere"):
-        load_network(tmp_path / "nowhere")
-    with pytest.raises(UserError, match=r"no folder .*nowhere, and not on the Hub either") as error:
-        ResNetUNet.from_pretrained(tmp_path / "nowhere")
-    assert "\n" not in str(error.value)
-
-
-def test_another_architecture_is_not_what_was_asked_for(saved):
-    class Other(ResNetUNet):
-        pass
-
-    with pytest.raises(UserError, match=r"holds a ResNetUNet, not a Other"):
-        Other.from_pretrained(saved)
-
-
-def test_a_copied_folder_works(saved, tmp_path):
-    shutil.copytree(saved, tmp_path / "copy")
-    assert_same(load_network(tmp_path / "copy"), load_network(saved), 0)

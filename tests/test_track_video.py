@@ -1,20 +1,18 @@
-"""A video of one's own: sources, what is written, Ctrl-C, damage, and the page."""
+"""A video of one's own: sources, what is written, Ctrl-C and damage."""
 
 import base64
 import csv
 import json
-import re
 import shutil
 import signal
-import subprocess
 import time
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
 import pytest
+from videos import LENGTH, embedded, read_video, write_clip, write_image
 
 from bmvtrack import visualization
 from bmvtrack.data.sequence import VideoSequence
@@ -24,17 +22,9 @@ from bmvtrack.geometry import from_mask
 from bmvtrack.iou import rotated_iou
 from bmvtrack.perception import Perception
 from bmvtrack.tracker import Tracker
-from bmvtrack.video import overlay, selection
 from bmvtrack.video.options import TrackOptions
-from bmvtrack.video.page import page_data, report_page
 from bmvtrack.video.session import track_video
 from bmvtrack.video.sources import CapturedVideo, FrameFolder, open_source
-from bmvtrack.video.tracks import TrackedVideo
-
-LENGTH = 10
-CHROMIUM = next(
-    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), ""
-)
 
 
 @pytest.fixture(scope="module")
@@ -51,26 +41,7 @@ def weights(perception: Perception, tmp_path_factory: pytest.TempPathFactory) ->
 
 @pytest.fixture(scope="module")
 def clip(sequence: VideoSequence, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The sequence as an MP4, and as ``frames`` and ``masks`` in folders beside it."""
-    folder = tmp_path_factory.mktemp("videos")
-    frames = [sequence.frame(t) for t in range(LENGTH)]
-    visualization.write_video(folder / "clip.mp4", frames, 20)
-    for t, frame in enumerate(frames):
-        write_image(folder / "frames" / f"{t}.png", frame[..., ::-1])
-        write_image(folder / "masks" / f"{t}.png", sequence.mask(t).astype(np.uint8) * 255)
-    return folder / "clip.mp4"
-
-
-def write_image(path: Path, image: np.ndarray) -> None:
-    path.parent.mkdir(exist_ok=True)
-    assert cv2.imwrite(str(path), image)
-
-
-def read_video(path: Path) -> list[np.ndarray]:
-    video, frames = cv2.VideoCapture(str(path)), []
-    while (answer := video.read())[0]:
-        frames.append(answer[1])
-    return frames
+    return write_clip(tmp_path_factory.mktemp("videos"), sequence)
 
 
 def rows(path: Path) -> list[dict[str, str]]:
@@ -358,243 +329,3 @@ def test_truth_must_fit_the_video(clip: Path, weights: str, tmp_path: Path) -> N
     (masks / "9.png").unlink()
     with pytest.raises(UserError, match=r"9 \.png masks, but clip has 10 frames"):
         track_video(options)
-
-
-def test_no_display_is_said_and_windows_are_tried_elsewhere(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(selection, "_PROBE", "raise SystemExit(134)")
-    with pytest.raises(UserError, match=r"no display.* give --box x,y,w,h"):
-        selection.select_box(np.zeros((40, 60, 3), dtype=np.uint8))
-    monkeypatch.setattr(selection, "_PROBE", "pass")
-    assert selection.can_open_windows()
-
-
-DOWN, MOVE, UP = cv2.EVENT_LBUTTONDOWN, cv2.EVENT_MOUSEMOVE, cv2.EVENT_LBUTTONUP
-
-
-class Window:
-    """Stands in for OpenCV's: a person who drags the mouse, and then presses a key.
-
-    Args:
-        monkeypatch: to stand in with.
-        mouse: events with x and y.
-        key: pressed after them; None: the window is closed.
-    """
-
-    def __init__(
-        self, monkeypatch: pytest.MonkeyPatch, mouse: list[tuple[int, int, int]], key: str | None
-    ) -> None:
-        self.pictures: list[np.ndarray] = []
-        self.destroyed = False
-        self._mouse, self._key = iter(mouse), key
-        self._call: Any = None
-        self._open = True
-        monkeypatch.setattr(selection, "can_open_windows", lambda: True)
-        monkeypatch.setattr(cv2, "namedWindow", lambda *_: None)
-        monkeypatch.setattr(cv2, "setMouseCallback", lambda _, call: setattr(self, "_call", call))
-        monkeypatch.setattr(cv2, "imshow", lambda _, picture: self.pictures.append(picture))
-        monkeypatch.setattr(cv2, "waitKey", self.wait)
-        monkeypatch.setattr(cv2, "getWindowProperty", self.visible)
-        monkeypatch.setattr(cv2, "destroyAllWindows", lambda: setattr(self, "destroyed", True))
-
-    def wait(self, milliseconds: int) -> int:
-        event = next(self._mouse, None)
-        if event is not None:
-            self._call(*event, 0, None)
-            return -1
-        if self._key is None:
-            self._open = False
-            return -1
-        return ord(self._key)
-
-    def visible(self, title: str, which: int) -> float:
-        assert which == cv2.WND_PROP_VISIBLE
-        if not self._open:
-            raise cv2.error("NULL guiReceiver (please create a window)")  # as Qt has it
-        return 1.0
-
-
-DRAG = [(MOVE, 5, 5), (DOWN, 130, 70), (MOVE, 120, 60), (MOVE, 100, 50), (UP, 100, 50)]
-
-
-@pytest.mark.parametrize("key", ["\r", "\n", " "])
-def test_a_drawn_box_is_in_pixels_of_the_frame(monkeypatch: pytest.MonkeyPatch, key: str) -> None:
-    small, large = (np.zeros((h, w, 3), dtype=np.uint8) for h, w in ((480, 640), (2160, 3840)))
-    window = Window(monkeypatch, [*DRAG, (MOVE, 300, 300)], key)
-    assert selection.select_box(small).tolist() == [100, 50, 30, 20]
-    assert window.destroyed
-    assert shows(window.pictures[-1][..., ::-1], visualization.PREDICTED_COLOUR)
-    assert not shows(window.pictures[0][..., ::-1], visualization.PREDICTED_COLOUR)
-    window = Window(monkeypatch, DRAG, key)
-    assert selection.select_box(large).tolist() == [300, 150, 90, 60]
-    assert window.pictures[0].shape == (720, 1280, 3)
-
-
-def test_a_drawn_box_ends_at_the_frame_s_edge(monkeypatch: pytest.MonkeyPatch) -> None:
-    Window(monkeypatch, [(DOWN, 20, 10), (MOVE, 90, -30), (UP, 90, -30)], "\r")
-    assert selection.select_box(np.zeros((40, 60, 3), dtype=np.uint8)).tolist() == [20, 0, 40, 10]
-
-
-@pytest.mark.parametrize("key", ["c", "\x1b", None])
-@pytest.mark.parametrize("mouse", [[], DRAG])
-def test_a_closed_window_and_escape_cancel(
-    monkeypatch: pytest.MonkeyPatch, mouse: list[tuple[int, int, int]], key: str | None
-) -> None:
-    window = Window(monkeypatch, mouse, key)
-    with pytest.raises(UserError, match="no box was drawn"):
-        selection.select_box(np.zeros((480, 640, 3), dtype=np.uint8))
-    assert window.destroyed
-
-
-def test_enter_waits_for_a_box(monkeypatch: pytest.MonkeyPatch) -> None:
-    window = Window(monkeypatch, [], "\r")
-    keys = iter("\r\r\x1b")
-    monkeypatch.setattr(cv2, "waitKey", lambda _: ord(next(keys)))
-    with pytest.raises(UserError, match="no box was drawn"):
-        selection.select_box(np.zeros((480, 640, 3), dtype=np.uint8))
-    assert len(window.pictures) == 3
-
-
-def test_the_ellipse_is_two_standard_deviations_wide() -> None:
-    image = np.zeros((200, 300, 3), dtype=np.uint8)
-    covariance = np.array([[900.0, 300.0], [300.0, 400.0]])
-    visualization.draw_ellipse(image, np.array([150.0, 100.0]), covariance, (255, 140, 20))
-    drawn_rows, columns = np.nonzero(image.max(axis=2) > 128)
-    assert [columns.min(), columns.max()] == pytest.approx([150 - 60, 150 + 60], abs=2)
-    assert [drawn_rows.min(), drawn_rows.max()] == pytest.approx([100 - 40, 100 + 40], abs=2)
-    flat = np.zeros((2, 2))
-    visualization.draw_ellipse(image, np.array([20.0, 20.0]), flat, (255, 140, 20))
-    assert image[20, 20, 0] > 0
-
-
-def shows(image: np.ndarray, colour: visualization.Colour) -> bool:
-    """Whether a pixel has a colour, but for the smoothing of lines."""
-    return bool(np.abs(image.astype(int) - colour).sum(axis=2).min() < 40)
-
-
-def test_every_object_has_its_own_colour_from_the_first_frame_on(perception: Perception) -> None:
-    frame = np.zeros((480, 640, 3), dtype=np.uint8)
-    boxes = {7: np.array([180.0, 220, 120, 80, 0.3]), 9: np.array([400.0, 240, 100, 100, 0])}
-    tracker = Tracker(perception)
-    for object_id, box in boxes.items():
-        tracker.init(frame, box, object_id)
-    results = tracker.update_all(frame)
-    true_box = np.array([300.0, 120, 80, 60, 0])
-    given = overlay.draw_first(frame, boxes, "")
-    found = overlay.draw_results(frame, results, true_box, "")
-    assert not frame.any()
-    for image in (given, found):
-        assert shows(image, overlay.colour_of(0))
-        assert shows(image, overlay.colour_of(1))
-    assert [shows(image, visualization.TRUE_COLOUR) for image in (given, found)] == [False, True]
-
-
-class Page(HTMLParser):
-    """What a page links to, the text of its scripts by id, and the attributes of its elements."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.links: list[str] = []
-        self.texts: dict[str, str] = {}
-        self.attributes: dict[str, dict[str, str | None]] = {}
-        self._open: list[str] = []
-        self.feed(text)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        values = dict(attrs)
-        self.links += [values[name] or "" for name in ("src", "href", "action") if name in values]
-        self._open.append(values.get("id") or tag)
-        self.attributes[self._open[-1]] = values
-
-    def handle_data(self, data: str) -> None:
-        if self._open:
-            self.texts[self._open[-1]] = self.texts.get(self._open[-1], "") + data
-
-    def handle_endtag(self, tag: str) -> None:
-        if self._open:
-            self._open.pop()
-
-
-def embedded(path: Path) -> dict[str, Any]:
-    data: dict[str, Any] = json.loads(Page(path.read_text(encoding="utf-8")).texts["data"])
-    return data
-
-
-@pytest.fixture(scope="module")
-def reported(
-    clip: Path, weights: str, tmp_path_factory: pytest.TempPathFactory
-) -> tuple[TrackedVideo, Path]:
-    """A video with truth and its page."""
-    out = tmp_path_factory.mktemp("page")
-    folder, masks = str(clip.parent / "frames"), clip.parent / "masks"
-    options = TrackOptions(folder, truth=masks, weights=weights, out=out, report=True)
-    return track_video(options), out / "frames-tracked.html"
-
-
-def test_the_page_holds_everything_and_loads_nothing(
-    reported: tuple[TrackedVideo, Path], tmp_path: Path
-) -> None:
-    video, path = reported
-    text, data = path.read_text(encoding="utf-8"), embedded(path)
-    assert Page(text).links == ["data:,"]
-    assert set(re.findall(r"https?://[\w./]+", text)) == {"http://www.w3.org/2000/svg"}
-    clip, patches = data.pop("clip"), data["objects"][0].pop("patches")
-    assert data == page_data(video)
-    assert base64.b64decode(clip) == path.with_suffix(".mp4").read_bytes()
-    (tmp_path / "patches.mp4").write_bytes(base64.b64decode(patches))
-    shapes = [frame.shape for frame in read_video(tmp_path / "patches.mp4")]
-    assert shapes == [(256, 512, 3)] * LENGTH
-    shown, positions = data["objects"][0], video.objects[1]
-    assert shown["score"][0] is None
-    assert shown["score"][1:] == pytest.approx([p.score for p in positions[1:]], rel=1e-4)
-    assert shown["iou"][1:] == pytest.approx([p.iou.rotated for p in positions[1:]], rel=1e-4)
-    deviations = [[np.sqrt(p.covariance[k][k]) for p in positions[1:]] for k in range(5)]
-    assert [row[1:] for row in shown["sigma"]] == [pytest.approx(d, rel=1e-4) for d in deviations]
-
-
-def test_no_name_breaks_the_page(reported: tuple[TrackedVideo, Path]) -> None:
-    video, path = reported
-    name = '</script><b title="x">&amp;'
-    renamed = TrackedVideo(name, video.size, video.fps, name, video.objects)
-    clip = path.with_suffix(".mp4")
-    page = Page(report_page(renamed, clip, [clip]))
-    assert json.loads(page.texts["data"])["name"] == name
-    assert page.texts["h1"] == name
-    assert "b" not in page.attributes
-
-
-def test_the_slider_is_a_labelled_range(reported: tuple[TrackedVideo, Path]) -> None:
-    page = Page(reported[1].read_text(encoding="utf-8"))
-    assert page.attributes["frame"]["type"] == "range"
-    assert 'for="frame"' in reported[1].read_text(encoding="utf-8")
-
-
-@pytest.mark.skipif(not CHROMIUM, reason="there is no Chromium")
-def test_the_slider_moves_the_numbers_in_a_browser(
-    reported: tuple[TrackedVideo, Path], tmp_path: Path
-) -> None:
-    video, path = reported
-    text = path.read_text(encoding="utf-8")
-    listen = (
-        "<script>onerror = message => { document.documentElement.dataset.error = message }</script>"
-    )
-    act = "<script>slider.value = 5; slider.dispatchEvent(new Event('input'))</script>"
-    text = text.replace("<body>", f"<body>{listen}").replace("</body>", f"{act}</body>")
-    (tmp_path / "page.html").write_text(text, encoding="utf-8")
-    profile = f"--user-data-dir={tmp_path / 'profile'}"
-    flags = ["--headless", "--no-sandbox", "--disable-gpu", "--dump-dom", profile]
-    done = subprocess.run(
-        [CHROMIUM, *flags, (tmp_path / "page.html").as_uri()],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=True,
-    )
-    page = Page(done.stdout)
-    assert "data-error" not in page.attributes["html"]
-    score = video.objects[1][5].score
-    assert page.texts["where"] == f"5, {5 / video.fps:.2f} s, score {score:.2f}"
-    assert page.attributes["frame"]["aria-valuetext"] == f"frame {page.texts['where']}"
-    assert done.stdout.count("<svg ") == 6
-    assert "NaN" not in done.stdout.split('id="data"')[0]
