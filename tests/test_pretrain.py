@@ -15,17 +15,12 @@ import torch
 from rectangles import write_rectangles
 from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from torch.distributions import MultivariateNormal
 
-from bmvtrack import motion, prior
-from bmvtrack.data.samples import Batch
+from bmvtrack import prior
 from bmvtrack.errors import UserError
-from bmvtrack.losses import construction_loss
-from bmvtrack.models import BetaMVAE, BetaMVUNet, Output, load_network
-from bmvtrack.models.bottleneck import Bottleneck, Posterior
+from bmvtrack.models import BetaMVAE, BetaMVUNet, load_network
 from bmvtrack.training import PretrainOptions, pretrain
 from bmvtrack.training.checkpoint import checkpoints, load_checkpoint
-from bmvtrack.training.objective import averaged, objective, validation_metrics
 from bmvtrack.training.pretrain import PretrainRun, build_network
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "pretrain_vae.py"
@@ -346,75 +341,6 @@ def test_the_gpu_trains_in_bfloat16(options, mode):
     metrics, _ = train(options, mode=mode, device="cuda")
     assert all(np.isfinite(value) for value in metrics.values())
     assert load_network(options.out / "last").stem[0].weight.device.type == "cpu"
-
-
-def example(count=3, covariance="frame"):
-    """An output, its batch and its bottleneck."""
-    torch.manual_seed(0)
-    bottleneck = Bottleneck(7, prior.named("davis16"), covariance=covariance, standardized=True)
-    posterior = bottleneck(torch.randn(count, 7))
-    output = Output(torch.randn(count, 2, 8, 8), posterior, torch.zeros(count, 7))
-    boxes = torch.tensor([[50.0, 40, 30, 20, 0.3]]).double().expand(count, 5)
-    true_motion = torch.tensor([1.05, 0.98, 0.1, 0.05, -0.1]).expand(count, 5)
-    labels = torch.randint(2, (count, 8, 8))
-    return output, Batch(torch.zeros(count, 4, 8, 8), labels, boxes, true_motion), bottleneck
-
-
-@pytest.mark.parametrize("covariance", ["frame", "batch"])
-@pytest.mark.parametrize("direction", ["posterior", "prior"])
-def test_the_objective_is_the_weighted_sum_of_its_terms(direction, covariance):
-    output, batch, bottleneck = example(covariance=covariance)
-    terms = objective(output, batch, bottleneck, 5.0, 0.1, direction)
-    posterior = bottleneck.to_motion(output.posterior)
-    likelihood = MultivariateNormal(posterior.mean, posterior.covariance).log_prob(batch.motion)
-    kl = bottleneck.kl_divergence(output.posterior, direction).mean()
-    expected = construction_loss(output.logits, batch.labels) + 5 * kl - 0.1 * likelihood.mean()
-    torch.testing.assert_close(terms["total"], expected, rtol=1e-4, atol=1e-4)
-    without = objective(output, batch, bottleneck, 5.0, 0.0, direction)
-    assert "motion_nll" not in without
-    torch.testing.assert_close(
-        without["total"], expected + 0.1 * likelihood.mean(), rtol=1e-4, atol=1e-4
-    )
-
-
-def test_metrics_of_a_perfect_output():
-    output, batch, bottleneck = example()
-    output.logits = torch.nn.functional.one_hot(batch.labels, 2).movedim(-1, 1).float()
-    latent = (batch.motion - bottleneck.offset) / bottleneck.scale
-    output.posterior = Posterior(latent, output.posterior.covariance, output.posterior.factor)
-    metrics = validation_metrics(output, batch, bottleneck, with_motion=True)
-    assert all(values.shape == (3,) for values in metrics.values())
-    torch.testing.assert_close(metrics["mask_iou"], torch.ones(3))
-    torch.testing.assert_close(metrics["motion_error"], torch.zeros(3), atol=1e-4, rtol=0)
-
-
-def test_the_motion_error_is_the_distance_of_centres_in_pixels():
-    output, batch, bottleneck = example()
-    metrics = validation_metrics(output, batch, bottleneck, with_motion=True)
-    mean = bottleneck.to_motion(output.posterior).mean.detach().double().numpy()
-    boxes = batch.boxes.numpy()
-    predicted = motion.apply(boxes, mean, 1, 1, "object")
-    true = motion.apply(boxes, batch.motion.double().numpy(), 1, 1, "object")
-    expected = np.hypot(*(predicted - true)[:, :2].T)
-    np.testing.assert_allclose(metrics["motion_error"].detach(), expected, rtol=1e-4)
-
-
-def test_mask_iou_is_of_the_foreground():
-    output, batch, bottleneck = example(covariance="batch")
-    batch.labels.zero_()
-    batch.labels[0, :4], batch.labels[1, :4] = 1, 1
-    guess = torch.zeros(3, 8, 8, dtype=torch.int64)
-    guess[0, 2:6] = 1  # overlaps by 2 of 6 rows; the second is missed; the third is rightly empty
-    output.logits = torch.nn.functional.one_hot(guess, 2).movedim(-1, 1).float()
-    metrics = validation_metrics(output, batch, bottleneck, with_motion=False)
-    torch.testing.assert_close(metrics["mask_iou"], torch.tensor([2 / 6, 0, 1]))
-    assert metrics["kl"].shape == metrics["mahalanobis"].shape == (3,)
-    assert metrics.keys() == {"mask_iou", "kl", "mahalanobis"}
-
-
-def test_averages_are_over_samples():
-    parts = [{"a": torch.tensor([1.0, 2, 3]), "b": torch.tensor(1.0)}, {"a": torch.tensor([6.0])}]
-    assert averaged(parts) == {"a": 3.0, "b": 1.0}
 
 
 def test_help_teaches():
