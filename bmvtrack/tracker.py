@@ -27,7 +27,7 @@ from bmvtrack.errors import UserError
 from bmvtrack.inputs import COLOURS, Colour, corner_and_size, rgb_frame, rotated_box
 from bmvtrack.models import Template
 from bmvtrack.motion import AT_REST
-from bmvtrack.movers import Mover, move_by_both
+from bmvtrack.movers import IN_BOX, Mover, move_by_both
 from bmvtrack.perception import (
     DEFAULT_WEIGHTS,
     INSIDE,
@@ -259,7 +259,7 @@ def bounds_of_mask(probabilities: FloatArray, window: FloatArray, rbbox: FloatAr
     size = len(probabilities)
     tensors = torch.from_numpy(np.stack([rbbox])), torch.from_numpy(window[None])
     inside = patches.fill_box(*tensors, size)[0, 0].numpy() > 0
-    common = (probabilities > 0.5) & inside
+    common = (probabilities > IN_BOX) & inside
     if common.sum() < _LEAST_FILLED * int(inside.sum()) or not common.any():
         return geometry.bounds(rbbox)
     edges = geometry.mask_bounds(common).reshape(2, 2)
