@@ -62,7 +62,7 @@ def agent_mover(perception: Perception, stored: StoredActor) -> Mover:
         percept: Percept, boxes: torch.Tensor, previous_motion: torch.Tensor, sizes: torch.Tensor
     ) -> torch.Tensor:
         state = observe(percept, boxes, previous_motion, sizes, coordinates)
-        # What the actor's predict does, without its way through NumPy: a fifth of the time here.
+        # What the actor's predict does, without its way through NumPy.
         scaled: torch.Tensor = actor(
             {name: value.cpu() for name, value in state.items()}, deterministic=True
         )
