@@ -16,8 +16,9 @@ _DASHES = ("-", "--", "-.", ":")
 
 
 def line_style(index: int) -> tuple[str, str]:
-    """Colour and dashes of the line of that number."""
-    return _COLOURS[index % len(_COLOURS)], _DASHES[index % len(_DASHES)]
+    """Colour and dashes of the line of that number; no two of the first 32 lines are alike."""
+    colour, again = index % len(_COLOURS), index // len(_COLOURS)
+    return _COLOURS[colour], _DASHES[(index + again) % len(_DASHES)]
 
 
 def tidy(axes: Axes) -> None:

@@ -1,8 +1,12 @@
-"""What tests do with saved networks."""
+"""What tests do with networks and what comes out of them."""
 
 import json
 
 import torch
+
+from bmvtrack import prior
+from bmvtrack.data.samples import Batch
+from bmvtrack.models import Bottleneck, Output
 
 
 def assert_same(loaded, network, tolerance):
@@ -30,3 +34,15 @@ def assert_same(loaded, network, tolerance):
 def change_config(folder, **changes):
     path = folder / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def example(count=3, covariance="frame"):
+    """An output, its batch and its bottleneck."""
+    torch.manual_seed(0)
+    bottleneck = Bottleneck(7, prior.named("davis16"), covariance=covariance, standardized=True)
+    posterior = bottleneck(torch.randn(count, 7))
+    output = Output(torch.randn(count, 2, 8, 8), posterior, torch.zeros(count, 7))
+    boxes = torch.tensor([[50.0, 40, 30, 20, 0.3]]).double().expand(count, 5)
+    true_motion = torch.tensor([1.05, 0.98, 0.1, 0.05, -0.1]).expand(count, 5)
+    labels = torch.randint(2, (count, 8, 8))
+    return output, Batch(torch.zeros(count, 4, 8, 8), labels, boxes, true_motion), bottleneck

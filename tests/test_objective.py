@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from networks import example
 from torch.distributions import MultivariateNormal
 from torch.nn import functional
 
@@ -47,18 +48,6 @@ def test_the_paper_balances_classes_and_tracking_does_not():
     assert PretrainOptions(mode="tracking").resolved().class_weights == "none"
     chosen = PretrainOptions(mode="tracking", class_weights="balanced").resolved()
     assert chosen.class_weights == "balanced"
-
-
-def example(count=3, covariance="frame"):
-    """An output, its batch and its bottleneck."""
-    torch.manual_seed(0)
-    bottleneck = Bottleneck(7, prior.named("davis16"), covariance=covariance, standardized=True)
-    posterior = bottleneck(torch.randn(count, 7))
-    output = Output(torch.randn(count, 2, 8, 8), posterior, torch.zeros(count, 7))
-    boxes = torch.tensor([[50.0, 40, 30, 20, 0.3]]).double().expand(count, 5)
-    true_motion = torch.tensor([1.05, 0.98, 0.1, 0.05, -0.1]).expand(count, 5)
-    labels = torch.randint(2, (count, 8, 8))
-    return output, Batch(torch.zeros(count, 4, 8, 8), labels, boxes, true_motion), bottleneck
 
 
 @pytest.mark.parametrize("covariance", ["frame", "batch"])

@@ -11,6 +11,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from bmvtrack import prior
 from bmvtrack.errors import UserError
+from bmvtrack.figures import line_style
 from bmvtrack.models import Bottleneck
 from bmvtrack.training import curves
 from bmvtrack.training.curves import LOSSES, plot_runs, read_scalars
@@ -45,6 +46,10 @@ def drawn(monkeypatch):
 
 def lines(figure, panel):
     return [line.get_xydata() for line in figure.axes[panel].lines]
+
+
+def test_as_many_lines_as_there_are_trackers_can_be_told_apart():
+    assert len({line_style(i) for i in range(32)}) == 32
 
 
 def test_the_construction_loss_is_the_sum_of_its_two_terms(tmp_path, drawn):
