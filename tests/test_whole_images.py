@@ -7,8 +7,9 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from networks import example
 from test_bank import build, mask, sequence
-from test_pretrain import data, example, options, train  # noqa: F401
+from test_pretrain import data, options, train  # noqa: F401
 from test_samples import SIZE, draw, several, video
 
 from bmvtrack import prior
