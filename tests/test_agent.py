@@ -20,14 +20,11 @@ from agents.storage import (
     save_actor,
     training_state,
 )
-from agents.tracker import AgentTracker, agent_tracker
 from bmvtrack import gaussian
 from bmvtrack.data.synthetic import synthetic_sequence
 from bmvtrack.errors import UserError
-from bmvtrack.geometry import nearest_label
 from bmvtrack.perception import Perception
 from bmvtrack.prior import named, push_forward
-from bmvtrack.tracking.learned import PosteriorTracker
 from envs.bmvtrack_env import BMVTrackEnv
 from envs.state import observation_space
 from envs.vector_env import BMVTrackVectorEnv
@@ -349,32 +346,6 @@ def test_agents_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     (tmp_path / "agent.safetensors").write_bytes(b"junk")
     with pytest.raises(UserError, match="does not fit"):
         load_actor(tmp_path)
-
-
-def test_agent_of_another_encoder_is_refused(
-    perception: Perception, tmp_path: Path, actor: LatentPriorActor
-) -> None:
-    save_actor(actor, "latent-prior", "frame", tmp_path)
-    with pytest.raises(UserError, match="belong together"):
-        AgentTracker(perception, load_actor(tmp_path))
-
-
-@pytest.mark.parametrize("coordinates", ["frame", "object"])
-def test_untrained_agent_tracks_like_the_posterior_mean(
-    perception: Perception, tmp_path: Path, coordinates: str
-) -> None:
-    perception.network.save_weights(tmp_path, half=False)
-    actor = make_actor("latent-prior", coordinates, perception.feature_count, [16])
-    save_actor(actor, "latent-prior", coordinates, tmp_path)
-    sequence = synthetic_sequence(8)
-    agent = agent_tracker(tmp_path)(sequence, 0)
-    posterior = PosteriorTracker(perception)
-    for tracker in (agent, posterior):
-        tracker.init(sequence.frame(0), sequence.boxes[0])
-    for t in range(1, 6):
-        first, second = agent.update(sequence.frame(t)), posterior.update(sequence.frame(t))
-        np.testing.assert_allclose(nearest_label(first, second), second, rtol=1e-3, atol=0.05)
-    assert agent.mask.shape == sequence.frame(0).shape[:2]
 
 
 def test_an_actor_can_go_halfway_to_the_mask() -> None:
