@@ -176,9 +176,9 @@ def plain_step(run: PretrainRun, batch_size: int) -> Callable[[], None]:
         batch = next(batches)
         batch = batch.to(device)
         output = network(batch.patches)
-        loss = objective(output, batch, network.bottleneck, 0.01, 0.1)["total"]
+        terms = objective(output, batch, network.bottleneck, 0.01, 0.1, class_weights="none")
         optimizer.zero_grad()
-        loss.backward()
+        terms["total"].backward()
         optimizer.step()
 
     return step

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import torch
-from gymnasium import spaces
 
 from agents.storage import StoredActor, load_actor
 from bmvtrack.data.sequence import VideoSequence
@@ -53,24 +53,18 @@ def agent_mover(perception: Perception, stored: StoredActor) -> Mover:
             f"{perception.feature_count}; give the weights that belong together"
         )
 
-    space = actor.action_space
-    assert isinstance(space, spaces.Box)
-    low, high = torch.from_numpy(space.low), torch.from_numpy(space.high)
-
     @torch.inference_mode()
     def mover(
         percept: Percept, boxes: torch.Tensor, previous_motion: torch.Tensor, sizes: torch.Tensor
     ) -> torch.Tensor:
         state = observe(percept, boxes, previous_motion, sizes, coordinates)
-        # What the actor's predict does, without its way through NumPy.
-        scaled: torch.Tensor = actor(
-            {name: value.cpu() for name, value in state.items()}, deterministic=True
-        )
-        actions = (low + (scaled + 1) / 2 * (high - low)).double()
-        for action in actions.numpy():
-            checked_action(action)
+        # What the actor's predict does, without its way there through NumPy.
+        scaled = actor({name: value.cpu() for name, value in state.items()}, deterministic=True)
+        actions = [checked_action(action) for action in actor.unscale_action(scaled.numpy())]
         width, height = sizes.to(boxes).unbind(-1)
-        return move(boxes, actions.to(boxes), width, height, coordinates)[0]
+        taken = torch.as_tensor(np.stack(actions)).to(boxes)
+        moved, _ = move(boxes, taken, width, height, coordinates)
+        return moved
 
     return mover
 
