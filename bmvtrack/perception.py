@@ -5,7 +5,6 @@ The environment, the trackers and the agent all see through :class:`Perception`.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -16,28 +15,17 @@ import numpy as np
 import torch
 
 from bmvtrack import geometry
-from bmvtrack.arrays import BoolArray, ByteArray, FloatArray
+from bmvtrack.arrays import ByteArray, FloatArray
 from bmvtrack.data import patches
 from bmvtrack.data.samples import normalize
 from bmvtrack.devices import checked_device
 from bmvtrack.errors import UserError
+from bmvtrack.masks import mask_geometry
 from bmvtrack.models import MultivariationalNetwork, Template, folded, load_network
 
 Precision = Literal["float32", "bfloat16"]
 DEFAULT_WEIGHTS = "davis16-duts"
 """Bundled: encoder and agent, trained on real images and video."""
-GEOMETRY = (
-    "log of mask area over box area",
-    "mask centre minus box centre, x, in √(w·h)",
-    "mask centre minus box centre, y, in √(w·h)",
-    "mask extent over box extent, along w",
-    "mask extent over box extent, along h",
-    "correlation of the mask along w and h",
-    "mean probability inside the mask",
-    "highest probability",
-)
-"""What the numbers of the mask geometry are."""
-INSIDE = GEOMETRY.index("mean probability inside the mask")
 _BUNDLED = Path(__file__).parent / "weights"
 _LEAST_SCALE, _MOST_SINE = 0.05, 0.95  # a posterior mean is kept where motion is defined
 
@@ -52,7 +40,8 @@ class Percept:
         covariance: ``(B, 5, 5)`` float64.
         probabilities: ``(B, S, S)`` float32, of object, on the patch.
         windows: ``(B, 4)`` float64, where the patch lies in the frame.
-        geometry: ``(B, 8)`` float32 soft-mask moments relative to the box, see :data:`GEOMETRY`.
+        geometry: ``(B, 8)`` float32 soft-mask moments relative to the box, see
+            :data:`bmvtrack.masks.GEOMETRY`.
     """
 
     features: torch.Tensor
@@ -266,80 +255,3 @@ def as_labelled(
     order[:, 0], order[:, 1] = swapped, 1 - swapped
     rows = covariance.gather(1, order[:, :, None].expand(-1, -1, 5))
     return mean.gather(1, order), rows.gather(2, order[:, None, :].expand(-1, 5, -1))
-
-
-def mask_geometry(
-    probabilities: torch.Tensor, windows: torch.Tensor, boxes: torch.Tensor
-) -> torch.Tensor:
-    """Moments of a soft mask relative to its box; see :data:`GEOMETRY`.
-
-    Pixels below ½ count nothing. Of an empty mask the area is the smallest there is, the centre is the
-    box's and the extents are 0.
-
-    Args:
-        probabilities: ``(B, S, S)`` of object.
-        windows: ``(B, 4)``.
-        boxes: ``(B, 5)``.
-
-    Returns:
-        ``(B, 8)`` float32, finite.
-    """
-    size = probabilities.shape[-1]
-    inside = probabilities > 0.5
-    weight = torch.where(inside, probabilities, 0.0).to(boxes.dtype)
-    columns, rows = weight.sum(dim=1), weight.sum(dim=2)  # (B, S) each: marginals say nearly all
-    mass = columns.sum(dim=1)
-    safe = mass.clamp_min(1e-9)
-    x, y = patches.grid_lines(boxes, windows, size)
-    mean_x, mean_y = (columns * x).sum(dim=1) / safe, (rows * y).sum(dim=1) / safe
-    x, y = x - mean_x[:, None], y - mean_y[:, None]
-    xx = (columns * x.square()).sum(dim=1) / safe
-    yy = (rows * y.square()).sum(dim=1) / safe
-    xy = ((weight @ x[..., None])[..., 0] * y).sum(dim=1) / safe
-    width, height, cos, sin = boxes[:, 2], boxes[:, 3], boxes[:, 4].cos(), boxes[:, 4].sin()
-    # Along the sides of the box; a uniform bar of length l has variance l²/12.
-    along = (xx * cos**2 + 2 * xy * cos * sin + yy * sin**2).clamp_min(0).sqrt()
-    beside = (xx * sin**2 - 2 * xy * cos * sin + yy * cos**2).clamp_min(0).sqrt()
-    across = (yy - xx) * cos * sin + xy * (cos**2 - sin**2)
-    area = (windows[:, 2:] - windows[:, :2]).prod(dim=1) / size**2 * mass.clamp_min(0.5)
-    unit = (width * height).sqrt()
-    values = [
-        torch.log(area / (width * height)),
-        mean_x / unit,
-        mean_y / unit,
-        math.sqrt(12) * along / width,
-        math.sqrt(12) * beside / height,
-        across / (along * beside).clamp_min(1e-9 * width * height),
-        mass / inside.sum(dim=(1, 2)).clamp_min(1),
-        probabilities.flatten(1).amax(dim=1),
-    ]
-    return torch.stack(values, dim=-1).float()
-
-
-def mask_in_frame(
-    probabilities: torch.Tensor, window: torch.Tensor, width: int, height: int
-) -> BoolArray:
-    """One patch's mask, back in the frame.
-
-    Args:
-        probabilities: ``(S, S)`` of object.
-        window: ``(4,)``.
-        width: of the frame.
-        height: of the frame.
-
-    Returns:
-        ``(H, W)`` boolean: probability over ½.
-    """
-    size = probabilities.shape[-1]
-    left, top, right, bottom = (float(value) for value in window.cpu())
-    scale_x, scale_y = size / (right - left), size / (bottom - top)
-    to_patch = np.array(
-        [[scale_x, 0, -left * scale_x - 0.5], [0, scale_y, -top * scale_y - 0.5]], dtype=np.float64
-    )
-    warped = cv2.warpAffine(
-        probabilities.float().cpu().numpy(),
-        to_patch,
-        (width, height),
-        flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
-    )
-    return np.asarray(warped > 0.5)

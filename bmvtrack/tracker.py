@@ -22,23 +22,15 @@ import torch
 
 from bmvtrack import geometry, motion
 from bmvtrack.arrays import BoolArray, FloatArray
-from bmvtrack.data import patches
 from bmvtrack.errors import UserError
 from bmvtrack.inputs import COLOURS, Colour, corner_and_size, rgb_frame, rotated_box
+from bmvtrack.masks import INSIDE, bounds_of_mask, mask_in_frame
 from bmvtrack.models import Template
 from bmvtrack.motion import AT_REST
-from bmvtrack.movers import IN_BOX, Mover, move_by_both
-from bmvtrack.perception import (
-    DEFAULT_WEIGHTS,
-    INSIDE,
-    Percept,
-    Perception,
-    mask_in_frame,
-    weights_folder,
-)
+from bmvtrack.movers import Mover, move_by_both
+from bmvtrack.perception import DEFAULT_WEIGHTS, Percept, Perception, weights_folder
 
 _AGENT_MOVER = "agents.tracker:load_agent_mover"  # by name: imports point from agents to here
-_LEAST_FILLED = 0.25  # of the box, for a mask to be trusted with its bounds
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,7 +67,8 @@ class Result:
 
     @cached_property
     def limits(self) -> FloatArray:
-        """``(4,)`` axis-aligned bounds: left, top, right, bottom; see :func:`bounds_of_mask`."""
+        """``(4,)`` axis-aligned bounds: left, top, right, bottom;
+        see :func:`~bmvtrack.masks.bounds_of_mask`."""
         return bounds_of_mask(self.probabilities, self.window, self.rbbox)
 
     @property
@@ -239,31 +232,6 @@ def confidence(percept: Percept) -> torch.Tensor:
     variances = percept.covariance.diagonal(dim1=-2, dim2=-1)
     spread = variances[:, 3:].sum(dim=-1).sqrt()
     return percept.geometry[:, INSIDE] * (-spread).exp()
-
-
-def bounds_of_mask(probabilities: FloatArray, window: FloatArray, rbbox: FloatArray) -> FloatArray:
-    """Axis-aligned bounds of what a predicted mask has in common with the predicted box.
-
-    The bounds of a slanted box are larger than those of the object in it; the mask knows better,
-    as long as it and the box agree. Where the mask fills less than a quarter of the box, the bounds
-    are the box's own.
-
-    Args:
-        probabilities: ``(S, S)`` float32 of object, on the patch.
-        window: ``(4,)`` where the patch lies in the frame.
-        rbbox: ``(5,)`` predicted box.
-
-    Returns:
-        ``(4,)``: left, top, right, bottom in pixels of the frame.
-    """
-    size = len(probabilities)
-    tensors = torch.from_numpy(np.stack([rbbox])), torch.from_numpy(window[None])
-    inside = patches.fill_box(*tensors, size)[0, 0].numpy() > 0
-    common = (probabilities > IN_BOX) & inside
-    if common.sum() < _LEAST_FILLED * int(inside.sum()) or not common.any():
-        return geometry.bounds(rbbox)
-    edges = geometry.mask_bounds(common).reshape(2, 2)
-    return np.asarray(patches.to_frame(edges, window, size)).reshape(4)
 
 
 def _results(

@@ -14,14 +14,9 @@ from bmvtrack.arrays import ByteArray, FloatArray
 from bmvtrack.data.sequence import VideoSequence
 from bmvtrack.errors import UserError
 from bmvtrack.iou import bounds_iou, rotated_iou
+from bmvtrack.masks import mask_in_frame
 from bmvtrack.motion import Coordinates
-from bmvtrack.perception import (
-    DEFAULT_WEIGHTS,
-    Percept,
-    Perception,
-    mask_in_frame,
-    perception_of,
-)
+from bmvtrack.perception import DEFAULT_WEIGHTS, Percept, Perception, perception_of
 from bmvtrack.visualization import draw_overlay
 from envs.clips import ClipSource
 from envs.state import (
@@ -73,7 +68,7 @@ class BMVTrackEnv(gym.Env[Observation, NDArray[np.float32]]):
     | `features` | F | pooled encoder features |
     | `prior_mean` | 5 | mean of the encoder's Gaussian, in the action's coordinates |
     | `prior_cholesky` | 15 | lower Cholesky factor of its covariance, row by row |
-    | `mask_geometry` | 8 | moments of the predicted mask (`bmvtrack.perception.GEOMETRY`) |
+    | `mask_geometry` | 8 | moments of the predicted mask (`bmvtrack.masks.GEOMETRY`) |
     | `mask_residual` | 5 | motion to the box of the mask, in units of the Gaussian: L⁻¹(v − m), ±10 at most |
     | `box` | 6 | x/W, y/H, w/W, h/H, sin α, cos α of the present box |
     | `previous_motion` | 5 | the last motion, in `object` coordinates; at rest after a reset |

@@ -13,9 +13,10 @@ from numpy.typing import NDArray
 from bmvtrack import gaussian, geometry, motion
 from bmvtrack.arrays import Array, FloatArray, namespace
 from bmvtrack.errors import UserError
+from bmvtrack.masks import GEOMETRY
 from bmvtrack.motion import COORDINATES, Coordinates
 from bmvtrack.movers import move_by_mask
-from bmvtrack.perception import GEOMETRY, Percept
+from bmvtrack.perception import Percept
 from bmvtrack.prior import push_forward
 
 Observation = dict[str, NDArray[np.float32]]

@@ -4,10 +4,11 @@ The network sees each image whole, resized. A network that wants to be told a bo
 told the one whose patch is the whole image: upright, in the middle, half as wide and half as high.
 That is a hint that the object is near the middle, which networks of paper mode don't get.
 
-Two protocols side by side: `oracle-32` is the paper's, of 32 stochastic masks (times the classes)
-the one with the best true IoU, an upper bound; `honest` is one pass at the posterior's mean. Maps are
-min-max normalised. MAE, and F with β² = 0.3 at each map's own threshold (adaptive), at the best of
-256 for all images (max), and on average over them (mean).
+Three protocols side by side: `oracle-32` is the paper's, of 32 stochastic masks (times the classes)
+the one with the best true IoU, an upper bound; `honest` is one pass at the posterior's mean;
+`two-looks` is honest as well, four passes: the image and its mirror image, then both once more through
+the box of what was found. Maps are min-max normalised. MAE, and F with β² = 0.3 at each map's own
+threshold (adaptive), at the best of 256 for all images (max), and on average over them (mean).
 
 Prints a table and writes to --out: summary.json, results/PROTOCOL.csv, maps (PROTOCOL/IMAGE.png) and
 precision_recall.png.

@@ -10,15 +10,9 @@ from bmvtrack.data.synthetic import synthetic_sequence
 from bmvtrack.errors import UserError
 from bmvtrack.geometry import corners, from_points
 from bmvtrack.iou import rotated_iou
+from bmvtrack.masks import mask_boxes, mask_geometry, mask_in_frame
 from bmvtrack.models import ResNetUNet
-from bmvtrack.movers import mask_boxes
-from bmvtrack.perception import (
-    Perception,
-    as_labelled,
-    mask_geometry,
-    mask_in_frame,
-    weights_folder,
-)
+from bmvtrack.perception import Perception, as_labelled, weights_folder
 
 SIZE = 96
 

@@ -159,7 +159,7 @@ def test_written_maps_score_what_the_summary_says(run, stills, tmp_path, channel
     assert run(*arguments) == 0
     assert "oracle-4" in capsys.readouterr().out
     summary = json.loads((out / "summary.json").read_text())
-    assert list(summary["protocols"]) == ["oracle-4", "honest"]
+    assert list(summary["protocols"]) == ["oracle-4", "honest", "two-looks"]
     assert summary["images"] == 3
     for protocol, expected in summary["protocols"].items():
         scores = []

@@ -15,8 +15,9 @@ from bmvtrack import gaussian, prior
 from bmvtrack.data.davis import load_davis16, read_mask
 from bmvtrack.data.sequence import VideoSequence
 from bmvtrack.data.synthetic import synthetic_sequence
+from bmvtrack.masks import mask_in_frame
 from bmvtrack.models import BetaMVAE, MultivariationalNetwork, ResNetUNet
-from bmvtrack.perception import Perception, mask_in_frame
+from bmvtrack.perception import Perception
 from bmvtrack.segmentation.evaluation import evaluate_sequence
 from bmvtrack.segmentation.metrics import contour_accuracy, region_similarity, statistics
 from bmvtrack.segmentation.protocols import (
@@ -64,8 +65,8 @@ def view(network: MultivariationalNetwork, sequence: VideoSequence, *frames: int
     return view_objects(
         network,
         [sequence.frame(t) for t in frames],
-        [sequence.mask(t) for t in frames],
         sequence.boxes[list(frames)],
+        [sequence.mask(t) for t in frames],
     )
 
 
@@ -84,7 +85,7 @@ def test_the_truth_on_the_patch_is_the_truth_in_the_frame(network, sequence) -> 
 def test_what_lies_beyond_the_frame_is_known(network) -> None:
     frame, mask = np.full((50, 80, 3), 90, np.uint8), np.zeros((50, 80), bool)
     mask[:20, :20] = True
-    views = view_objects(network, [frame], [mask], np.array([[9.5, 9.5, 20, 20, 0.0]]))
+    views = view_objects(network, [frame], np.array([[9.5, 9.5, 20, 20, 0.0]]), [mask])
     assert not views.inside[0, :15].any()
     assert views.inside[0, 17:, 17:].all()
     assert not (views.true & ~views.inside).any()

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from bmvtrack.errors import UserError
+from bmvtrack.models import BetaMVUNet
 from bmvtrack.training.options import PretrainOptions
 from bmvtrack.training.parts import build_network
 
@@ -36,3 +37,25 @@ def test_factors_of_the_jitter_are_checked() -> None:
     for jitter in ((), (1.0, -0.5)):
         with pytest.raises(UserError, match="--jitter needs factors that are not negative"):
             PretrainOptions(jitter=jitter).resolved()
+
+
+def test_networks_of_another_input_size_start_from_each_other(
+    options: PretrainOptions, tmp_path: Path
+) -> None:
+    """βMVUnet's ``flat`` depends on the size: of repeated cells the larger makes the same features."""
+    paper = dataclasses.replace(
+        options, mode="paper", architecture="beta-mvunet", covariance="batch"
+    )
+    small = build_network(paper)
+    small.save_weights(tmp_path / "weights", half=False)
+    large = build_network(
+        dataclasses.replace(paper, input_size=128, start_from=tmp_path / "weights")
+    )
+    assert isinstance(small, BetaMVUNet)
+    assert isinstance(large, BetaMVUNet)
+    cells = torch.randn(2, small.feature_count, 4, 4)
+    repeated = cells.repeat_interleave(2, dim=2).repeat_interleave(2, dim=3)
+    torch.testing.assert_close(large.flat(repeated.flatten(1)), small.flat(cells.flatten(1)))
+    large.save_weights(tmp_path / "large", half=False)
+    again = build_network(dataclasses.replace(paper, start_from=tmp_path / "large"))
+    torch.testing.assert_close(again.state_dict(), small.state_dict())

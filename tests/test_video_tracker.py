@@ -16,9 +16,10 @@ from bmvtrack.data.sequence import VideoSequence
 from bmvtrack.data.synthetic import synthetic_sequence
 from bmvtrack.errors import UserError
 from bmvtrack.inputs import corner_and_size, rotated_box
+from bmvtrack.masks import mask_in_frame
 from bmvtrack.motion import AT_REST, apply
 from bmvtrack.movers import move_by_both, move_by_mask, move_by_posterior
-from bmvtrack.perception import Percept, Perception, mask_in_frame
+from bmvtrack.perception import Percept, Perception
 from bmvtrack.tracker import Result, Tracker, confidence
 from bmvtrack.tracking.learned import HalfwayTracker, PerceptionTracker, PosteriorTracker
 

@@ -98,6 +98,14 @@ class MultivariationalNetwork(
         """
         raise ValueError(f"this {type(self).__name__} does not use a template")
 
+    def fitted(self, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Weights of the same network of another input size, as this one takes them.
+
+        Args:
+            state: a ``state_dict``; returned as it is where no weight depends on the input size.
+        """
+        return state
+
     def forward(
         self,
         patches: torch.Tensor,

@@ -6,6 +6,7 @@ bottleneck by; the latents make the map that the decoder starts from.
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
 from typing import Literal
 
@@ -106,6 +107,19 @@ class BetaMVUNet(MultivariationalNetwork):
         self.up4 = _Up(2 * width, width)
         self.outc = nn.Sequential(OrderedDict(conv=nn.Conv2d(width, classes, 1)))
         self.apply(initialize)
+
+    def fitted(self, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """See the base class. ``flat`` sees the deepest map enlarged, each weight shared by what became of
+        one cell: of a map whose cells are merely repeated it makes the same numbers.
+        """
+        name = "flat.weight"
+        cells = state[name].shape[1] // self.feature_count
+        before, after = math.isqrt(cells), self.input_size // _STRIDE
+        if before == after or before**2 != cells:  # no such network: left to loading to refuse
+            return state
+        grid = state[name].unflatten(1, (-1, before, before))
+        resized = functional.interpolate(grid, size=after, mode="area") * (before / after) ** 2
+        return state | {name: resized.flatten(1)}
 
     def encode(self, patches: torch.Tensor) -> Encoding:
         """See the base class. Skips: the four maps from stride 8 to stride 1."""

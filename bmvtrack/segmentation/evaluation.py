@@ -16,8 +16,8 @@ from bmvtrack.arrays import BoolArray, FloatArray
 from bmvtrack.data.sequence import VideoSequence
 from bmvtrack.errors import UserError
 from bmvtrack.files import whole_folder
+from bmvtrack.masks import mask_in_frame
 from bmvtrack.models import MultivariationalNetwork
-from bmvtrack.perception import mask_in_frame
 from bmvtrack.segmentation.metrics import (
     Statistics,
     contour_accuracy,
@@ -165,8 +165,8 @@ def _predict(
     views = view_objects(
         network,
         [sequence.frame(t) for t in shown],
-        [sequence.mask(t) for t in shown],
         sequence.boxes[shown],
+        [sequence.mask(t) for t in shown],
     )
     encoding = encode(network, views)
     choice = oracle(network, encoding, views, draws, generator)

@@ -91,7 +91,7 @@ def _draws(
     """The pictures of one row of Figure 6, values in [0, 1]."""
     present = np.flatnonzero(sequence.present)
     t = int(present[np.abs(present - len(sequence) // 2).argmin()])
-    views = view_objects(network, [sequence.frame(t)], [sequence.mask(t)], sequence.boxes[[t]])
+    views = view_objects(network, [sequence.frame(t)], sequence.boxes[[t]], [sequence.mask(t)])
     device = views.inputs.device
     generator = sequence_generator(sequence.name, seed, device)
     logits, _ = stochastic(network, encode(network, views), 0, draws, generator)

@@ -1,19 +1,21 @@
-"""Saliency maps of still images under both protocols, written as they are made, and their scores."""
+"""Saliency maps of still images by three protocols, written as they are made, and their scores."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import cv2
+import numpy as np
 import torch
 from PIL import Image
 
-from bmvtrack.arrays import ByteArray
+from bmvtrack.arrays import ByteArray, FloatArray
 from bmvtrack.data.sequence import VideoSequence
 from bmvtrack.errors import UserError
 from bmvtrack.files import whole_file
 from bmvtrack.models import MultivariationalNetwork
+from bmvtrack.segmentation.looks import TWO_LOOKS, look_twice
 from bmvtrack.segmentation.protocols import HONEST, encode, honest, oracle, oracle_name
 from bmvtrack.segmentation.saliency import SaliencyScores, normalized, score
 from bmvtrack.segmentation.views import view_whole
@@ -41,10 +43,11 @@ def evaluate_stills(
     seed: int = 0,
     advance: Callable[[int], None] = lambda images: None,
 ) -> dict[str, dict[str, SaliencyScores]]:
-    """Both protocols on still images, with ``PROTOCOL/IMAGE.png`` of every map.
+    """Three protocols on still images, with ``PROTOCOL/IMAGE.png`` of every map.
 
-    The network sees each image whole (:func:`~bmvtrack.segmentation.views.view_whole`). A map is the
-    probability of object, resized to the image, min-max normalised, in 256 grey levels: what is
+    The network sees each image whole (:func:`~bmvtrack.segmentation.views.view_whole`); in the third
+    protocol it looks again where it has found something (:mod:`~bmvtrack.segmentation.looks`). A map
+    is the probability of object, resized to the image, min-max normalised, in 256 grey levels: what is
     scored is what is written.
 
     Args:
@@ -57,23 +60,26 @@ def evaluate_stills(
         advance: called with the number of images done since the last call.
 
     Returns:
-        Scores by protocol, the oracle first, and image.
+        Scores by protocol (the oracle, honest, two looks) and image.
     """
     generator = torch.Generator(next(network.parameters()).device).manual_seed(seed)
-    results: dict[str, dict[str, SaliencyScores]] = {oracle_name(draws): {}, HONEST: {}}
+    protocols = oracle_name(draws), HONEST, TWO_LOOKS
+    results: dict[str, dict[str, SaliencyScores]] = {name: {} for name in protocols}
     for start in range(0, len(stills), batch_size):
         part = stills[start : start + batch_size]
         frames, masks = [still.frame(0) for still in part], [still.mask(0) for still in part]
         views = view_whole(network, frames, masks)
         encoding = encode(network, views)
-        maps = (
-            oracle(network, encoding, views, draws, generator).log_odds.sigmoid().cpu(),
-            honest(network, encoding).sigmoid().cpu(),
-        )
+        maps = [
+            _probabilities(oracle(network, encoding, views, draws, generator).log_odds),
+            _probabilities(honest(network, encoding)),
+            _probabilities(torch.from_numpy(odds) for odds in look_twice(network, frames)),
+        ]
         for (protocol, scores), probabilities in zip(results.items(), maps, strict=True):
             for still, true, patch in zip(part, masks, probabilities, strict=True):
                 height, width = true.shape
-                levels = normalized(cv2.resize(patch.numpy(), (width, height)))
+                resized = np.asarray(cv2.resize(patch, (width, height)), dtype=np.float64)
+                levels = normalized(resized)
                 write_map(out / protocol / f"{still.name}.png", levels)
                 scores[still.name] = score(levels, true)
         advance(len(part))
@@ -84,3 +90,7 @@ def write_map(path: Path, levels: ByteArray) -> None:
     """A map ``(H, W)`` as an 8-bit grey image, whole or not at all."""
     with whole_file(path) as temporary:
         Image.fromarray(levels).save(temporary)
+
+
+def _probabilities(log_odds: Iterable[torch.Tensor]) -> list[FloatArray]:
+    return [np.asarray(odds.sigmoid().cpu(), dtype=np.float64) for odds in log_odds]

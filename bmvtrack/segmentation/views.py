@@ -21,7 +21,7 @@ class Views:
     Attributes:
         images: ``(B, S, S, 3)`` float32, RGB in [0, 1], for people.
         inputs: ``(B, 3 or 4, S, S)`` float32, what the network takes.
-        true: ``(B, S, S)`` boolean, the object.
+        true: ``(B, S, S)`` boolean, the object; False everywhere where no masks were given.
         inside: ``(B, S, S)`` boolean, where the patch shows the frame and not what is beyond it.
         windows: ``(B, 4)`` float64, where the patch lies in the frame.
     """
@@ -39,22 +39,24 @@ class Views:
 def view_objects(
     network: MultivariationalNetwork,
     frames: Sequence[ByteArray],
-    masks: Sequence[BoolArray],
     boxes: FloatArray,
+    masks: Sequence[BoolArray] | None = None,
 ) -> Views:
     """Patches φ around boxes, as in training: the paper's, and the segmentation protocols'.
 
     Args:
         network: that the patches are for; its fourth input channel, where it has one, is the box.
         frames: B frames ``(H, W, 3)`` uint8 RGB, of any sizes.
-        masks: B true masks ``(H, W)``.
         boxes: ``(B, 5)`` rotated boxes in pixels.
+        masks: B true masks ``(H, W)``, for who wants to compare; None: nobody knows.
     """
-    return _view(network, frames, masks, boxes, patches.window(boxes))
+    return _view(network, frames, boxes, patches.window(boxes), masks)
 
 
 def view_whole(
-    network: MultivariationalNetwork, frames: Sequence[ByteArray], masks: Sequence[BoolArray]
+    network: MultivariationalNetwork,
+    frames: Sequence[ByteArray],
+    masks: Sequence[BoolArray] | None = None,
 ) -> Views:
     """Whole images as patches, resized without keeping aspect: nobody says where the object is.
 
@@ -66,20 +68,22 @@ def view_whole(
     Args:
         network: that the patches are for.
         frames: B images ``(H, W, 3)`` uint8 RGB, of any sizes.
-        masks: B true masks ``(H, W)``.
+        masks: see :func:`view_objects`.
     """
     sizes = np.array([frame.shape[1::-1] for frame in frames], dtype=np.float64)
     windows = np.concatenate([np.full_like(sizes, -0.5), sizes - 0.5], axis=1)
-    return _view(network, frames, masks, patches.box_of_whole(sizes), windows)
+    return _view(network, frames, patches.box_of_whole(sizes), windows, masks)
 
 
 def _view(
     network: MultivariationalNetwork,
     frames: Sequence[ByteArray],
-    masks: Sequence[BoolArray],
     boxes: FloatArray,
     windows: FloatArray,
+    masks: Sequence[BoolArray] | None,
 ) -> Views:
+    if masks is None:
+        masks = [np.zeros(frame.shape[:2], dtype=bool) for frame in frames]
     device = next(network.parameters()).device
     size = network.input_size
     layers, sizes = _canvas(frames, masks)

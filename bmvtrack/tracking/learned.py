@@ -42,7 +42,7 @@ class PerceptionTracker(BoxTracker):
         return None if self._result is None else self._result.mask
 
     def axis_aligned(self, rbbox: FloatArray) -> FloatArray:
-        """See ``BoxTracker``: those of the mask within the box, see ``tracker.bounds_of_mask``."""
+        """See ``BoxTracker``: those of the mask within the box, see ``masks.bounds_of_mask``."""
         return geometry.bounds(rbbox) if self._result is None else self._result.limits
 
 

@@ -69,8 +69,8 @@ class PretrainOptions:
     """highest; default by mode: 1e-4 cyclic from 5e-5, RAdam (paper); 2e-3 one-cycle, AdamW
     (tracking)"""
     start_from: Path | None = None
-    """folder of weights to start from instead of random ones; of the same network (or of the same
-    without a template, which it then learns to use)"""
+    """folder of weights to start from instead of random ones; of the same network, of this
+    or another input size (or of the same without a template, which it then learns to use)"""
     template: bool = False
     """tell the network which object to follow by a patch of another frame, as a tracker can by the
     first (resnet-unet, tracking)"""

@@ -56,7 +56,7 @@ def build_network(options: PretrainOptions, classes: int = 2) -> Multivariationa
     )
     if options.start_from is not None:
         start = load_network(options.start_from)
-        known = start.state_dict()
+        known = network.fitted(start.state_dict())
         if network.uses_template and not start.uses_template:
             known |= {k: v for k, v in network.state_dict().items() if k.startswith("recalls.")}
         try:
