@@ -25,13 +25,6 @@ GEOMETRY = (
 )
 """What the numbers of the mask geometry are."""
 INSIDE = GEOMETRY.index("mean probability inside the mask")
-IN_BOX = 0.125
-"""Probability of object over which a pixel of a mask counts for its box.
-
-⅛ and not ½, which is where the *mask* ends: a box that is too small hides from the next frame what it left
-out, and shrinks until the track is lost; one that is too large still shows all of it. Chosen on the
-DAVIS16 training sequences upside down and on synthetic ones (docs/results.md).
-"""
 _SMALLEST_PART = 0.1  # of the largest: smaller parts of a mask do not belong to the object
 _LEAST_FILLED = 0.25  # of the box, for a mask to be trusted with its bounds
 
@@ -84,9 +77,7 @@ def mask_geometry(
     return torch.stack(values, dim=-1).float()
 
 
-def mask_boxes(
-    probabilities: torch.Tensor, windows: torch.Tensor, above: float = IN_BOX
-) -> FloatArray:
+def mask_boxes(probabilities: torch.Tensor, windows: torch.Tensor, above: float) -> FloatArray:
     """The rotated boxes of masks on patches, in the frame.
 
     OpenCV's contours and rectangles, one mask after the other, are many times faster here than
@@ -95,7 +86,7 @@ def mask_boxes(
     Args:
         probabilities: ``(B, S, S)``.
         windows: ``(B, 4)``, where the patches lie.
-        above: which probability a pixel counts.
+        above: which probability a pixel counts; that of the weights is ``network.box_cut``.
 
     Returns:
         ``(B, 5)`` as OpenCV labels them; NaN where no pixel counts.
@@ -112,7 +103,9 @@ def mask_boxes(
     return boxes
 
 
-def bounds_of_mask(probabilities: FloatArray, window: FloatArray, rbbox: FloatArray) -> FloatArray:
+def bounds_of_mask(
+    probabilities: FloatArray, window: FloatArray, rbbox: FloatArray, above: float
+) -> FloatArray:
     """Axis-aligned bounds of what a predicted mask has in common with the predicted box.
 
     The bounds of a slanted box are larger than those of the object in it; the mask knows better,
@@ -123,6 +116,7 @@ def bounds_of_mask(probabilities: FloatArray, window: FloatArray, rbbox: FloatAr
         probabilities: ``(S, S)`` float32 of object, on the patch.
         window: ``(4,)`` where the patch lies in the frame.
         rbbox: ``(5,)`` predicted box.
+        above: which probability a pixel counts.
 
     Returns:
         ``(4,)``: left, top, right, bottom in pixels of the frame.
@@ -130,7 +124,7 @@ def bounds_of_mask(probabilities: FloatArray, window: FloatArray, rbbox: FloatAr
     size = len(probabilities)
     tensors = torch.from_numpy(np.stack([rbbox])), torch.from_numpy(window[None])
     inside = patches.fill_box(*tensors, size)[0, 0].numpy() > 0
-    common = (probabilities > IN_BOX) & inside
+    common = (probabilities > above) & inside
     if common.sum() < _LEAST_FILLED * int(inside.sum()) or not common.any():
         return geometry.bounds(rbbox)
     edges = geometry.mask_bounds(common).reshape(2, 2)

@@ -42,6 +42,7 @@ class Percept:
         windows: ``(B, 4)`` float64, where the patch lies in the frame.
         geometry: ``(B, 8)`` float32 soft-mask moments relative to the box, see
             :data:`bmvtrack.masks.GEOMETRY`.
+        box_cut: probability of object over which a pixel counts for the box of the mask.
     """
 
     features: torch.Tensor
@@ -50,6 +51,7 @@ class Percept:
     probabilities: torch.Tensor
     windows: torch.Tensor
     geometry: torch.Tensor
+    box_cut: float
 
 
 class Perception:
@@ -140,6 +142,7 @@ class Perception:
             probabilities,
             windows,
             mask_geometry(probabilities, windows, boxes),
+            self.network.box_cut,
         )
 
     @torch.inference_mode()

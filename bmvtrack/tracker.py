@@ -48,6 +48,7 @@ class Result:
         probabilities: ``(S, S)`` float32, of object, on the patch.
         window: ``(4,)`` float64: left, top, right, bottom of the patch in the frame, pixels.
         size: width and height of the frame.
+        box_cut: probability over which a pixel of the mask counts for ``limits``.
     """
 
     rbbox: FloatArray
@@ -58,6 +59,7 @@ class Result:
     probabilities: FloatArray
     window: FloatArray
     size: tuple[int, int]
+    box_cut: float
 
     @cached_property
     def mask(self) -> BoolArray:
@@ -69,7 +71,7 @@ class Result:
     def limits(self) -> FloatArray:
         """``(4,)`` axis-aligned bounds: left, top, right, bottom;
         see :func:`~bmvtrack.masks.bounds_of_mask`."""
-        return bounds_of_mask(self.probabilities, self.window, self.rbbox)
+        return bounds_of_mask(self.probabilities, self.window, self.rbbox, self.box_cut)
 
     @property
     def box(self) -> FloatArray:
@@ -250,6 +252,7 @@ def _results(
             probabilities=probabilities[i],
             window=windows[i],
             size=size,
+            box_cut=percept.box_cut,
         )
         for i in range(len(after))
     ]

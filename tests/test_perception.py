@@ -58,7 +58,7 @@ def test_mask_returns_to_where_it_was_in_the_frame() -> None:
     rows, columns = np.nonzero(in_frame)
     found = from_points(np.stack([columns, rows], axis=-1))
     assert rotated_iou(found, box) > 0.93
-    assert rotated_iou(mask_boxes(mask[:, 0], window)[0], box) > 0.93
+    assert rotated_iou(mask_boxes(mask[:, 0], window, above=0.5)[0], box) > 0.93
 
 
 def test_no_box_of_an_empty_mask_and_none_around_specks() -> None:
@@ -67,7 +67,7 @@ def test_no_box_of_an_empty_mask_and_none_around_specks() -> None:
     speckled = mask.clone()
     speckled[0, 0, 2:4, 2:4] = 1  # in a corner, far from the box
     masks = torch.cat([mask[:, 0], torch.zeros(1, SIZE, SIZE), speckled[:, 0]])
-    clean, empty, found = mask_boxes(masks, window.expand(3, 4))
+    clean, empty, found = mask_boxes(masks, window.expand(3, 4), above=0.5)
     assert np.isnan(empty).all()
     np.testing.assert_array_equal(found, clean)
 

@@ -21,6 +21,8 @@ from bmvtrack.models.bottleneck import VARIABLES, Bottleneck, Posterior
 from bmvtrack.models.template import Template
 from bmvtrack.prior import MotionPrior
 
+BOX_CUT = 0.125
+"""Where nothing better is known: what suits the first weights that were asked."""
 _FILES = ("config.json", "model.safetensors")
 
 
@@ -61,6 +63,10 @@ class MultivariationalNetwork(
 ):
     """Encoder → bottleneck → decoder: a patch in; a mask and a Gaussian over the motion out.
 
+    ``box_cut`` is the probability of object over which a pixel of its masks counts for a box: not ½,
+    and not the same for all weights. Pretraining finds it on held-out frames
+    (:mod:`bmvtrack.training.box_cut`); it is saved with the weights.
+
     Subclasses set ``bottleneck``, ``input_size``, ``input_channels``, ``classes`` and
     ``feature_count``, and implement :meth:`encode` and :meth:`decode`; those that set
     ``uses_template`` also :meth:`memorize` and :meth:`encode_given`. Their constructor arguments
@@ -73,6 +79,7 @@ class MultivariationalNetwork(
     classes: int
     feature_count: int
     uses_template: bool = False
+    box_cut: float = BOX_CUT
 
     @abstractmethod
     def encode(self, patches: torch.Tensor) -> Encoding:
@@ -177,7 +184,7 @@ class MultivariationalNetwork(
 
     def _write(self, folder: Path, half: bool) -> None:
         arguments: Any = self._hub_mixin_config  # of the constructor, kept by the mixin
-        config = {**arguments, "architecture": type(self).__name__}
+        config = {**arguments, "architecture": type(self).__name__, "box_cut": self.box_cut}
         text = json.dumps(config, indent=2, ensure_ascii=False, default=_to_json)
         write_text(folder / _FILES[0], text + "\n")
         tensors = {
@@ -259,7 +266,12 @@ def _from_config(path: Path) -> MultivariationalNetwork:
         name = config.pop("architecture", None)
         if name not in ARCHITECTURES:
             raise ValueError(f"its architecture is {name!r}, not one of {', '.join(ARCHITECTURES)}")
+        cut = float(config.pop("box_cut", BOX_CUT))
+        if not 0 < cut < 1:
+            raise ValueError(f"its box_cut is {cut}, not a probability in (0, 1)")
         config["prior"] = MotionPrior.from_json(config["prior"])
-        return ARCHITECTURES[name](**config)
+        network = ARCHITECTURES[name](**config)
+        network.box_cut = cut
+        return network
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} does not describe a network: {error}") from error

@@ -16,6 +16,7 @@ from bmvtrack.distributed import gathered
 from bmvtrack.errors import UserError
 from bmvtrack.files import write_text
 from bmvtrack.models import Output
+from bmvtrack.training.box_cut import best_cut, box_overlaps
 from bmvtrack.training.checkpoint import refuse_existing_run, resumed_state, save_checkpoint
 from bmvtrack.training.devices import make_fabric, memory_format, synchronized
 from bmvtrack.training.journal import Journal
@@ -128,7 +129,7 @@ class PretrainRun:
         options, bottleneck = self.options, self.network.bottleneck
         generator = torch.Generator(self.fabric.device).manual_seed(self.seed + 1)
         self.model.eval()
-        parts, means = [], []
+        parts, means, overlaps = [], [], []
         for _ in range(_VALIDATION_BATCHES):
             batch = self.validation_sampler.draw(self.batch_size, generator)
             output = self.model(
@@ -139,7 +140,12 @@ class PretrainRun:
             part = validation_metrics(output, batch, bottleneck, options.mode == "tracking")
             parts.append(part | {"loss": self._objective(output, batch)["total"]})
             means.append(output.posterior.mean)
+            if options.mode == "tracking":
+                overlaps.append(box_overlaps(output, batch))
         metrics = self._mean_over_ranks(averaged(parts))
+        if overlaps:
+            cut, overlap = best_cut(gathered(torch.cat(overlaps)).flatten(0, 1))
+            metrics |= {"box_cut": cut, "box_iou": overlap}
         everywhere = gathered(torch.cat(means)).flatten(0, 1)
         return metrics | {"active_units": float(active_units(everywhere, bottleneck))}
 
@@ -214,6 +220,7 @@ class PretrainRun:
         journal.record("validation", metrics, self.step)
         shown = "  ".join(f"{name} {value:.4g}" for name, value in metrics.items())
         journal.say(f"step {self.step}: {shown}")
+        self.network.box_cut = metrics.get("box_cut", self.network.box_cut)
         better = metrics["loss"] < self.best
         self.best = min(self.best, metrics["loss"])
         state = self.state()
