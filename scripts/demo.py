@@ -70,6 +70,7 @@ def main() -> None:
         PretrainOptions(
             out=run / "encoder",
             width=16,
+            class_weights="balanced",  # in minutes, masks without weights leave objects out
             input_size=64,
             steps=options.pretrain_steps,
             synthetic_count=options.synthetic_count,
