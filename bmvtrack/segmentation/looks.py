@@ -25,6 +25,7 @@ from bmvtrack.segmentation.views import Views, view_objects, view_whole
 TWO_LOOKS = "two-looks"
 
 
+@torch.inference_mode()
 def look_twice(
     network: MultivariationalNetwork, frames: Sequence[ByteArray]
 ) -> list[NDArray[np.float32]]:

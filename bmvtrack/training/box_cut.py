@@ -36,8 +36,8 @@ def box_overlaps(output: Output, batch: Batch) -> torch.Tensor:
     known = batch.motion.isfinite().all(dim=-1)
     boxes = batch.boxes[known]
     true = motion.apply(boxes, batch.motion[known].to(boxes), 1.0, 1.0, "object").cpu().numpy()
-    probabilities = 1 - output.logits[known].float().softmax(dim=1)[:, 0]
-    windows = patches.window(boxes)
+    probabilities = 1 - output.logits[known].float().softmax(dim=1)[:, 0].cpu()
+    windows = patches.window(boxes).cpu()
     overlaps = [rotated_iou(mask_boxes(probabilities, windows, cut), true) for cut in CUTS]
     result = torch.full((len(known), len(CUTS)), torch.nan, dtype=torch.float64)
     result[known.cpu()] = torch.from_numpy(np.nan_to_num(np.stack(overlaps, axis=-1)))
