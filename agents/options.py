@@ -150,6 +150,9 @@ class TrainOptions:
 
     def fixed(self) -> dict[str, Any]:
         """What may not change when a run is resumed, as JSON."""
-        free = {"out", "steps", "max_minutes", "resume", "device", "cache_gigabytes"}
+        free = {
+            *("out", "steps", "max_minutes", "resume"),
+            *("device", "precision", "cache_gigabytes"),  # of the machine
+        }
         values = {name: value for name, value in self.__dict__.items() if name not in free}
         return {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}

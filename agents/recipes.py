@@ -12,6 +12,7 @@ from rich.console import Console
 
 from agents.options import TrainOptions
 from agents.training import train_agent
+from bmvtrack.devices import knows_bfloat16, resolved_device
 from bmvtrack.errors import UserError
 from bmvtrack.training import PretrainOptions, pretrain
 from bmvtrack.training.checkpoint import checkpoints
@@ -49,7 +50,11 @@ class RecipeOptions:
 
 
 def recipe(options: RecipeOptions) -> dict[str, Stage]:
-    """An encoder for real video in five rounds, each from the one before, and its agent."""
+    """An encoder for real video in five rounds, each from the one before, and its agent.
+
+    In bfloat16 where the device has instructions for it, otherwise in float32.
+    """
+    reduced = knows_bfloat16(resolved_device(options.device))
     video = f"davis16:{options.davis}:train"
     first = PretrainOptions(
         data=(f"duts:{options.duts}", video),
@@ -58,7 +63,7 @@ def recipe(options: RecipeOptions) -> dict[str, Stage]:
         width=24,
         steps=6800,
         validate_every=400,
-        precision="bf16-mixed",
+        precision="bf16-mixed" if reduced else "32-true",
         class_weights="balanced",  # as the first four were; the fifth has masks to the size
     )
     second = replace(
@@ -102,7 +107,7 @@ def recipe(options: RecipeOptions) -> dict[str, Stage]:
         weights=str(options.out / "fifth" / "best"),
         validate_every=10_000,
         cache_gigabytes=2.0,
-        precision="bfloat16",
+        precision="bfloat16" if reduced else "float32",
     )
     encoders = {"first": first, "second": second, "third": third, "fourth": fourth, "fifth": fifth}
     return encoders | {"agent": agent}

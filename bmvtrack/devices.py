@@ -1,6 +1,8 @@
-"""Which device networks run on."""
+"""Which device networks run on, and what it can do."""
 
 from __future__ import annotations
+
+import warnings
 
 import torch
 
@@ -24,3 +26,30 @@ def checked_device(device: str | torch.device) -> torch.device:
     if checked.type == "cuda" and not torch.cuda.is_available():
         raise UserError(f"device {device}: this machine has no CUDA device; use cpu")
     return checked
+
+
+def knows_bfloat16(device: str | torch.device) -> bool | None:
+    """Whether a device has instructions for products of bfloat16; where not, float32 is faster.
+
+    Args:
+        device: a CPU or a GPU that is there.
+
+    Returns:
+        None where this version of torch does not say (2.4 does not, of CPUs).
+    """
+    if torch.device(device).type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    if not hasattr(torch.cpu, "get_capabilities"):
+        return None
+    capabilities = torch.cpu.get_capabilities()
+    return any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))
+
+
+def warn_of_emulation(device: str | torch.device) -> None:
+    """Say so, where bfloat16 was asked for and the device has no instructions for it."""
+    if knows_bfloat16(device) is False:
+        warnings.warn(
+            f"bfloat16 on a {torch.device(device).type.upper()} that has no instructions for it: "
+            "float32 would be faster here",
+            stacklevel=3,
+        )

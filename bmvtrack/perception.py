@@ -18,7 +18,7 @@ from bmvtrack import geometry
 from bmvtrack.arrays import ByteArray, FloatArray
 from bmvtrack.data import patches
 from bmvtrack.data.samples import normalize
-from bmvtrack.devices import checked_device
+from bmvtrack.devices import checked_device, warn_of_emulation
 from bmvtrack.errors import UserError
 from bmvtrack.masks import mask_geometry
 from bmvtrack.models import MultivariationalNetwork, Template, folded, load_network
@@ -80,6 +80,8 @@ class Perception:
             )
         self.device = checked_device(device)
         self.precision: Precision = precision
+        if precision == "bfloat16":
+            warn_of_emulation(self.device)
         self.network = network.eval()
         self._folded = folded(network).to(self.device).to(memory_format=torch.channels_last)
 

@@ -127,6 +127,7 @@ def test_a_device_that_is_not_there_is_refused() -> None:
         Perception(network, "cuda")
 
 
+@pytest.mark.filterwarnings("ignore:bfloat16 on a CPU")
 def test_bfloat16_says_nearly_the_same(perception: Perception) -> None:
     sequence = synthetic_sequence(3)
     reduced = Perception(perception.network, precision="bfloat16")

@@ -9,7 +9,7 @@ import torch
 from lightning.fabric import Fabric
 from torch import distributed, nn
 
-from bmvtrack.devices import resolved_device
+from bmvtrack.devices import resolved_device, warn_of_emulation
 from bmvtrack.errors import UserError
 
 _FRAGILE_CHANNELS = 8
@@ -46,6 +46,8 @@ def make_fabric(
         precision = "bf16-mixed" if accelerator == "cuda" else "32-true"
     if accelerator == "cuda":
         torch.set_float32_matmul_precision("high")
+    if precision == "bf16-mixed":
+        warn_of_emulation(accelerator)
     choices: dict[str, Any] = {"accelerator": accelerator, "precision": precision}
     strategy = "ddp" if devices * nodes > 1 else "auto"
     fabric = Fabric(devices=devices, num_nodes=nodes, strategy=strategy, **choices)

@@ -188,7 +188,7 @@ class PretrainOptions:
         """What may not change when a run is resumed, as JSON."""
         free = {
             *("out", "max_minutes", "resume", "resident_gigabytes"),
-            *("device", "devices", "nodes", "compile"),
+            *("device", "devices", "nodes", "precision", "compile"),  # of the machine
         }
         values = {name: value for name, value in self.__dict__.items() if name not in free}
         return {name: _to_json(value) for name, value in values.items()}

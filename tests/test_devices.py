@@ -1,0 +1,64 @@
+"""What the project says of a device before it computes on it."""
+
+import warnings
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from agents.options import TrainOptions
+from agents.recipes import RecipeOptions, recipe
+from bmvtrack.devices import knows_bfloat16, warn_of_emulation
+from bmvtrack.training import PretrainOptions
+
+CAPABILITIES = {"avx512_f": True, "avx512_bf16": False, "amx_bf16": False, "l2_cache_size": 2**20}
+
+
+def pretend(monkeypatch: pytest.MonkeyPatch, **capabilities: bool) -> None:
+    said = CAPABILITIES | capabilities
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: said, raising=False)
+
+
+@pytest.mark.parametrize("name", ["avx512_bf16", "amx_bf16", "bf16"])
+def test_a_cpu_with_any_of_the_instructions_knows_bfloat16(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pretend(monkeypatch, **{name: True})
+    assert knows_bfloat16("cpu")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        warn_of_emulation("cpu")
+
+
+def test_a_cpu_without_them_is_named_in_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
+    pretend(monkeypatch)
+    assert knows_bfloat16(torch.device("cpu")) is False
+    with pytest.warns(UserWarning, match="CPU that has no instructions"):
+        warn_of_emulation("cpu")
+
+
+def test_of_what_torch_does_not_say_nothing_is_claimed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(torch.cpu, "get_capabilities", raising=False)
+    assert knows_bfloat16("cpu") is None
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        warn_of_emulation("cpu")
+
+
+@pytest.mark.parametrize(
+    ("known", "expected"),
+    [(True, {"bf16-mixed", "bfloat16"}), (False, {"32-true", "float32"})],
+)
+def test_the_weights_are_retrained_in_what_the_device_is_fast_at(
+    known: bool, expected: set[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pretend(monkeypatch, avx512_bf16=known)
+    options = RecipeOptions(davis=Path("DAVIS"), duts=Path("DUTS"), device="cpu")
+    assert {stage.precision for stage in recipe(options).values()} == expected
+
+
+def test_a_run_may_go_on_in_another_precision() -> None:
+    encoder, agent = PretrainOptions(precision="32-true"), TrainOptions(precision="float32")
+    assert replace(encoder, precision="bf16-mixed").fixed() == encoder.fixed()
+    assert replace(agent, precision="bfloat16").fixed() == agent.fixed()
