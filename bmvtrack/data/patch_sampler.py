@@ -7,7 +7,6 @@ goes on from that state goes on with the same batches, whatever had been read ah
 
 from __future__ import annotations
 
-import hashlib
 from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -20,7 +19,14 @@ import torch
 from torch.nn import functional
 
 from bmvtrack.data.patch_store import IntArray, PatchStore, Split
-from bmvtrack.data.samples import Batch, Jitter, mirrored, normalize, recoloured
+from bmvtrack.data.samples import (
+    Batch,
+    Jitter,
+    host_seed,
+    mirrored,
+    normalize,
+    recoloured,
+)
 from bmvtrack.errors import UserError
 
 READ_AHEAD = 2
@@ -174,15 +180,8 @@ class PatchSampler:
         return self._batch(records, drawn)
 
     def _random(self, count: int, generator: torch.Generator) -> _Draw:
-        """All that is random in a batch.
-
-        It follows from the state and not from a number drawn, which one would have to wait for if
-        the generator is a GPU's.
-        """
-        state = generator.get_state().numpy().tobytes()
-        torch.rand(1, generator=generator, device=generator.device)
-        seed = int.from_bytes(hashlib.blake2b(state, digest_size=8).digest(), "big")
-        own = torch.Generator().manual_seed(seed)
+        """All that is random in a batch."""
+        own = torch.Generator().manual_seed(host_seed(generator))
         choice = torch.randint(self.count, (count,), generator=own)
         return _Draw(choice, torch.rand(6, count, generator=own))
 

@@ -8,10 +8,12 @@ explain.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, Protocol
 
+import numpy as np
 import torch
 from torch.nn import functional
 
@@ -281,23 +283,35 @@ class MixedSampler:
     """
 
     def __init__(self, samplers: Sequence[BatchSource], shares: list[float]) -> None:
-        self.samplers, self.shares = samplers, torch.tensor(shares, dtype=torch.float64)
+        self.samplers = samplers
+        self.shares = np.asarray(shares, dtype=np.float64) / sum(shares)
 
     def draw(self, count: int, generator: torch.Generator) -> Batch:
         """A batch of ``count`` samples: the whole part of each share, the rest drawn at random."""
-        exact = self.shares / self.shares.sum() * count
-        counts = exact.floor().long()
+        exact = self.shares * count
+        counts = np.floor(exact).astype(np.int64)
         rest = count - int(counts.sum())
         if rest:
-            fraction = (exact - exact.floor()).to(generator.device)
-            extra = torch.multinomial(fraction, rest, replacement=True, generator=generator).cpu()
-            counts += torch.bincount(extra, minlength=len(counts))
+            fraction = exact - counts
+            random = np.random.default_rng(host_seed(generator))
+            counts += random.multinomial(rest, fraction / fraction.sum())
         drawn = [
             sampler.draw(number, generator)
             for sampler, number in zip(self.samplers, counts.tolist(), strict=True)
             if number
         ]
         return Batch.cat(drawn)
+
+
+def host_seed(generator: torch.Generator) -> int:
+    """A seed that follows from where a generator stands, which is moved on.
+
+    The state is on the host. A number drawn from the generator is on its device, and would have to be
+    waited for if that is a GPU.
+    """
+    state = generator.get_state().numpy().tobytes()
+    torch.rand(1, generator=generator, device=generator.device)
+    return int.from_bytes(hashlib.blake2b(state, digest_size=8).digest(), "big")
 
 
 def normalize(images: torch.Tensor) -> torch.Tensor:
