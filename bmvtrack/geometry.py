@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import cv2
@@ -106,12 +107,23 @@ def from_points(points: NDArray[Any]) -> FloatArray:
     Returns:
         ``(5,)`` float64.
     """
-    (x, y), (w, h), degrees = cv2.minAreaRect(np.asarray(points, dtype=np.float32))
-    rbbox = np.array(
-        [x, y, max(w, MINIMUM_SIDE), max(h, MINIMUM_SIDE), math.radians(degrees)], dtype=np.float64
-    )
+    return np.asarray(from_outlines([points])[0])
+
+
+def from_outlines(outlines: Sequence[NDArray[Any]]) -> FloatArray:
+    """:func:`from_points` of each of B ≥ 1 sets of points.
+
+    Args:
+        outlines: B arrays ``(N, 2)``.
+
+    Returns:
+        ``(B, 5)`` float64.
+    """
+    rectangles = [cv2.minAreaRect(np.asarray(points, dtype=np.float32)) for points in outlines]
+    x, y, w, h, degrees = np.array([(*xy, *wh, a) for xy, wh, a in rectangles], np.float64).T
+    sides = np.maximum(w, MINIMUM_SIDE), np.maximum(h, MINIMUM_SIDE)
     # Up to 4.12 OpenCV's angle lies in (0°, 90°]: another label of the same rectangle.
-    return relabel(rbbox, np.asarray(-(degrees // 90) - 1))
+    return relabel(np.stack([x, y, *sides, np.radians(degrees)], axis=-1), -(degrees // 90) - 1)
 
 
 def mask_bounds(mask: NDArray[Any]) -> FloatArray:

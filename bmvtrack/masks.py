@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from bmvtrack import geometry
-from bmvtrack.arrays import BoolArray, FloatArray
+from bmvtrack.arrays import BoolArray, ByteArray, FloatArray
 from bmvtrack.data import patches
 
 GEOMETRY = (
@@ -92,15 +92,27 @@ def mask_boxes(probabilities: torch.Tensor, windows: torch.Tensor, above: float)
         ``(B, 5)`` as OpenCV labels them; NaN where no pixel counts.
     """
     masks = (probabilities > above).to(torch.uint8).cpu().numpy()
+    outlines = [_outline(mask) for mask in masks]
+    counts = np.array([len(outline) for outline in outlines])
     boxes = np.full((len(masks), 5), np.nan)
-    for box, mask, window in zip(boxes, masks, windows.cpu().numpy(), strict=True):
-        contours, _ = cv2.findContours(mask, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
-        if contours:
-            areas = np.array([cv2.contourArea(contour) for contour in contours])
-            large = np.flatnonzero(areas >= _SMALLEST_PART * areas.max())
-            points = np.concatenate([contours[i] for i in large])[:, 0].astype(np.float64)
-            box[:] = geometry.from_points(patches.to_frame(points, window, mask.shape[-1]))
+    found = np.flatnonzero(counts)
+    if found.size:
+        own = np.repeat(windows.cpu().numpy(), counts, axis=0)  # of each point
+        on_patch = np.concatenate(outlines)[:, None].astype(np.float64)
+        points = patches.to_frame(on_patch, own, masks.shape[-1])[:, 0]
+        boxes[found] = geometry.from_outlines(np.split(points, counts[found].cumsum()[:-1]))
     return boxes
+
+
+def _outline(mask: ByteArray) -> NDArray[np.int32]:
+    """Points around the parts of a mask that belong to the object, ``(K, 2)``; none of an empty one."""
+    contours, _ = cv2.findContours(mask, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
+    parts = [np.asarray(contour, np.int32).reshape(-1, 2) for contour in contours]
+    if len(parts) > 1:
+        areas = [cv2.contourArea(part) for part in parts]
+        least = _SMALLEST_PART * max(areas)
+        parts = [part for part, area in zip(parts, areas, strict=True) if area >= least]
+    return np.concatenate(parts) if parts else np.empty((0, 2), np.int32)
 
 
 def bounds_of_mask(
