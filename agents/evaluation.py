@@ -12,6 +12,7 @@ from agents.tracker import agent_tracker
 from bmvtrack.console import check_output_folder, print_results, progress_bar
 from bmvtrack.data import sources
 from bmvtrack.data.davis import load_davis16
+from bmvtrack.data.mirrored import upside_down
 from bmvtrack.data.sequence import VideoSequence
 from bmvtrack.errors import UserError
 from bmvtrack.perception import DEFAULT_WEIGHTS
@@ -49,6 +50,9 @@ class EvaluationOptions:
     object where the box is tilted: on VOT look at the rotated columns."""
     sequences: tuple[str, ...] = ()
     """Only these sequences of the folder."""
+    upside_down: bool = False
+    """Show the sequences upside down: to choose between weights on sequences that they were trained
+    on, which they err on then as on new ones."""
     trackers: tuple[TrackerName, ...] = ("agent", "prior", "mask", "static", "oracle")
     """agent; the encoder alone, by its posterior mean (prior), its mask, or halfway (both); static
     never moves; oracle moves truly; csrt, kcf, mil and mosse are OpenCV's. Differences are from the first."""
@@ -99,11 +103,14 @@ class EvaluationOptions:
     @property
     def dataset(self) -> str:
         """What the report calls the data."""
+        turned = ", upside down" if self.upside_down else ""
         if self.root is not None:
             name = self.root.resolve().name
-            return name if self.split is None else f"{name}, {self.split}"
+            return (name if self.split is None else f"{name}, {self.split}") + turned
         kind, where = sources.parse(self.data)
-        return f"{kind} {Path(where).resolve().name}" if where else f"synthetic, seed {self.seed}"
+        if not where:
+            return f"synthetic, seed {self.seed}{turned}"
+        return f"{kind} {Path(where).resolve().name}{turned}"
 
 
 def run_evaluation(options: EvaluationOptions) -> None:
@@ -164,11 +171,16 @@ def tracker_factories(options: EvaluationOptions) -> dict[str, TrackerFactory]:
 
 
 def load_sequences(options: EvaluationOptions) -> list[VideoSequence]:
-    """The sequences that the options name.
+    """The sequences that the options name, as they are to be shown.
 
     Raises:
         UserError: if data or sequences are missing, or not as they should be.
     """
+    sequences = _named_sequences(options)
+    return [upside_down(sequence) for sequence in sequences] if options.upside_down else sequences
+
+
+def _named_sequences(options: EvaluationOptions) -> list[VideoSequence]:
     wanted = options.sequences
     if options.root is not None:
         return load_davis16(options.root, options.split, list(wanted) or None)

@@ -24,7 +24,7 @@ from pathlib import Path
 
 from bmvtrack.console import check_output_folder, parse_options, print_results, progress_bar
 from bmvtrack.data.stills import load_stills
-from bmvtrack.errors import run_script
+from bmvtrack.errors import UserError, run_script
 from bmvtrack.segmentation.options import NetworkOptions
 from bmvtrack.segmentation.protocols import load_segmenter
 from bmvtrack.segmentation.saliency_evaluation import check_still, evaluate_stills
@@ -38,8 +38,20 @@ class Options(NetworkOptions):
     root: Path
     """Folder with images and ground_truth_mask (ECSSD), or of DUTS's layout, in it; images without
     a mask are left out."""
+    every: int = 1
+    """Take every n-th image, the first one first."""
     out: Path = Path("runs/saliency")
     """Folder to write to."""
+
+    def check(self) -> None:
+        """Refuse numbers that cannot be.
+
+        Raises:
+            UserError: naming the option.
+        """
+        super().check()
+        if self.every < 1:
+            raise UserError(f"--every must be at least 1, not {self.every}")
 
 
 def main() -> None:
@@ -48,7 +60,7 @@ def main() -> None:
     options.check()
     check_output_folder(options.out)
     network = load_segmenter(options.weights, options.device)
-    stills = load_stills(options.root)
+    stills = options.shown(load_stills(options.root)[:: options.every])
     with progress_bar() as progress:
         for still in progress.track(stills, description="checking the data"):
             check_still(still)
@@ -62,7 +74,9 @@ def main() -> None:
             options.seed,
             lambda images: progress.advance(task, images),
         )
-    dataset = options.root.resolve().name
+    dataset = options.called(options.root.resolve().name)
+    if options.every > 1:
+        dataset += f", one image in {options.every}"
     summary = build_summary(dataset, options.weights, options.draws, options.seed, results)
     write_report(options.out, summary, results)
     print_results(summary_table(summary), out=options.out)

@@ -53,7 +53,9 @@ def main() -> None:
     options.check()
     check_output_folder(options.out)
     network = load_segmenter(options.weights, options.device)
-    sequences = load_davis16(options.root, options.split, list(options.sequences) or None)
+    sequences = options.shown(
+        load_davis16(options.root, options.split, list(options.sequences) or None)
+    )
     results: dict[str, list[SequenceScores]] = {}
     with progress_bar() as progress:
         for sequence in progress.track(sequences, description="checking the data"):
@@ -72,7 +74,9 @@ def main() -> None:
             for protocol, part in scores.items():
                 results.setdefault(protocol, []).append(part)
     dataset = options.root.resolve().name + (f", {options.split}" if options.split else "")
-    summary = build_summary(dataset, options.weights, options.draws, options.seed, results)
+    summary = build_summary(
+        options.called(dataset), options.weights, options.draws, options.seed, results
+    )
     write_stochastic_masks(
         options.out / "stochastic_masks.png", network, sequences, options.draws, options.seed
     )

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from bmvtrack import geometry, motion
-from bmvtrack.data.mirrored import mirrored_views
+from bmvtrack.data.mirrored import mirrored_views, upside_down
 from bmvtrack.data.synthetic import SyntheticOptions, synthetic_sequence
 from bmvtrack.iou import rotated_iou
 
@@ -39,6 +39,7 @@ def test_boxes_are_those_of_the_mirrored_masks(sequence):
             if "y" in marks:
                 frame, mask = frame[::-1], mask[::-1]
             np.testing.assert_array_equal(view.frame(t), frame)
+            np.testing.assert_array_equal(view.mask(t), mask)
             expected = geometry.from_mask(np.ascontiguousarray(mask))
             assert rotated_iou(view.boxes[t], expected) > 0.98  # ties of minAreaRect aside
 
@@ -63,3 +64,16 @@ def test_frames_without_object_stay_so(sequence):
     for view in mirrored_views(gap):
         missing = np.flatnonzero(~view.present)
         assert missing.tolist() == [2]
+
+
+def test_upside_down_is_the_view_that_is_mirrored_in_nothing_else(sequence):
+    turned = upside_down(sequence)
+    np.testing.assert_array_equal(turned.frame(4), sequence.frame(4)[::-1])
+    left, top, right, bottom = sequence.mask_bounds.T
+    expected = np.stack([left, 71 - bottom, right, 71 - top], axis=1)
+    np.testing.assert_allclose(turned.mask_bounds, expected)
+
+
+def test_without_masks_there_are_none_to_mirror(sequence):
+    bare = type(sequence)("bare", 5, sequence.frame, given_boxes=sequence.boxes)
+    assert upside_down(bare).read_mask is None

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from dataclasses import replace
 
 import cv2
 import numpy as np
@@ -218,6 +219,9 @@ def test_sequences_can_be_chosen(tmp_path):
         write_otb(tmp_path, name)
     options = EvaluationOptions(data=f"otb:{tmp_path}", sequences=("c", "a"))
     assert [s.name for s in load_sequences(options)] == ["a", "c"]
+    turned = replace(options, upside_down=True)
+    assert [s.name for s in load_sequences(turned)] == ["a~y", "c~y"]
+    assert turned.dataset == f"otb {tmp_path.name}, upside down"
     with pytest.raises(UserError, match="no sequence d in otb:"):
         load_sequences(EvaluationOptions(data=f"otb:{tmp_path}", sequences=("d",)))
 

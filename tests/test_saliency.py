@@ -176,6 +176,21 @@ def test_written_maps_score_what_the_summary_says(run, stills, tmp_path, channel
     assert (out / "precision_recall.png").stat().st_size > 1000
 
 
+def test_a_choice_between_weights_needs_no_test_data(run, stills, tmp_path) -> None:
+    make_network(3).save_weights(tmp_path / "weights", half=False)
+    out = tmp_path / "out"
+    arguments = ("--root", stills, "--weights", tmp_path / "weights", "--draws", 1, "--out", out)
+    assert run(*arguments, "--upside-down", "--every", 2) == 0
+    summary = json.loads((out / "summary.json").read_text())
+    assert (summary["dataset"], summary["images"]) == ("ecssd, upside down, one image in 2", 2)
+    for name in ("0000", "0002"):
+        true = cv2.imread(str(stills / "ground_truth_mask" / f"{name}.png"), cv2.IMREAD_UNCHANGED)
+        levels = cv2.imread(str(out / "honest" / f"{name}~y.png"), cv2.IMREAD_UNCHANGED)
+        rows = (out / "results" / "honest.csv").read_text().splitlines()
+        (row,) = (row.split(",") for row in rows if row.startswith(name))
+        assert float(row[1]) == pytest.approx(score(levels, true[::-1] > 0).mae, abs=1e-6)
+
+
 def empty_mask(root: Path) -> str:
     cv2.imwrite(str(root / "ground_truth_mask/0001.png"), np.zeros((200, 320), np.uint8))
     return "image '0001': its mask is empty"
@@ -208,6 +223,7 @@ def test_data_that_cannot_be_scored_is_refused_before_anything_is_written(
         (("--root", "nowhere"), "no folder nowhere"),
         (("--weights", "nowhere"), "no weights 'nowhere'"),
         (("--draws", 0), "--draws must be at least 1"),
+        (("--every", 0), "--every must be at least 1"),
         (("--out", __file__), "give a folder"),
     ],
 )

@@ -13,6 +13,7 @@ from torch.nn import functional
 
 from bmvtrack import gaussian, prior
 from bmvtrack.data.davis import load_davis16, read_mask
+from bmvtrack.data.mirrored import upside_down
 from bmvtrack.data.sequence import VideoSequence
 from bmvtrack.data.synthetic import synthetic_sequence
 from bmvtrack.masks import mask_in_frame
@@ -227,12 +228,17 @@ def run(monkeypatch: pytest.MonkeyPatch):
     return start
 
 
-@pytest.mark.parametrize("name", ["tracking", "paper"])
-def test_written_masks_score_what_the_summary_says(run, davis, tmp_path, name, capsys) -> None:
+@pytest.mark.parametrize(
+    ("name", "turned"), [("tracking", ()), ("paper", ()), ("paper", ["--upside-down"])]
+)
+def test_written_masks_score_what_the_summary_says(
+    run, davis, tmp_path, name, turned, capsys
+) -> None:
     make_network(name).save_weights(tmp_path / "weights", half=False)
     out = tmp_path / "out"
     arguments = ("--weights", tmp_path / "weights", "--draws", 3, "--batch-size", 3, "--out", out)
-    assert run("--root", davis, *arguments) == 0
+    assert run("--root", davis, *arguments, *turned) == 0
+    sequences = [upside_down(s) if turned else s for s in load_davis16(davis)]
     printed = capsys.readouterr().out
     assert "oracle-3" in printed
     assert "Mahalanobis" in printed
@@ -242,7 +248,7 @@ def test_written_masks_score_what_the_summary_says(run, davis, tmp_path, name, c
     for protocol, found in summary["protocols"].items():
         for measure, compare in (("J", region_similarity), ("F", contour_accuracy)):
             parts = []
-            for sequence in load_davis16(davis):
+            for sequence in sequences:
                 paths = sorted((out / protocol / sequence.name).glob("*.png"))
                 assert [p.name for p in paths] == [f"{t:05d}.png" for t in range(len(sequence))]
                 images = [cv2.imread(str(path), cv2.IMREAD_UNCHANGED) for path in paths]
@@ -256,7 +262,7 @@ def test_written_masks_score_what_the_summary_says(run, davis, tmp_path, name, c
                 expected = np.mean([getattr(part, statistic) for part in parts])
                 assert found[measure][statistic] == pytest.approx(expected)
         assert found["JF"] == pytest.approx((found["J"]["mean"] + found["F"]["mean"]) / 2)
-        rows = (out / "results" / protocol / "ant.csv").read_text().splitlines()
+        rows = (out / "results" / protocol / f"{sequences[0].name}.csv").read_text().splitlines()
         assert len(rows) == 6
         assert rows[0].startswith("frame,J,F,nll,mse,mahalanobis")
     assert len((out / "sequences.csv").read_text().splitlines()) == 5

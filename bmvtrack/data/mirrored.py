@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from itertools import product
-from typing import Literal
+from typing import Literal, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from bmvtrack.arrays import FloatArray
 from bmvtrack.data.sequence import VideoSequence
 
+Pixel = TypeVar("Pixel", bound=np.generic)
 Views = Literal["all", "upside-down", "none"]
 """Which mirrored views are wanted."""
 
@@ -17,7 +21,7 @@ Views = Literal["all", "upside-down", "none"]
 def mirrored_views(sequence: VideoSequence, views: Views = "all") -> list[VideoSequence]:
     """The sequence mirrored left to right, top to bottom and in time, in all combinations.
 
-    Frames are still read when asked for. Mirrored views have boxes but no masks.
+    Frames, and masks where there are any, are still read when asked for.
 
     Args:
         sequence: of any kind.
@@ -30,6 +34,15 @@ def mirrored_views(sequence: VideoSequence, views: Views = "all") -> list[VideoS
         _view(sequence, *mirrors) if any(mirrors) else sequence
         for mirrors in product(others, choices, others)
     ]
+
+
+def upside_down(sequence: VideoSequence) -> VideoSequence:
+    """The sequence mirrored top to bottom and nothing else.
+
+    An encoder errs on its own training sequences, shown so, as it does on new ones: what is chosen on
+    them is not chosen on test data, and does not hang on what was learned by heart.
+    """
+    return mirrored_views(sequence, "upside-down")[0]
 
 
 def mirrored_boxes(
@@ -65,9 +78,14 @@ def _view(
     marks = "".join(
         mark for mark, on in zip("xyt", (across, upside_down, backwards), strict=True) if on
     )
+
+    def seen(read: Callable[[int], NDArray[Pixel]], t: int) -> NDArray[Pixel]:
+        return np.ascontiguousarray(read(last - t if backwards else t)[rows, columns])
+
     return VideoSequence(
         f"{sequence.name}~{marks}",
         len(sequence),
-        lambda t: np.ascontiguousarray(sequence.frame(last - t if backwards else t)[rows, columns]),
-        given_boxes=boxes[::-1] if backwards else boxes,
+        partial(seen, sequence.frame),
+        None if sequence.read_mask is None else partial(seen, sequence.mask),
+        boxes[::-1] if backwards else boxes,
     )
