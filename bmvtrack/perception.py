@@ -25,6 +25,9 @@ from bmvtrack.models import MultivariationalNetwork, Template, folded, load_netw
 
 Precision = Literal["float32", "bfloat16"]
 DEFAULT_WEIGHTS = "davis16-duts"
+"""Of bundled weights, those that follow boxes best; with an agent."""
+MASK_WEIGHTS = "davis16-duts-masks"
+"""Of bundled weights, those with the best masks."""
 """Bundled: encoder and agent, trained on real images and video."""
 _BUNDLED = Path(__file__).parent / "weights"
 _LEAST_SCALE, _MOST_SINE = 0.05, 0.95  # a posterior mean is kept where motion is defined

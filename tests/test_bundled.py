@@ -1,7 +1,5 @@
 """The weights that come with the package."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 
@@ -9,18 +7,24 @@ from agents.storage import load_actor
 from agents.tracker import agent_tracker
 from bmvtrack.data.synthetic import synthetic_sequence
 from bmvtrack.iou import rotated_iou
-from bmvtrack.perception import DEFAULT_WEIGHTS, Perception, weights_folder
+from bmvtrack.perception import DEFAULT_WEIGHTS, MASK_WEIGHTS, Perception, weights_folder
+from bmvtrack.segmentation.protocols import encode, honest, load_segmenter
+from bmvtrack.segmentation.views import view_objects
 from bmvtrack.tracking.learned import learned_tracker
 
 MOST_BYTES = 24_000_000
 
 
+FOLDERS = {name: weights_folder(name) for name in (DEFAULT_WEIGHTS, MASK_WEIGHTS)}
+
+
 def test_small_enough_and_described() -> None:
-    folder = weights_folder(DEFAULT_WEIGHTS)
-    assert sum(path.stat().st_size for path in folder.iterdir()) < MOST_BYTES
-    card = (folder / "README.md").read_text(encoding="utf-8")
-    for word in ("retrain.py", "data", "budget", "seed", "results", "licence"):
-        assert word in card
+    files = [path for folder in FOLDERS.values() for path in folder.iterdir()]
+    assert sum(path.stat().st_size for path in files) < MOST_BYTES
+    for name, folder in FOLDERS.items():
+        card = (folder / "README.md").read_text(encoding="utf-8")
+        for word in (name, "retrain.py", "data", "budget", "seed", "results", "licence"):
+            assert word in card
 
 
 def test_encoder_and_agent_belong_together() -> None:
@@ -42,7 +46,18 @@ def test_better_than_a_box_that_never_moves(name: str) -> None:
     assert np.mean(moved) > np.mean(still) + 0.05
 
 
+def test_the_mask_weights_find_objects_in_boxes() -> None:
+    network = load_segmenter(MASK_WEIGHTS)
+    sequences = [synthetic_sequence(950_000_000 + seed) for seed in range(12)]
+    frames, masks = [s.frame(0) for s in sequences], [s.mask(0) for s in sequences]
+    views = view_objects(network, frames, np.stack([s.boxes[0] for s in sequences]), masks)
+    found = honest(network, encode(network, views)) > 0
+    common, either = (part.sum(dim=(1, 2)) for part in (found & views.true, found | views.true))
+    assert (common / either).median() > 0.6
+
+
 def test_package_data_names_the_files() -> None:
-    folder = weights_folder(DEFAULT_WEIGHTS)
-    expected = {"config.json", "model.safetensors", "agent.json", "agent.safetensors", "README.md"}
-    assert {path.name for path in Path(folder).iterdir()} == expected
+    encoder, agent = {"config.json", "model.safetensors", "README.md"}, {"agent.json"}
+    agent |= {"agent.safetensors"}
+    for name, expected in ((DEFAULT_WEIGHTS, encoder | agent), (MASK_WEIGHTS, encoder)):
+        assert {path.name for path in FOLDERS[name].iterdir()} == expected

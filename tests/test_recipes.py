@@ -32,6 +32,8 @@ def test_stages_are_built_on_those_before_them(options: RecipeOptions) -> None:
         assert before is None or before.parent in done
         done.add(options.out / name)
     assert isinstance(stage, TrainOptions)  # the last one, which leaves encoder and agent
+    for made, _ in recipes._RESULTS.values():
+        assert options.out / Path(made).parent in done
 
 
 def small_recipe(options: RecipeOptions) -> dict[str, recipes.Stage]:

@@ -9,13 +9,14 @@ from typing import Literal
 from bmvtrack.data.mirrored import upside_down
 from bmvtrack.data.sequence import VideoSequence
 from bmvtrack.errors import UserError
+from bmvtrack.perception import MASK_WEIGHTS
 
 
 @dataclass(kw_only=True)
 class NetworkOptions:
     """Which network is judged, and how its stochastic masks are drawn."""
 
-    weights: str = "davis16-duts"
+    weights: str = MASK_WEIGHTS
     """Bundled weights by name, or a folder; networks of paper mode and of tracking mode."""
     device: Literal["cpu", "cuda"] = "cpu"
     """For the network."""
