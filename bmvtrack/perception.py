@@ -5,7 +5,8 @@ The environment, the trackers and the agent all see through :class:`Perception`.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
 from functools import lru_cache
 from pathlib import Path
 from typing import Literal
@@ -25,11 +26,11 @@ from bmvtrack.models import MultivariationalNetwork, Template, folded, load_netw
 
 Precision = Literal["float32", "bfloat16"]
 DEFAULT_WEIGHTS = "davis16-duts"
-"""Of bundled weights, those that follow boxes best; with an agent."""
+"""Bundled: encoder and agent, trained on real images and video; they follow boxes best."""
 MASK_WEIGHTS = "davis16-duts-masks"
-"""Of bundled weights, those with the best masks."""
-"""Bundled: encoder and agent, trained on real images and video."""
+"""Bundled: an encoder, with better masks."""
 _BUNDLED = Path(__file__).parent / "weights"
+_AT_ONCE = 64  # frames in one pass on a CPU: of more, layers fit no cache and take gigabytes
 _LEAST_SCALE, _MOST_SINE = 0.05, 0.95  # a posterior mean is kept where motion is defined
 
 
@@ -55,6 +56,13 @@ class Percept:
     windows: torch.Tensor
     geometry: torch.Tensor
     box_cut: float
+
+    @classmethod
+    def cat(cls, parts: Sequence[Percept]) -> Percept:
+        """Several batches seen by one network as one."""
+        *names, cut = (field.name for field in fields(cls))
+        tensors = {name: torch.cat([getattr(part, name) for part in parts]) for name in names}
+        return cls(**tensors, box_cut=getattr(parts[0], cut))
 
 
 class Perception:
@@ -130,6 +138,24 @@ class Perception:
             fill: ``(B, 3)`` colour of what lies outside the frame.
             template: of the B objects, from :meth:`memorize`; None: each patch is its own.
         """
+        if self.device.type != "cpu" or len(boxes) <= _AT_ONCE:
+            return self._perceive(frames, boxes, sizes, fill, template)
+        parts = []
+        for rows in torch.arange(len(boxes)).split(_AT_ONCE):
+            own = None if template is None else template.rows(rows)
+            part = slice(int(rows[0]), int(rows[-1]) + 1)
+            parts.append(self._perceive(frames[part], boxes[part], sizes[part], fill[part], own))
+        return Percept.cat(parts)
+
+    def _perceive(
+        self,
+        frames: torch.Tensor,
+        boxes: torch.Tensor,
+        sizes: torch.Tensor,
+        fill: torch.Tensor,
+        template: Template | None,
+    ) -> Percept:
+        """In one pass."""
         inputs, windows = self._patches(frames, boxes, sizes, fill)
         with self._autocast():
             output = self._folded(inputs, template=template)

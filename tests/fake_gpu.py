@@ -79,7 +79,7 @@ class FakeGPU:
     def running(self, may_copy: bool = False) -> Iterator[None]:
         """Where fake tensors are computed with.
 
-        ``cpu().numpy()`` gives zeros, and is on record.
+        ``cpu().numpy()`` gives zeros, of uint8 (masks) ones, and is on record.
 
         Raises:
             AssertionError: at a copy between host and GPU, unless they are allowed.
@@ -114,7 +114,7 @@ class _Watch(TorchDispatchMode):
 
 
 class _Host:
-    """What ``cpu()`` gives of a fake tensor: something with as many zeros."""
+    """What ``cpu()`` gives of a fake tensor: something with as many numbers."""
 
     _TYPES: Mapping[torch.dtype, Any] = {
         torch.uint8: np.uint8,
@@ -125,7 +125,8 @@ class _Host:
     }
 
     def __init__(self, tensor: torch.Tensor) -> None:
-        self.zeros = np.zeros(tuple(tensor.shape), self._TYPES[tensor.dtype])
+        value = 1 if tensor.dtype == torch.uint8 else 0
+        self.numbers = np.full(tuple(tensor.shape), value, self._TYPES[tensor.dtype])
 
     def numpy(self) -> np.ndarray:
-        return self.zeros
+        return self.numbers

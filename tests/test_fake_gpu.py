@@ -122,8 +122,9 @@ def test_an_update_of_the_agent_does_not_wait(gpu, sequences, perception, tmp_pa
     assert {value.device for value in report.values()} == {torch.device("cuda:0")}
 
 
-@pytest.mark.parametrize("reward", ["rotated", "axis_aligned"])
-@pytest.mark.parametrize("coordinates", ["object", "frame"])
+@pytest.mark.parametrize(
+    ("coordinates", "reward"), [("object", "rotated"), ("frame", "axis_aligned")]
+)
 def test_environments_step_on_the_gpu(gpu, sequences, coordinates, reward):
     """Each step reads the ends of episodes, and what OpenCV finds boxes of masks from."""
     torch.manual_seed(0)

@@ -1,5 +1,7 @@
 """What the network sees and says, in the frame's own coordinates."""
 
+from dataclasses import fields
+
 import numpy as np
 import pytest
 import torch
@@ -12,7 +14,7 @@ from bmvtrack.geometry import corners, from_points
 from bmvtrack.iou import rotated_iou
 from bmvtrack.masks import mask_boxes, mask_geometry, mask_in_frame
 from bmvtrack.models import ResNetUNet
-from bmvtrack.perception import Perception, as_labelled, weights_folder
+from bmvtrack.perception import Percept, Perception, as_labelled, weights_folder
 
 SIZE = 96
 
@@ -118,6 +120,21 @@ def test_networks_of_the_paper_mode_cannot_track() -> None:
 def test_unknown_weights_name_those_there_are() -> None:
     with pytest.raises(UserError, match=r"bundled: .*davis16-duts"):
         weights_folder("no-such-weights")
+
+
+@pytest.mark.parametrize("template", [False, True])
+def test_many_frames_are_seen_as_few_are(monkeypatch: pytest.MonkeyPatch, template: bool) -> None:
+    """On a CPU, in parts that fit its caches."""
+    torch.manual_seed(0)
+    network = ResNetUNet(prior.named("davis16"), width=4, input_size=64, template=template)
+    seer, sequence = Perception(network), synthetic_sequence(3)
+    boxes = sequence.boxes[:5]
+    known = seer.remember(sequence.frame(0), boxes)
+    whole = seer.look(sequence.frame(1), boxes, known)
+    monkeypatch.setattr("bmvtrack.perception._AT_ONCE", 2)
+    parts = seer.look(sequence.frame(1), boxes, known)
+    for field in fields(Percept):
+        torch.testing.assert_close(getattr(parts, field.name), getattr(whole, field.name))
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
