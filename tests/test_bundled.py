@@ -36,7 +36,7 @@ def test_encoder_and_agent_belong_together() -> None:
 def test_better_than_a_box_that_never_moves(name: str) -> None:
     factory = agent_tracker() if name == "agent" else learned_tracker(name)
     moved, still = [], []
-    for seed in range(12):
+    for seed in range(6):
         sequence = synthetic_sequence(950_000_000 + seed)
         tracker = factory(sequence, 0)
         tracker.init(sequence.frame(0), sequence.boxes[0])

