@@ -103,14 +103,14 @@ class EvaluationOptions:
     @property
     def dataset(self) -> str:
         """What the report calls the data."""
-        turned = ", upside down" if self.upside_down else ""
-        if self.root is not None:
-            name = self.root.resolve().name
-            return (name if self.split is None else f"{name}, {self.split}") + turned
         kind, where = sources.parse(self.data)
-        if not where:
-            return f"synthetic, seed {self.seed}{turned}"
-        return f"{kind} {Path(where).resolve().name}{turned}"
+        if self.root is not None:
+            name = self.root.resolve().name + (f", {self.split}" if self.split else "")
+        elif where:
+            name = f"{kind} {Path(where).resolve().name}"
+        else:
+            name = f"synthetic, seed {self.seed}"
+        return f"{name}, upside down" if self.upside_down else name
 
 
 def run_evaluation(options: EvaluationOptions) -> None:

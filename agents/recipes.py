@@ -122,8 +122,15 @@ def recipe(options: RecipeOptions) -> dict[str, Stage]:
         cache_gigabytes=2.0,
         precision="bfloat16" if reduced else "float32",
     )
-    encoders = {"first": first, "second": second, "third": third, "fourth": fourth, "fifth": fifth}
-    return encoders | {"sixth": sixth} | {"agent": agent}
+    return {
+        "first": first,
+        "second": second,
+        "third": third,
+        "fourth": fourth,
+        "fifth": fifth,
+        "sixth": sixth,
+        "agent": agent,
+    }
 
 
 def retrain(options: RecipeOptions, console: Console | None = None) -> Path | None:
@@ -138,8 +145,7 @@ def retrain(options: RecipeOptions, console: Console | None = None) -> Path | No
     options.check()
     console = console or Console()
     deadline = time.monotonic() + 60 * (options.max_minutes or math.inf)
-    stages = recipe(options)
-    for name, stage in stages.items():
+    for name, stage in recipe(options).items():
         minutes = (deadline - time.monotonic()) / 60
         if minutes <= 0:
             console.print("time is up; the same command goes on")
@@ -150,9 +156,8 @@ def retrain(options: RecipeOptions, console: Console | None = None) -> Path | No
         console.print("time is up; the same command goes on")
         return None
     for name, (made, result) in _RESULTS.items():
-        if name in stages:
-            shutil.copytree(options.out / made, options.out / result, dirs_exist_ok=True)
-            console.print(f"{name}: {options.out / result}", soft_wrap=True)
+        shutil.copytree(options.out / made, options.out / result, dirs_exist_ok=True)
+        console.print(f"{name}: {options.out / result}", soft_wrap=True)
     return options.out / "weights"
 
 

@@ -60,9 +60,9 @@ class Percept:
     @classmethod
     def cat(cls, parts: Sequence[Percept]) -> Percept:
         """Several batches seen by one network as one."""
-        *names, cut = (field.name for field in fields(cls))
+        names = [field.name for field in fields(cls) if field.name != "box_cut"]
         tensors = {name: torch.cat([getattr(part, name) for part in parts]) for name in names}
-        return cls(**tensors, box_cut=getattr(parts[0], cut))
+        return cls(**tensors, box_cut=parts[0].box_cut)
 
 
 class Perception:

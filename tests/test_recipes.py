@@ -41,7 +41,7 @@ def small_recipe(options: RecipeOptions) -> dict[str, recipes.Stage]:
         width=4, input_size=64, samples=10, steps=20, batch_size=2, synthetic_count=3
     )
     agent = TrainOptions(
-        weights=str(options.out / "encoder" / "best"),
+        weights=str(options.out / "sixth" / "best"),
         steps=40,
         synthetic_count=2,
         environments=2,
@@ -54,7 +54,7 @@ def small_recipe(options: RecipeOptions) -> dict[str, recipes.Stage]:
         validation_clips=2,
         validate_every=20,
     )
-    return {"encoder": encoder, "agent": agent}
+    return {"sixth": encoder, "agent": agent}
 
 
 def test_retraining_stops_and_goes_on(
@@ -71,6 +71,7 @@ def test_retraining_stops_and_goes_on(
     assert "resuming" in console.export_text()
     load_actor(folder)
     assert Perception.load(folder).feature_count > 0
+    assert Perception.load(options.out / "masks").feature_count > 0
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,6 @@ import csv
 import json
 import shutil
 import signal
-import time
 from pathlib import Path
 from typing import Any
 
@@ -234,11 +233,22 @@ def test_mistakes_are_said_before_anything_is_written(
     assert not (tmp_path / "out").exists()
 
 
+class Clock:
+    """Stands in for the module ``time``, so that a test does not hang on how busy the machine is."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def perf_counter(self) -> float:
+        self.now += 1e-3
+        return self.now
+
+
 class Camera:
     """Stands in for OpenCV's capture: a camera that says 25 frames a second, and gives 10."""
 
-    def __init__(self, frames: list[np.ndarray]) -> None:
-        self._frames, self._count = frames, 0
+    def __init__(self, frames: list[np.ndarray], clock: Clock) -> None:
+        self._frames, self._clock, self._count = frames, clock, 0
 
     def isOpened(self) -> bool:
         return True
@@ -247,7 +257,7 @@ class Camera:
         return {cv2.CAP_PROP_FPS: 25.0}.get(what, -1.0)
 
     def read(self) -> tuple[bool, np.ndarray]:
-        time.sleep(0.1)
+        self._clock.now += 0.1
         self._count += 1
         return True, self._frames[self._count % len(self._frames)]
 
@@ -258,9 +268,10 @@ class Camera:
 @pytest.fixture
 def camera(sequence: VideoSequence, monkeypatch: pytest.MonkeyPatch) -> None:
     frames = [sequence.frame(t)[..., ::-1] for t in range(LENGTH)]
-    capture = cv2.VideoCapture
+    capture, clock = cv2.VideoCapture, Clock()
+    monkeypatch.setattr("bmvtrack.video.session.time", clock)
     monkeypatch.setattr(
-        cv2, "VideoCapture", lambda what: Camera(frames) if what == 0 else capture(what)
+        cv2, "VideoCapture", lambda what: Camera(frames, clock) if what == 0 else capture(what)
     )
 
 
@@ -271,7 +282,7 @@ def test_a_camera_s_video_lasts_as_long_as_it_was_watched(weights: str, tmp_path
     )
     video = track_video(options)
     assert len(video.frames) == 12
-    assert 1 < video.fps <= 10  # of 10 at most, and far from the 25 that it says
+    assert 9 < video.fps <= 10
     written = cv2.VideoCapture(str(tmp_path / "camera-0-tracked.mp4"))
     assert written.get(cv2.CAP_PROP_FPS) == pytest.approx(video.fps, rel=0.02)
     assert len(read_video(tmp_path / "camera-0-tracked.mp4")) == 12
