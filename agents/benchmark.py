@@ -25,7 +25,7 @@ from agents.options import TrainOptions
 from agents.tracker import agent_tracker
 from agents.training import make_environments, make_model
 from bmvtrack.data import sources
-from bmvtrack.data.samples import Batch, BatchSource
+from bmvtrack.data.batch import Batch, BatchSource
 from bmvtrack.data.sequence import VideoSequence
 from bmvtrack.data.synthetic import synthetic_sequences
 from bmvtrack.devices import resolved_device

@@ -18,7 +18,7 @@ import torch
 from bmvtrack import geometry
 from bmvtrack.arrays import ByteArray, FloatArray
 from bmvtrack.data import patches
-from bmvtrack.data.samples import normalize
+from bmvtrack.data.patches import normalize
 from bmvtrack.devices import checked_device, warn_of_emulation
 from bmvtrack.errors import UserError
 from bmvtrack.masks import mask_geometry

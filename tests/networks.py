@@ -5,7 +5,7 @@ import json
 import torch
 
 from bmvtrack import prior
-from bmvtrack.data.samples import Batch
+from bmvtrack.data.batch import Batch
 from bmvtrack.models import Bottleneck, Output
 
 

@@ -10,7 +10,7 @@ from networks import change_config
 
 from bmvtrack import motion, prior
 from bmvtrack.data import patches
-from bmvtrack.data.samples import Batch
+from bmvtrack.data.batch import Batch
 from bmvtrack.errors import UserError
 from bmvtrack.iou import rotated_iou
 from bmvtrack.models import Output, Posterior, ResNetUNet, load_network

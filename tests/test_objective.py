@@ -8,7 +8,7 @@ from torch.distributions import MultivariateNormal
 from torch.nn import functional
 
 from bmvtrack import motion, prior
-from bmvtrack.data.samples import Batch
+from bmvtrack.data.batch import Batch
 from bmvtrack.losses import construction_loss, soft_jaccard_loss
 from bmvtrack.models import Bottleneck, Output, Posterior
 from bmvtrack.training import PretrainOptions

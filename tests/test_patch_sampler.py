@@ -8,6 +8,7 @@ import torch
 from patch_stores import SIZE, make, small_youtube_vos
 
 from bmvtrack.data import preparation, sources
+from bmvtrack.data.augmentation import Jitter
 from bmvtrack.data.patch_sampler import (
     PatchSampler,
     ResidentRecords,
@@ -15,7 +16,6 @@ from bmvtrack.data.patch_sampler import (
     store_samplers,
 )
 from bmvtrack.data.patch_store import PatchStore
-from bmvtrack.data.samples import Jitter
 from bmvtrack.errors import UserError
 from bmvtrack.models import load_network
 from bmvtrack.training import PretrainOptions, pretrain

@@ -16,11 +16,12 @@ from patch_stores import SIZE, clip, make, small_youtube_vos
 from test_youtube_vos import write_youtube_vos
 
 from bmvtrack.data import preparation
+from bmvtrack.data.augmentation import Jitter
 from bmvtrack.data.bank import build_bank
 from bmvtrack.data.patch_sampler import PatchSampler
 from bmvtrack.data.patch_store import PatchStore, shard_path
 from bmvtrack.data.preparation import held_out, prepare
-from bmvtrack.data.samples import Jitter, Sampler
+from bmvtrack.data.samples import Sampler
 from bmvtrack.data.youtube_vos import load_youtube_vos, single_object_sequences
 from bmvtrack.errors import UserError
 

@@ -9,7 +9,9 @@ from test_bank import build, mask, sequence
 
 from bmvtrack import geometry, motion
 from bmvtrack.data import patches
-from bmvtrack.data.samples import Jitter, MixedSampler, Sampler, normalize
+from bmvtrack.data.augmentation import Jitter
+from bmvtrack.data.patches import normalize
+from bmvtrack.data.samples import MixedSampler, Sampler
 from bmvtrack.iou import rotated_iou_torch
 
 SIZE = 64

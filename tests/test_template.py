@@ -13,7 +13,8 @@ from test_vector_env import follow
 from test_vector_env import sequences as clips  # noqa: F401
 
 from bmvtrack import prior
-from bmvtrack.data.samples import Jitter, Sampler, with_others
+from bmvtrack.data.augmentation import Jitter, with_others
+from bmvtrack.data.samples import Sampler
 from bmvtrack.errors import UserError
 from bmvtrack.models import BetaMVAE, ResNetUNet, Template
 from bmvtrack.models.template import Recall

@@ -14,7 +14,8 @@ from test_samples import SIZE, draw, several, video
 
 from bmvtrack import prior
 from bmvtrack.data import patches
-from bmvtrack.data.samples import Jitter, Sampler
+from bmvtrack.data.augmentation import Jitter
+from bmvtrack.data.samples import Sampler
 from bmvtrack.errors import UserError
 from bmvtrack.models import ResNetUNet
 from bmvtrack.segmentation.views import view_whole

@@ -12,7 +12,7 @@ from torch import distributed
 from torch.nn.parallel import DistributedDataParallel
 
 from bmvtrack import prior
-from bmvtrack.data.samples import Batch
+from bmvtrack.data.batch import Batch
 from bmvtrack.errors import UserError
 from bmvtrack.models import ResNetUNet
 from bmvtrack.training import PretrainOptions, pretrain

@@ -18,15 +18,11 @@ from typing import Protocol
 import torch
 from torch.nn import functional
 
+from bmvtrack.data.augmentation import Jitter, mirrored, recoloured
+from bmvtrack.data.batch import Batch
 from bmvtrack.data.patch_store import IntArray, PatchStore, Split
-from bmvtrack.data.samples import (
-    Batch,
-    Jitter,
-    host_seed,
-    mirrored,
-    normalize,
-    recoloured,
-)
+from bmvtrack.data.patches import normalize
+from bmvtrack.data.samples import host_seed
 from bmvtrack.errors import UserError
 
 READ_AHEAD = 2

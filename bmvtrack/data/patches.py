@@ -207,6 +207,11 @@ def fill_box(rbbox: torch.Tensor, windows: torch.Tensor, size: int) -> torch.Ten
     return torch.minimum(half_width - along, half_height - beside).clamp(0, 1)[:, None]
 
 
+def normalize(images: torch.Tensor) -> torch.Tensor:
+    """RGB in [0, 255] → the network's units, about ±2."""
+    return images / 63.75 - 2
+
+
 def _filters(
     start: torch.Tensor, stop: torch.Tensor, size: int, extent: int, limits: torch.Tensor
 ) -> torch.Tensor:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, Protocol
 
 import numpy as np
 import torch
@@ -19,94 +18,9 @@ from torch.nn import functional
 
 from bmvtrack import geometry, motion
 from bmvtrack.data import patches
+from bmvtrack.data.augmentation import Jitter, mirrored, recoloured, with_others
 from bmvtrack.data.bank import WHOLE, FrameBank
-
-Mode = Literal["paper", "tracking"]
-
-
-@dataclass(frozen=True)
-class Jitter:
-    """Random motion of the box and of the colours of a training sample.
-
-    Standard deviations of the motion at strength 1; each sample draws one of ``strengths``.
-    """
-
-    log_scale: float = 0.10
-    """of log Δs on each side"""
-    turn: float = 0.122
-    """of θ, radians"""
-    shift: float = 0.11
-    """on each axis, in units of √(w·h)"""
-    strengths: tuple[float, ...] = (0.5, 1.0, 1.6)
-    """factors of the three above"""
-    video: float = 0.5
-    """another factor where the box of the frame before is moved: it is wrong already"""
-    colour: float = 0.25
-    """of brightness, contrast and saturation, uniform in ±this"""
-    blur: float = 0.2
-    """share of samples that are blurred"""
-    template: float = 0.3
-    """strength of the motion of the box that a template is seen through: people draw boxes so"""
-    distractors: float = 0.0
-    """share of samples with another sample's object behind theirs"""
-    backgrounds: float = 0.0
-    """share of samples with another sample's patch, object and all, as their background"""
-    whole_images: float = 0.0
-    """share of stills that are shown whole, as saliency is evaluated: everything in the mask is the
-    object, nobody says more about it than that, and there is no motion to learn"""
-
-
-@dataclass(frozen=True)
-class Batch:
-    """One training batch.
-
-    Attributes:
-        patches: ``(B, 3 or 4, S, S)`` float32, normalised.
-        labels: ``(B, S, S)`` int64, 0 background, the number of the object's class elsewhere (1 where
-            the data has no classes).
-        boxes: ``(B, 5)`` the boxes the frames are seen through, in pixels of the frames as they are
-            kept (a bank may have reduced them).
-        motion: ``(B, 5)`` float32, true motion from there, in ``object`` coordinates; NaN where there
-            is none to learn.
-        template: like ``patches``, of the same objects seen through their true boxes, in another frame
-            where there is one; None where the network uses none.
-    """
-
-    patches: torch.Tensor
-    labels: torch.Tensor
-    boxes: torch.Tensor
-    motion: torch.Tensor
-    template: torch.Tensor | None = None
-
-    def to(self, device: torch.device | str) -> Batch:
-        """The same batch on another device."""
-        return Batch(
-            self.patches.to(device),
-            self.labels.to(device),
-            self.boxes.to(device),
-            self.motion.to(device),
-            None if self.template is None else self.template.to(device),
-        )
-
-    @staticmethod
-    def cat(parts: Sequence[Batch]) -> Batch:
-        """Several batches as one."""
-        templates = [part.template for part in parts if part.template is not None]
-        return Batch(
-            torch.cat([part.patches for part in parts]),
-            torch.cat([part.labels for part in parts]),
-            torch.cat([part.boxes for part in parts]),
-            torch.cat([part.motion for part in parts]),
-            torch.cat(templates) if templates else None,
-        )
-
-
-class BatchSource(Protocol):
-    """Whatever training batches are drawn from."""
-
-    def draw(self, count: int, generator: torch.Generator) -> Batch:
-        """A batch of ``count`` samples; all randomness comes from ``generator``."""
-        ...
+from bmvtrack.data.batch import Batch, BatchSource, Mode
 
 
 @dataclass(frozen=True)
@@ -230,7 +144,7 @@ class Sampler:
 
     def _patches(self, view: _View) -> torch.Tensor:
         """What the network is given of a view."""
-        channels = [normalize(view.images)]
+        channels = [patches.normalize(view.images)]
         if self.channels == 4:
             channels.append(2 * patches.fill_box(view.box, view.windows, self.size) - 1)
         return torch.cat(channels, dim=1)
@@ -312,91 +226,3 @@ def host_seed(generator: torch.Generator) -> int:
     state = generator.get_state().numpy().tobytes()
     torch.rand(1, generator=generator, device=generator.device)
     return int.from_bytes(hashlib.blake2b(state, digest_size=8).digest(), "big")
-
-
-def normalize(images: torch.Tensor) -> torch.Tensor:
-    """RGB in [0, 255] → the network's units, about ±2."""
-    return images / 63.75 - 2
-
-
-def recoloured(images: torch.Tensor, chance: torch.Tensor, jitter: Jitter) -> torch.Tensor:
-    """Images with another brightness, contrast and saturation, some of them blurred.
-
-    Args:
-        images: ``(B, 3, S, S)`` in [0, 255].
-        chance: ``(5, B)`` uniform in [0, 1): of brightness, contrast, saturation, whether an image is
-            blurred, and how much.
-        jitter: how much of each.
-    """
-    uniform = chance[..., None, None, None]
-    brightness, contrast, saturation = 1 + jitter.colour * (2 * uniform[:3] - 1)
-    images = images * brightness
-    mean = images.mean(dim=(1, 2, 3), keepdim=True)
-    images = mean + contrast * (images - mean)
-    grey = images.mean(dim=1, keepdim=True)
-    images = grey + saturation * (images - grey)
-    padded = functional.pad(images, (1, 1, 1, 1), mode="replicate")
-    rows = padded[:, :, :-2] + padded[:, :, 1:-1] + padded[:, :, 2:]  # faster than a pooling
-    blurred = (rows[..., :-2] + rows[..., 1:-1] + rows[..., 2:]) / 9
-    amount = (uniform[3] < jitter.blur) * uniform[4]
-    return (images + amount * (blurred - images)).clamp(0, 255)
-
-
-def with_others(
-    images: torch.Tensor,
-    masks: torch.Tensor,
-    chosen: torch.Tensor,
-    chance: torch.Tensor,
-    jitter: Jitter,
-) -> torch.Tensor:
-    """Images with what the sample before shows put behind their objects, some of them.
-
-    Either its object alone, a distractor, or all of its patch, so that the object stands before another
-    background with a thing in it that is not meant.
-
-    Args:
-        images: ``(B, 3, S, S)``.
-        masks: ``(B, 1, S, S)``, the share of each pixel that is object.
-        chosen: ``(B,)`` uniform in [0, 1): which samples, and which of the two.
-        chance: ``(4, B)`` uniform in [0, 1): whether mirrored, how large, and where it is put.
-        jitter: the shares.
-    """
-    whole = chosen >= jitter.distractors
-    # A distractor is 1/factor times as large as in its own patch; a background is enlarged, to cover all.
-    factor = torch.where(whole, 0.5 + 0.5 * chance[1], 0.8 + 1.2 * chance[1])
-    reach = torch.where(whole, 1 - factor, 0.8 * factor)
-    flip = torch.where(chance[0] < 0.5, -1.0, 1.0)
-    layers = torch.cat([images, masks], dim=1).roll(1, 0)
-    other = _placed(layers, factor, flip, reach[:, None] * (2 * chance[2:].T - 1))
-    used = chosen < jitter.distractors + jitter.backgrounds
-    whole, used = whole[:, None, None, None], used[:, None, None, None]
-    share = torch.where(whole, 1.0, other[:, 3:]) * (1 - masks) * used
-    return images + share * (other[:, :3] - images)
-
-
-def _placed(
-    layers: torch.Tensor, factor: torch.Tensor, flip: torch.Tensor, centre: torch.Tensor
-) -> torch.Tensor:
-    """Pictures sampled ``factor`` times as far apart around ``centre``, in halves of their side."""
-    affine = layers.new_zeros(len(layers), 2, 3)
-    affine[:, 0, 0], affine[:, 1, 1] = flip * factor, factor
-    affine[:, :, 2] = centre
-    grid = functional.affine_grid(affine, list(layers.shape), align_corners=False)
-    return functional.grid_sample(layers, grid, align_corners=False)
-
-
-def mirrored(batch: Batch, flip: torch.Tensor) -> Batch:
-    """The samples where ``flip``, ``(B,)`` boolean, mirrored left to right with their motion."""
-    signs = torch.ones(5, device=batch.motion.device)
-    signs[2:4] = -1.0  # a tensor from a list would wait for the device
-
-    def turned(images: torch.Tensor) -> torch.Tensor:
-        return torch.where(flip[:, None, None, None], images.flip(-1), images)
-
-    return Batch(
-        turned(batch.patches),
-        torch.where(flip[:, None, None], batch.labels.flip(-1), batch.labels),
-        batch.boxes,
-        torch.where(flip[:, None], batch.motion * signs, batch.motion),
-        None if batch.template is None else turned(batch.template),
-    )

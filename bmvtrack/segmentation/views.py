@@ -10,7 +10,7 @@ import torch
 
 from bmvtrack.arrays import BoolArray, ByteArray, FloatArray
 from bmvtrack.data import patches
-from bmvtrack.data.samples import normalize
+from bmvtrack.data.patches import normalize
 from bmvtrack.models import MultivariationalNetwork
 
 

@@ -13,7 +13,7 @@ import torch
 
 from bmvtrack import motion
 from bmvtrack.data import patches
-from bmvtrack.data.samples import Batch
+from bmvtrack.data.batch import Batch
 from bmvtrack.iou import rotated_iou
 from bmvtrack.masks import mask_boxes
 from bmvtrack.models import Output

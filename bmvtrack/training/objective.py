@@ -9,7 +9,7 @@ import torch
 from torch.nn import functional
 
 from bmvtrack import gaussian, motion
-from bmvtrack.data.samples import Batch
+from bmvtrack.data.batch import Batch
 from bmvtrack.losses import balanced_cross_entropy, soft_jaccard_loss
 from bmvtrack.models import Bottleneck, Output
 

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from bmvtrack.data import sources
-from bmvtrack.data.samples import Jitter, Mode
+from bmvtrack.data.augmentation import Jitter
+from bmvtrack.data.batch import Mode
 from bmvtrack.errors import UserError
 from bmvtrack.models.flows import BottleneckKind
 from bmvtrack.training.objective import ClassWeights

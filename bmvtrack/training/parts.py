@@ -6,8 +6,10 @@ import torch
 
 from bmvtrack import prior as priors
 from bmvtrack.data import sources
+from bmvtrack.data.augmentation import Jitter
+from bmvtrack.data.batch import BatchSource
 from bmvtrack.data.patch_sampler import store_samplers
-from bmvtrack.data.samples import BatchSource, Jitter, MixedSampler, Sampler
+from bmvtrack.data.samples import MixedSampler, Sampler
 from bmvtrack.errors import UserError
 from bmvtrack.models import (
     BetaMVAE,

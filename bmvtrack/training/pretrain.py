@@ -11,7 +11,7 @@ import torch
 from rich.console import Console
 
 from bmvtrack.data import sources
-from bmvtrack.data.samples import Batch
+from bmvtrack.data.batch import Batch
 from bmvtrack.distributed import gathered
 from bmvtrack.errors import UserError
 from bmvtrack.files import write_text

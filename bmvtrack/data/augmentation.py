@@ -1,0 +1,128 @@
+"""What makes training samples vary: colours, mirror images, other things behind objects.
+
+Nothing here draws random numbers: who calls does, from one generator, and hands them over.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch.nn import functional
+
+from bmvtrack.data.batch import Batch
+
+
+@dataclass(frozen=True)
+class Jitter:
+    """Random motion of the box and of the colours of a training sample.
+
+    Standard deviations of the motion at strength 1; each sample draws one of ``strengths``.
+    """
+
+    log_scale: float = 0.10
+    """of log Δs on each side"""
+    turn: float = 0.122
+    """of θ, radians"""
+    shift: float = 0.11
+    """on each axis, in units of √(w·h)"""
+    strengths: tuple[float, ...] = (0.5, 1.0, 1.6)
+    """factors of the three above"""
+    video: float = 0.5
+    """another factor where the box of the frame before is moved: it is wrong already"""
+    colour: float = 0.25
+    """of brightness, contrast and saturation, uniform in ±this"""
+    blur: float = 0.2
+    """share of samples that are blurred"""
+    template: float = 0.3
+    """strength of the motion of the box that a template is seen through: people draw boxes so"""
+    distractors: float = 0.0
+    """share of samples with another sample's object behind theirs"""
+    backgrounds: float = 0.0
+    """share of samples with another sample's patch, object and all, as their background"""
+    whole_images: float = 0.0
+    """share of stills that are shown whole, as saliency is evaluated: everything in the mask is the
+    object, nobody says more about it than that, and there is no motion to learn"""
+
+
+def recoloured(images: torch.Tensor, chance: torch.Tensor, jitter: Jitter) -> torch.Tensor:
+    """Images with another brightness, contrast and saturation, some of them blurred.
+
+    Args:
+        images: ``(B, 3, S, S)`` in [0, 255].
+        chance: ``(5, B)`` uniform in [0, 1): of brightness, contrast, saturation, whether an image is
+            blurred, and how much.
+        jitter: how much of each.
+    """
+    uniform = chance[..., None, None, None]
+    brightness, contrast, saturation = 1 + jitter.colour * (2 * uniform[:3] - 1)
+    images = images * brightness
+    mean = images.mean(dim=(1, 2, 3), keepdim=True)
+    images = mean + contrast * (images - mean)
+    grey = images.mean(dim=1, keepdim=True)
+    images = grey + saturation * (images - grey)
+    padded = functional.pad(images, (1, 1, 1, 1), mode="replicate")
+    rows = padded[:, :, :-2] + padded[:, :, 1:-1] + padded[:, :, 2:]  # faster than a pooling
+    blurred = (rows[..., :-2] + rows[..., 1:-1] + rows[..., 2:]) / 9
+    amount = (uniform[3] < jitter.blur) * uniform[4]
+    return (images + amount * (blurred - images)).clamp(0, 255)
+
+
+def with_others(
+    images: torch.Tensor,
+    masks: torch.Tensor,
+    chosen: torch.Tensor,
+    chance: torch.Tensor,
+    jitter: Jitter,
+) -> torch.Tensor:
+    """Images with what the sample before shows put behind their objects, some of them.
+
+    Either its object alone, a distractor, or all of its patch, so that the object stands before another
+    background with a thing in it that is not meant.
+
+    Args:
+        images: ``(B, 3, S, S)``.
+        masks: ``(B, 1, S, S)``, the share of each pixel that is object.
+        chosen: ``(B,)`` uniform in [0, 1): which samples, and which of the two.
+        chance: ``(4, B)`` uniform in [0, 1): whether mirrored, how large, and where it is put.
+        jitter: the shares.
+    """
+    whole = chosen >= jitter.distractors
+    # A distractor is 1/factor times as large as in its own patch; a background is enlarged, to cover all.
+    factor = torch.where(whole, 0.5 + 0.5 * chance[1], 0.8 + 1.2 * chance[1])
+    reach = torch.where(whole, 1 - factor, 0.8 * factor)
+    flip = torch.where(chance[0] < 0.5, -1.0, 1.0)
+    layers = torch.cat([images, masks], dim=1).roll(1, 0)
+    other = _placed(layers, factor, flip, reach[:, None] * (2 * chance[2:].T - 1))
+    used = chosen < jitter.distractors + jitter.backgrounds
+    whole, used = whole[:, None, None, None], used[:, None, None, None]
+    share = torch.where(whole, 1.0, other[:, 3:]) * (1 - masks) * used
+    return images + share * (other[:, :3] - images)
+
+
+def _placed(
+    layers: torch.Tensor, factor: torch.Tensor, flip: torch.Tensor, centre: torch.Tensor
+) -> torch.Tensor:
+    """Pictures sampled ``factor`` times as far apart around ``centre``, in halves of their side."""
+    affine = layers.new_zeros(len(layers), 2, 3)
+    affine[:, 0, 0], affine[:, 1, 1] = flip * factor, factor
+    affine[:, :, 2] = centre
+    grid = functional.affine_grid(affine, list(layers.shape), align_corners=False)
+    return functional.grid_sample(layers, grid, align_corners=False)
+
+
+def mirrored(batch: Batch, flip: torch.Tensor) -> Batch:
+    """The samples where ``flip``, ``(B,)`` boolean, mirrored left to right with their motion."""
+    signs = torch.ones(5, device=batch.motion.device)
+    signs[2:4] = -1.0  # a tensor from a list would wait for the device
+
+    def turned(images: torch.Tensor) -> torch.Tensor:
+        return torch.where(flip[:, None, None, None], images.flip(-1), images)
+
+    return Batch(
+        turned(batch.patches),
+        torch.where(flip[:, None, None], batch.labels.flip(-1), batch.labels),
+        batch.boxes,
+        torch.where(flip[:, None], batch.motion * signs, batch.motion),
+        None if batch.template is None else turned(batch.template),
+    )
