@@ -114,7 +114,8 @@ COMMANDS = {
 def main() -> None:
     """Run the command that the first argument names on the others; exit with the shell's status.
 
-    0 where all went well, 2 where the user can mend something, 130 after Ctrl-C.
+    0 where all went well, 2 where the user can mend something, 130 after Ctrl-C, 141 where nobody
+    reads the output any more.
     """
     word = parser().parse_args(sys.argv[1:2] or ["--help"]).command
     run_script(lambda: run_command(word, sys.argv[2:]))

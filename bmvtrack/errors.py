@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
 
@@ -16,13 +17,21 @@ class UserError(Exception):
 def run_script(main: Callable[[], None]) -> None:
     """Run ``main``; print a :class:`UserError` as one line and exit with status 2.
 
-    Ctrl-C exits with the shell's status for it, 130.
+    Exits with the shell's status for what stopped it: 130 after Ctrl-C, 141 where nobody reads the
+    output any more (``| head``).
     """
     try:
-        main()
+        try:
+            main()
+        finally:
+            sys.stdout.flush()
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         raise SystemExit(130) from None
+    except BrokenPipeError:
+        # What is still to be written at exit goes nowhere (Python's documentation of SIGPIPE).
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(141) from None

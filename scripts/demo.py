@@ -89,7 +89,7 @@ def main() -> None:
             steps=options.agent_steps,
             synthetic_count=options.synthetic_count,
             learning_starts=500,
-            validation_clips=12,
+            validation_clips=min(12, options.synthetic_count),
             validate_every=1000,
             max_minutes=options.agent_minutes,
             seed=options.seed,

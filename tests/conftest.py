@@ -1,4 +1,8 @@
+import runpy
+import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -7,11 +11,40 @@ from bmvtrack import prior
 from bmvtrack.models import ResNetUNet
 from bmvtrack.perception import Perception
 
+ROOT = Path(__file__).parents[1]
+
+
+class Done(NamedTuple):
+    """A script's exit status, output and error output."""
+
+    status: int
+    printed: str
+    errors: str
+
+
+@pytest.fixture
+def run_script(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., Done]:
+    """Runs a script of that name with arguments, in this process: one of its own takes seconds to start."""
+
+    def run(name: str, *arguments: object) -> Done:
+        script = str(ROOT / "scripts" / name)
+        monkeypatch.setattr(sys, "argv", [script, *map(str, arguments)])
+        status = 0
+        try:
+            runpy.run_path(script, run_name="__main__")
+        except SystemExit as stop:
+            status = int(stop.code or 0)
+        return Done(status, *capsys.readouterr())
+
+    return run
+
 
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """The folder of real data beside the repository; skips where it is absent."""
-    folder = Path(__file__).parents[2] / "shared" / "data"
+    folder = ROOT.parent / "shared" / "data"
     if not folder.is_dir():
         pytest.skip("needs the real data of ../shared/data, which is not there")
     return folder

@@ -49,6 +49,14 @@ def test_the_command_is_installed_and_exits_with_the_shell_s_status():
     assert result.stderr.count("\n") == 1
 
 
+def test_output_that_nobody_reads_is_no_traceback():
+    program = [sys.executable, ROOT / "scripts" / "fit_prior.py", "--help"]
+    with subprocess.Popen(program, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as script:
+        script.stdout.close()  # before a word is written
+        assert script.stderr.read() == b""
+    assert script.returncode == 141
+
+
 def test_help_does_not_wait_for_torch():
     code = (
         "import sys; sys.argv = ['bmvtrack', '--help']\n"

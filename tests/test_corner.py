@@ -1,9 +1,6 @@
 """Corner plots: what is drawn, and the script that draws it."""
 
-import importlib.util
 import math
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,11 +10,9 @@ from test_report import write_tree
 from bmvtrack import corner, prior
 from bmvtrack.corner import plot_corner
 from bmvtrack.data.davis import load_davis16
-from bmvtrack.errors import run_script
 from bmvtrack.motion import PARAMETERS
 from bmvtrack.perception import Perception
 
-SCRIPT = Path(__file__).parents[1] / "scripts" / "plot_corner.py"
 PAPER, DAVIS = prior.named("paper"), prior.named("davis16")
 
 
@@ -94,27 +89,21 @@ def test_what_cannot_be_drawn_together_is_refused(tmp_path):
 
 
 @pytest.fixture
-def run(monkeypatch, tmp_path, capsys):
+def run(monkeypatch, tmp_path, run_script):
     """Runs the script in a folder of its own: status, error output, and what it draws."""
+    monkeypatch.chdir(tmp_path)
+    calls = []
+
+    def draw(*call):
+        calls.append((call[0], call[2]))
+        plot_corner(*call)
+
+    monkeypatch.setattr("bmvtrack.corner.plot_corner", draw)
 
     def start(*arguments):
-        spec = importlib.util.spec_from_file_location("plot_corner", SCRIPT)
-        module = importlib.util.module_from_spec(spec)
-        monkeypatch.setitem(sys.modules, spec.name, module)
-        spec.loader.exec_module(module)
-        calls = []
-        draw = module.plot_corner
-        monkeypatch.setattr(
-            module, "plot_corner", lambda *call: (calls.append((call[0], call[2])), draw(*call))
-        )
-        monkeypatch.setattr(sys, "argv", ["plot_corner.py", *map(str, arguments)])
-        monkeypatch.chdir(tmp_path)
-        status = 0
-        try:
-            run_script(module.main)
-        except SystemExit as stop:
-            status = stop.code
-        return status, capsys.readouterr().err, calls
+        calls.clear()
+        status, _, errors = run_script("plot_corner.py", *arguments)
+        return status, errors, calls.copy()
 
     return start
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
-from test_report import run_script, write_tree
+from test_report import write_tree
 
 from bmvtrack import geometry
 from bmvtrack.data.davis import load_davis16
@@ -168,10 +168,11 @@ def test_the_committed_picture_has_nothing_of_the_frames(sequence, tmp_path):
     assert (bright == dark_picture).all()
 
 
-def test_the_script_writes_the_page(tmp_path):
+def test_the_script_writes_the_page(run_script, tmp_path):
     davis, out = write_tree(tmp_path / "davis", length=12), tmp_path / "out"
-    done = run_script("--root", davis, "--trackers", "static", "oracle", "--out", out, "--failures")
-    assert done.returncode == 0, done.stderr
+    arguments = ("--root", davis, "--trackers", "static", "oracle", "--out", out, "--failures")
+    done = run_script("evaluate_davis16.py", *arguments)
+    assert done.status == 0, done.errors
     page = (out / "failures" / "failures.md").read_text(encoding="utf-8")
     summary = json.loads((out / "summary.json").read_text())["trackers"]["static"]["per_sequence"]
     lost = [name for name, ao in summary.items() if min(ao.values()) < 0.5]

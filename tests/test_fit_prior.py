@@ -1,5 +1,4 @@
-import runpy
-import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -7,7 +6,6 @@ from test_davis import write_davis
 
 from bmvtrack import prior
 
-SCRIPT = Path(__file__).parents[1] / "scripts" / "fit_prior.py"
 DAVIS_DEV = """
 5 opencv frame 1.065 1.050 0.022 0.129 0.082 0.407 0.351 0.559 0.297 0.799 126
 1 opencv frame 1.018 1.012 0.006 0.043 0.043 0.213 0.192 0.312 0.174 0.416 668
@@ -17,19 +15,8 @@ DAVIS_DEV = """
 
 
 @pytest.fixture
-def run(monkeypatch, capsys):
-    """Runs the script with arguments; gives its status, output and error output."""
-
-    def run_script(*arguments):
-        monkeypatch.setattr(sys, "argv", [str(SCRIPT), *map(str, arguments)])
-        status = 0
-        try:
-            runpy.run_path(str(SCRIPT), run_name="__main__")
-        except SystemExit as stop:
-            status = stop.code
-        return status, *capsys.readouterr()
-
-    return run_script
+def run(run_script):
+    return partial(run_script, "fit_prior.py")
 
 
 def test_the_table_of_davis_to_its_last_digit(run, shared_data):

@@ -1,9 +1,7 @@
 """The import of published checkpoints as a user starts it."""
 
 import json
-import runpy
-import sys
-from pathlib import Path
+from functools import partial
 
 import pytest
 import torch
@@ -11,24 +9,12 @@ import torch
 from bmvtrack.models import BetaMVUNet, load_network
 from bmvtrack.prior import named
 
-SCRIPT = Path(__file__).parents[1] / "scripts" / "import_checkpoint.py"
-
 
 @pytest.fixture
-def run(tmp_path, monkeypatch, capsys):
-    """Runs the script in an empty folder; returns its status and what it printed."""
-
-    def start(*arguments):
-        monkeypatch.chdir(tmp_path)
-        monkeypatch.setattr(sys, "argv", [str(SCRIPT), *arguments])
-        status = 0
-        try:
-            runpy.run_path(str(SCRIPT), run_name="__main__")
-        except SystemExit as stop:
-            status = stop.code
-        return status, *capsys.readouterr()
-
-    return start
+def run(tmp_path, monkeypatch, run_script):
+    """Runs the script in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+    return partial(run_script, "import_checkpoint.py")
 
 
 @pytest.fixture

@@ -2,8 +2,6 @@
 
 import dataclasses
 import json
-import runpy
-import sys
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
@@ -24,8 +22,6 @@ from bmvtrack.data.preparation import held_out, prepare
 from bmvtrack.data.samples import Sampler
 from bmvtrack.data.youtube_vos import load_youtube_vos, single_object_sequences
 from bmvtrack.errors import UserError
-
-SCRIPT = Path(__file__).parents[1] / "scripts" / "prepare_youtube_vos.py"
 
 
 @pytest.fixture(scope="module")
@@ -296,17 +292,11 @@ def test_nothing_kept_or_nothing_to_split_is_named(tmp_path):
     assert len(make(load_youtube_vos(root), tmp_path / "one", split_by="sequence")) == 6
 
 
-def run(monkeypatch, *arguments):
-    monkeypatch.setattr(sys, "argv", ["prepare_youtube_vos.py", *map(str, arguments)])
-    runpy.run_path(str(SCRIPT), run_name="__main__")
-
-
-def test_the_script_says_what_it_kept_and_dropped(tmp_path, monkeypatch, capsys):
+def test_the_script_says_what_it_kept_and_dropped(tmp_path, run_script):
     clips = {f"c{number}": clip(number) for number in range(3)} | {"d": [clip(0)[1][:, 8:30]]}
     root = write_youtube_vos(tmp_path / "data", clips)
     out = tmp_path / "patches"
-    run(monkeypatch, root, out, "--size", 64, "--workers", 1)
-    printed = capsys.readouterr().out
+    _, printed, _ = run_script("prepare_youtube_vos.py", root, out, "--size", 64, "--workers", 1)
     words = [line.split() for line in printed.splitlines()]
     assert "no meta.json" in printed
     lines = [" ".join(line) for line in words]
@@ -331,10 +321,9 @@ def test_the_script_says_what_it_kept_and_dropped(tmp_path, monkeypatch, capsys)
         (["nowhere", "out", "--seed", "-1"], "--seed must not be negative"),
     ],
 )
-def test_the_scripts_mistakes_get_one_line(tmp_path, monkeypatch, capsys, arguments, message):
+def test_the_scripts_mistakes_get_one_line(tmp_path, monkeypatch, run_script, arguments, message):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(SystemExit) as stopped:
-        run(monkeypatch, *arguments)
-    assert stopped.value.code == 2
-    assert message in capsys.readouterr().err
+    status, _, errors = run_script("prepare_youtube_vos.py", *arguments)
+    assert status == 2
+    assert message in errors
     assert not list(tmp_path.iterdir())

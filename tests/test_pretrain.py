@@ -3,10 +3,7 @@
 import dataclasses
 import io
 import json
-import runpy
-import subprocess
 import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -23,7 +20,6 @@ from bmvtrack.training import PretrainOptions, pretrain
 from bmvtrack.training.checkpoint import checkpoints, load_checkpoint
 from bmvtrack.training.pretrain import PretrainRun, build_network
 
-SCRIPT = Path(__file__).parents[1] / "scripts" / "pretrain_vae.py"
 LOOP = sys.modules[PretrainRun.__module__]  # the package gives the function of that name
 MODES = pytest.mark.parametrize("mode", ["paper", "tracking"])
 TRACKING_METRICS = {"motion_nll", "motion_error", "box_iou", "box_cut"}
@@ -344,14 +340,12 @@ def test_the_gpu_trains_in_bfloat16(options, mode):
     assert load_network(options.out / "last").stem[0].weight.device.type == "cpu"
 
 
-def test_help_teaches():
-    result = subprocess.run(
-        [sys.executable, str(SCRIPT), "--help"], capture_output=True, text=True, check=True
-    )
+def test_help_teaches(run_script):
+    status, printed, errors = run_script("pretrain_vae.py", "--help")
     options = ("--data", "--mode", "--architecture", "--max-minutes", "--resume")
     for option in (*options, "davis16:FOLDER", "beta-mvunet", "Examples"):
-        assert option in result.stdout
-    assert not result.stderr
+        assert option in printed
+    assert (status, errors) == (0, "")
 
 
 @pytest.mark.parametrize(
@@ -363,24 +357,21 @@ def test_help_teaches():
         (["--out", "run", "--resume", "--synthetic-count", "2"], "error: nothing to resume in run"),
     ],
 )
-def test_mistakes_end_in_one_line_and_status_2(arguments, message, tmp_path, monkeypatch, capsys):
+def test_mistakes_end_in_one_line_and_status_2(
+    arguments, message, tmp_path, monkeypatch, run_script
+):
     monkeypatch.chdir(tmp_path)
     tiny = ["--width", "2", "--input-size", "64", "--longest-side", "32", "--device", "cpu"]
-    monkeypatch.setattr(sys, "argv", [str(SCRIPT), *arguments, *tiny])
-    with pytest.raises(SystemExit) as stop:
-        runpy.run_path(str(SCRIPT), run_name="__main__")
-    assert stop.value.code == 2
-    errors = capsys.readouterr().err
+    status, _, errors = run_script("pretrain_vae.py", *arguments, *tiny)
+    assert status == 2
     assert errors.startswith(message)
     assert errors.count("\n") == 1
     assert not list(tmp_path.iterdir())
 
 
-def test_an_unknown_value_is_named(tmp_path, monkeypatch, capsys):
+def test_an_unknown_value_is_named(tmp_path, monkeypatch, run_script):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", [str(SCRIPT), "--mode", "fast"])
-    with pytest.raises(SystemExit) as stop:
-        runpy.run_path(str(SCRIPT), run_name="__main__")
-    assert stop.value.code == 2
-    assert "fast" in capsys.readouterr().err
+    status, _, errors = run_script("pretrain_vae.py", "--mode", "fast")
+    assert status == 2
+    assert "fast" in errors
     assert not list(tmp_path.iterdir())

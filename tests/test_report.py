@@ -1,8 +1,7 @@
 """From runs to summary, tables, files and pictures; and the script that makes them."""
 
 import json
-import subprocess
-import sys
+from functools import partial
 from pathlib import Path
 
 import cv2
@@ -17,7 +16,6 @@ from bmvtrack.tracking.evaluation import evaluate
 from bmvtrack.tracking.plots import write_plots
 from bmvtrack.tracking.trackers import OracleTracker, static_tracker
 
-SCRIPT = Path(__file__).parents[1] / "scripts" / "evaluate_davis16.py"
 METRICS = {"ao", "sr50", "sr75", "auc", "precision20"}
 FACTORIES = {"static": static_tracker, "oracle": OracleTracker}
 
@@ -47,9 +45,9 @@ def results(davis):
     return evaluate(FACTORIES, load_davis16(davis))
 
 
-def run_script(*arguments: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(SCRIPT), *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
+@pytest.fixture
+def run(run_script):
+    return partial(run_script, "evaluate_davis16.py")
 
 
 def test_summary_has_the_structure_that_is_promised(results):
@@ -169,11 +167,11 @@ def test_a_video_that_fails_leaves_nothing(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_script_writes_what_it_says(davis, tmp_path):
+def test_the_script_writes_what_it_says(run, davis, tmp_path):
     out = tmp_path / "out"
-    done = run_script("--root", davis, "--trackers", "static", "oracle", "--out", out, "--video")
-    assert done.returncode == 0, done.stderr
-    assert "axis-aligned" in done.stdout
+    done = run("--root", davis, "--trackers", "static", "oracle", "--out", out, "--video")
+    assert done.status == 0, done.errors
+    assert "axis-aligned" in done.printed
     files = sorted(str(p.relative_to(out)) for p in out.rglob("*") if p.is_file())
     per_run = [f"{t}/{s}" for t in ("oracle", "static") for s in ("ant", "bee")]
     expected = ["precision.png", "success.png", "summary.json"]
@@ -213,7 +211,7 @@ def empty_first_mask(root: Path) -> None:
         (break_nothing, ("--sequences", "cat"), "no sequence cat"),
         (break_nothing, ("--split", "val"), "no split 'val'"),
         (break_nothing, ("--segments", "0"), "--segments must be at least 1"),
-        (break_nothing, ("--out", SCRIPT), "is a file; give a folder"),
+        (break_nothing, ("--out", __file__), "is a file; give a folder"),
         (break_nothing, ("--trackers",), "no trackers"),
         (remove_masks, (), "'bee' lacks 6 of 6 masks"),
         (resize_mask, (), "'bee', frame 3: the mask is 40×30 but the frame is 81×61"),
@@ -222,39 +220,20 @@ def empty_first_mask(root: Path) -> None:
     ],
 )
 def test_bad_input_is_one_line_and_nothing_is_written(
-    spoil, options, message, davis, tmp_path, monkeypatch, capsys
+    spoil, options, message, run, davis, tmp_path
 ):
     spoil(davis)
     out = tmp_path / "out"
-    arguments = ["--root", str(davis), "--trackers", "static", "--out", str(out)]
-    arguments += map(str, options)
-    error = run_in_process(arguments, monkeypatch, capsys)
+    status, _, error = run("--root", davis, "--trackers", "static", "--out", out, *options)
+    assert status == 2
     assert error.count("\n") == 1
     assert error.startswith("error: ")
     assert message in error
     assert not out.exists()
 
 
-def test_unknown_trackers_are_refused(davis, tmp_path, monkeypatch, capsys):
-    arguments = ["--root", str(davis), "--trackers", "sort", "--out", str(tmp_path / "out")]
-    assert "sort" in run_in_process(arguments, monkeypatch, capsys)
+def test_unknown_trackers_are_refused(run, davis, tmp_path):
+    status, _, error = run("--root", davis, "--trackers", "sort", "--out", tmp_path / "out")
+    assert status == 2
+    assert "sort" in error
     assert not (tmp_path / "out").exists()
-
-
-def run_in_process(arguments: list[str], monkeypatch, capsys) -> str:
-    """What the script writes to stderr as it exits with status 2; a process each would be slow."""
-    import importlib.util
-
-    from bmvtrack.errors import run_script as run
-
-    spec = importlib.util.spec_from_file_location("evaluate_davis16", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, "evaluate_davis16", module)
-    spec.loader.exec_module(module)
-    monkeypatch.setattr(sys, "argv", [str(SCRIPT), *arguments])
-    with pytest.raises(SystemExit) as exit_status:
-        run(module.main)
-    assert exit_status.value.code == 2
-    return capsys.readouterr().err

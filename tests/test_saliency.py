@@ -1,8 +1,7 @@
 """Saliency metrics against slow computations, and the script that reports them."""
 
 import json
-import runpy
-import sys
+from functools import partial
 from pathlib import Path
 
 import cv2
@@ -20,7 +19,6 @@ from bmvtrack.models import ResNetUNet
 from bmvtrack.segmentation.saliency import average, normalized, score
 from bmvtrack.segmentation.views import view_whole
 
-SCRIPT = Path(__file__).parents[1] / "scripts" / "evaluate_saliency.py"
 SHAPE = (3, 4)
 maps = arrays(np.uint8, SHAPE)
 truths = arrays(bool, SHAPE).filter(np.any)
@@ -137,27 +135,18 @@ def stills(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch):
-    """Runs the script in this process; returns its exit status."""
-
-    def start(*arguments: object) -> int:
-        monkeypatch.setattr(sys, "argv", [str(SCRIPT), *map(str, arguments)])
-        try:
-            runpy.run_path(str(SCRIPT), run_name="__main__")
-        except SystemExit as exit:
-            return int(exit.code or 0)
-        return 0
-
-    return start
+def run(run_script):
+    return partial(run_script, "evaluate_saliency.py")
 
 
 @pytest.mark.parametrize("channels", [3, 4])
-def test_written_maps_score_what_the_summary_says(run, stills, tmp_path, channels, capsys) -> None:
+def test_written_maps_score_what_the_summary_says(run, stills, tmp_path, channels) -> None:
     make_network(channels).save_weights(tmp_path / "weights", half=False)
     out = tmp_path / "out"
     arguments = ("--root", stills, "--weights", tmp_path / "weights", "--draws", 4, "--out", out)
-    assert run(*arguments) == 0
-    assert "oracle-4" in capsys.readouterr().out
+    done = run(*arguments)
+    assert done.status == 0, done.errors
+    assert "oracle-4" in done.printed
     summary = json.loads((out / "summary.json").read_text())
     assert list(summary["protocols"]) == ["oracle-4", "honest", "two-looks"]
     assert summary["images"] == 3
@@ -180,7 +169,7 @@ def test_a_choice_between_weights_needs_no_test_data(run, stills, tmp_path) -> N
     make_network(3).save_weights(tmp_path / "weights", half=False)
     out = tmp_path / "out"
     arguments = ("--root", stills, "--weights", tmp_path / "weights", "--draws", 1, "--out", out)
-    assert run(*arguments, "--upside-down", "--every", 2) == 0
+    assert run(*arguments, "--upside-down", "--every", 2).status == 0
     summary = json.loads((out / "summary.json").read_text())
     assert (summary["dataset"], summary["images"]) == ("ecssd, upside down, one image in 2", 2)
     for name in ("0000", "0002"):
@@ -209,11 +198,12 @@ def no_masks(root: Path) -> str:
 
 @pytest.mark.parametrize("spoil", [empty_mask, wrong_size, no_masks])
 def test_data_that_cannot_be_scored_is_refused_before_anything_is_written(
-    run, stills, tmp_path, spoil, capsys
+    run, stills, tmp_path, spoil
 ) -> None:
     message = spoil(stills)
-    assert run("--root", stills, "--out", tmp_path / "out") == 2
-    assert message in capsys.readouterr().err
+    done = run("--root", stills, "--out", tmp_path / "out")
+    assert done.status == 2
+    assert message in done.errors
     assert not (tmp_path / "out").exists()
 
 
@@ -227,9 +217,9 @@ def test_data_that_cannot_be_scored_is_refused_before_anything_is_written(
         (("--out", __file__), "give a folder"),
     ],
 )
-def test_mistakes_get_one_line(run, stills, tmp_path, arguments, message, capsys) -> None:
-    assert run("--root", stills, "--out", tmp_path / "out", *arguments) == 2
-    error = capsys.readouterr().err
+def test_mistakes_get_one_line(run, stills, tmp_path, arguments, message) -> None:
+    status, _, error = run("--root", stills, "--out", tmp_path / "out", *arguments)
+    assert status == 2
     assert message in error
     assert len(error.splitlines()) == 1
     assert not (tmp_path / "out").exists()

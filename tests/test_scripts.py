@@ -1,54 +1,31 @@
 """The scripts as a user starts them, small."""
 
-import importlib.util
 import json
-import sys
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from conftest import Done
 
-from bmvtrack.errors import run_script
+from agents.storage import make_actor, save_actor
+from bmvtrack.perception import Perception
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
 
 
-@dataclass
-class Result:
-    """What a script printed, and its exit status."""
-
-    returncode: int
-    stdout: str
-    stderr: str
-
-
 @pytest.fixture
-def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
-    """Runs a script's ``main`` with arguments, in another folder, without a new process."""
-
-    def start(name: str, *arguments: str) -> Result:
-        spec = importlib.util.spec_from_file_location(Path(name).stem, SCRIPTS / name)
-        module = importlib.util.module_from_spec(spec)
-        monkeypatch.setitem(sys.modules, spec.name, module)
-        monkeypatch.setattr(sys, "argv", [name, *arguments])
-        monkeypatch.chdir(tmp_path)
-        spec.loader.exec_module(module)
-        status = 0
-        try:
-            run_script(module.main)
-        except SystemExit as exit:
-            status = exit.code or 0
-        return Result(status, *capsys.readouterr())
-
-    return start
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run_script: Callable[..., Done]):
+    """Runs a script in another folder."""
+    monkeypatch.chdir(tmp_path)
+    return run_script
 
 
 def test_demo_leaves_a_report(run, tmp_path: Path) -> None:
     sizes = ["--pretrain-steps", "2", "--agent-steps", "8", "--synthetic-count", "4"]
     result = run("demo.py", *sizes, "--test-sequences", "1", "--out", "demo")
-    assert result.returncode == 0, result.stderr
-    assert "rotated AO: agent" in result.stdout
-    assert "report.html" in result.stdout.splitlines()[-1]
+    assert result.status == 0, result.errors
+    assert "rotated AO: agent" in result.printed
+    assert "report.html" in result.printed.splitlines()[-1]
     page = (tmp_path / "demo" / "report.html").read_text(encoding="utf-8")
     linked = [part.split('"')[0] for part in page.split('src="')[1:]]
     assert len(linked) == 4
@@ -56,11 +33,15 @@ def test_demo_leaves_a_report(run, tmp_path: Path) -> None:
         assert (tmp_path / "demo" / path).stat().st_size > 1000
 
 
-def test_benchmark_writes_its_table(run, tmp_path: Path) -> None:
+def test_benchmark_writes_its_table(run, perception: Perception, tmp_path: Path) -> None:
+    perception.network.save_weights(tmp_path / "weights")
+    actor = make_actor("latent-prior", "frame", perception.feature_count, [])
+    save_actor(actor, "latent-prior", "frame", tmp_path / "weights")
     sizes = ["--seconds", "0.2", "--width", "8", "--input-size", "64", "--batch-size", "4"]
     sizes += ["--environments", "1", "2", "--most-single", "1"]
-    result = run("benchmark.py", *sizes, "--device", "cpu", "--out", "speed.json")
-    assert result.returncode == 0, result.stderr
+    where = ["--weights", "weights", "--device", "cpu", "--out", "speed.json"]
+    result = run("benchmark.py", *sizes, *where)
+    assert result.status == 0, result.errors
     speeds = json.loads((tmp_path / "speed.json").read_text())["per_second"]
     assert len(speeds) == 12
     assert all(value > 0 for value in speeds.values())
@@ -69,8 +50,8 @@ def test_benchmark_writes_its_table(run, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", sorted(path.name for path in SCRIPTS.glob("*.py")))
 def test_help_says_what_every_option_is(run, name: str) -> None:
     result = run(name, "--help")
-    assert result.returncode == 0
-    assert "(default:" in result.stdout or "(required)" in result.stdout
+    assert result.status == 0
+    assert "(default:" in result.printed or "(required)" in result.printed
 
 
 @pytest.mark.parametrize(
@@ -81,13 +62,14 @@ def test_help_says_what_every_option_is(run, name: str) -> None:
         ("evaluate_davis16.py", ["--root", "nowhere"], "no folder nowhere"),
         ("evaluate_davis16.py", ["--weights", "nowhere"], "no weights 'nowhere'"),
         ("fit_prior.py", ["--root", "nowhere"], "no folder nowhere"),
+        ("train_sac.py", ["--weights", "nowhere", "--out", "run"], "no weights 'nowhere'"),
     ],
 )
 def test_mistakes_get_one_line(
     run, name: str, arguments: list[str], message: str, tmp_path: Path
 ) -> None:
     result = run(name, *arguments)
-    assert result.returncode == 2
-    assert len(result.stderr.strip().splitlines()) == 1
-    assert message in result.stderr
+    assert result.status == 2
+    assert len(result.errors.strip().splitlines()) == 1
+    assert message in result.errors
     assert not list(tmp_path.iterdir())

@@ -1,8 +1,7 @@
 """Both protocols against the paper's words, and what the script writes, read again."""
 
 import json
-import runpy
-import sys
+from functools import partial
 from pathlib import Path
 
 import cv2
@@ -31,7 +30,6 @@ from bmvtrack.segmentation.protocols import (
 )
 from bmvtrack.segmentation.views import Views, view_objects
 
-SCRIPT = Path(__file__).parents[1] / "scripts" / "evaluate_segmentation.py"
 PAPER = {"input_channels": 3, "covariance": "batch", "standardized": False, "classes": 4}
 NETWORKS = {
     "tracking": (ResNetUNet, {}),
@@ -214,34 +212,22 @@ def davis(tmp_path: Path, sequence: VideoSequence) -> Path:
 
 
 @pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch):
-    """Runs the script in this process; returns its exit status."""
-
-    def start(*arguments: object) -> int:
-        monkeypatch.setattr(sys, "argv", [str(SCRIPT), *map(str, arguments)])
-        try:
-            runpy.run_path(str(SCRIPT), run_name="__main__")
-        except SystemExit as exit:
-            return int(exit.code or 0)
-        return 0
-
-    return start
+def run(run_script):
+    return partial(run_script, "evaluate_segmentation.py")
 
 
 @pytest.mark.parametrize(
     ("name", "turned"), [("tracking", ()), ("paper", ()), ("paper", ["--upside-down"])]
 )
-def test_written_masks_score_what_the_summary_says(
-    run, davis, tmp_path, name, turned, capsys
-) -> None:
+def test_written_masks_score_what_the_summary_says(run, davis, tmp_path, name, turned) -> None:
     make_network(name).save_weights(tmp_path / "weights", half=False)
     out = tmp_path / "out"
     arguments = ("--weights", tmp_path / "weights", "--draws", 3, "--batch-size", 3, "--out", out)
-    assert run("--root", davis, *arguments, *turned) == 0
+    done = run("--root", davis, *arguments, *turned)
+    assert done.status == 0, done.errors
     sequences = [upside_down(s) if turned else s for s in load_davis16(davis)]
-    printed = capsys.readouterr().out
-    assert "oracle-3" in printed
-    assert "Mahalanobis" in printed
+    assert "oracle-3" in done.printed
+    assert "Mahalanobis" in done.printed
     summary = json.loads((out / "summary.json").read_text())
     assert summary["frames"] == 9
     assert list(summary["protocols"]) == ["oracle-3", "honest"]
@@ -295,11 +281,12 @@ def unmasked(root: Path) -> str:
 
 @pytest.mark.parametrize("spoil", [too_short, no_object, damaged, unmasked])
 def test_data_that_cannot_be_scored_is_refused_before_anything_is_written(
-    run, davis, tmp_path, spoil, capsys
+    run, davis, tmp_path, spoil
 ) -> None:
     message = spoil(davis)
-    assert run("--root", davis, "--out", tmp_path / "out") == 2
-    assert message in capsys.readouterr().err
+    done = run("--root", davis, "--out", tmp_path / "out")
+    assert done.status == 2
+    assert message in done.errors
     assert not (tmp_path / "out").exists()
 
 
@@ -314,20 +301,19 @@ def test_data_that_cannot_be_scored_is_refused_before_anything_is_written(
         (("--out", __file__), "give a folder"),
     ],
 )
-def test_mistakes_get_one_line(run, davis, tmp_path, arguments, message, capsys) -> None:
-    assert run("--root", davis, "--out", tmp_path / "out", *arguments) == 2
-    error = capsys.readouterr().err
+def test_mistakes_get_one_line(run, davis, tmp_path, arguments, message) -> None:
+    status, _, error = run("--root", davis, "--out", tmp_path / "out", *arguments)
+    assert status == 2
     assert message in error
     assert len(error.splitlines()) == 1
     assert not (tmp_path / "out").exists()
 
 
-def test_weights_that_do_not_fit_their_configuration_are_refused(
-    run, davis, tmp_path, capsys
-) -> None:
+def test_weights_that_do_not_fit_their_configuration_are_refused(run, davis, tmp_path) -> None:
     make_network("paper").save_weights(tmp_path / "weights")
     config = tmp_path / "weights" / "config.json"
     config.write_text(config.read_text().replace('"width": 8', '"width": 16'))
-    assert run("--root", davis, "--weights", tmp_path / "weights", "--out", tmp_path / "out") == 2
-    assert "does not fit the network" in capsys.readouterr().err
+    done = run("--root", davis, "--weights", tmp_path / "weights", "--out", tmp_path / "out")
+    assert done.status == 2
+    assert "does not fit the network" in done.errors
     assert not (tmp_path / "out").exists()

@@ -1,9 +1,5 @@
 """Pictures of training: its curves, and what KL does to the covariance."""
 
-import runpy
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
@@ -17,7 +13,6 @@ from bmvtrack.training import curves
 from bmvtrack.training.curves import LOSSES, plot_runs, read_scalars
 from bmvtrack.training.detached import DetachedBottleneck, converge
 
-SCRIPTS = Path(__file__).parents[1] / "scripts"
 PAPER = prior.named("paper")
 
 
@@ -90,14 +85,9 @@ def test_what_was_not_logged_is_said(tmp_path, drawn):
     assert {axes.texts[0].get_text() for axes in drawn[0].axes} == {"nothing logged"}
 
 
-def start(name, monkeypatch, *arguments):
-    monkeypatch.setattr(sys, "argv", [name, *map(str, arguments)])
-    runpy.run_path(str(SCRIPTS / name), run_name="__main__")
-
-
-def test_one_command_draws_the_curves(tmp_path, monkeypatch):
+def test_one_command_draws_the_curves(tmp_path, run_script):
     runs = [write_run(tmp_path / name, 5) for name in ("a", "b")]
-    start("plot_training.py", monkeypatch, *runs, "--out", tmp_path / "curves.png", "--log")
+    run_script("plot_training.py", *runs, "--out", tmp_path / "curves.png", "--log")
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -119,16 +109,15 @@ def test_one_command_draws_the_curves(tmp_path, monkeypatch):
         ("plot_detached_covariance.py", ["--out", "a"], "error: --out a: give a name that ends in"),
     ],
 )
-def test_mistakes_end_in_one_line(name, arguments, message, monkeypatch, tmp_path, capsys):
+def test_mistakes_end_in_one_line(name, arguments, message, monkeypatch, tmp_path, run_script):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(SystemExit) as stop:
-        start(name, monkeypatch, *arguments)
-    assert stop.value.code == 2
-    assert capsys.readouterr().err.startswith(message)
+    status, _, errors = run_script(name, *arguments)
+    assert status == 2
+    assert errors.startswith(message)
     assert not list(tmp_path.iterdir())
 
 
-def test_kl_needs_the_covariance_head(tmp_path, monkeypatch, capsys):
+def test_kl_needs_the_covariance_head(tmp_path, run_script):
     """With it Σ' comes to Σ; without it only the mean does, which the Mahalanobis distance hides."""
     trained, detached = (converge(kind, PAPER, 800, 0) for kind in (Bottleneck, DetachedBottleneck))
     assert trained.steps[-1] == detached.steps[-1] == 800
@@ -139,9 +128,10 @@ def test_kl_needs_the_covariance_head(tmp_path, monkeypatch, capsys):
     error = np.abs(detached.covariance - PAPER.covariance) / spread
     assert detached.error[-1] == pytest.approx(error.max(), rel=1e-4)
     assert detached.error[-1] > 1
-    start("plot_detached_covariance.py", monkeypatch, "--steps", "3", "--out", tmp_path / "a.png")
+    picture = ("--out", tmp_path / "a.png")
+    _, printed, _ = run_script("plot_detached_covariance.py", "--steps", "3", *picture)
     assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
-    assert "detached Σ' head: KL" in capsys.readouterr().out
+    assert "detached Σ' head: KL" in printed
 
 
 def test_logs_of_a_folder_without_any_are_missed(tmp_path):
