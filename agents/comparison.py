@@ -97,7 +97,7 @@ def compare(
         methods: any of :data:`METHODS`.
 
     Raises:
-        UserError: if the folder holds runs with other options.
+        UserError: if the folder holds runs with other options, or that were judged on other clips.
     """
     device = resolved_device(options.device)
     perception = Perception.load(options.weights, device, options.precision)
@@ -110,11 +110,11 @@ def compare(
         for method in methods:
             run = replace(options, seed=seed, **METHODS[method])
             path = options.out / f"{method.replace(', ', '-').replace(' ', '-')}-{seed}.json"
-            curve = _stored(path, run)
+            curve = _stored(path, run, clips)
             if curve is None and time.monotonic() < deadline:
                 gc.collect()  # model, callbacks and environments refer to each other: a run's frames
                 curve = _train(method, run, perception, training, clips, console)
-                _store(path, run, curve)
+                _store(path, run, clips, curve)
             if curve is not None:
                 curves.append(curve)
     return curves
@@ -210,18 +210,23 @@ def _actions_of(model: SAC) -> Callable[[dict[str, torch.Tensor]], torch.Tensor]
     return act
 
 
-def _store(path: Path, options: TrainOptions, curve: Curve) -> None:
+def _played(clips: Sequence[Clip]) -> list[list[Any]]:
+    """What tells test clips from others, as JSON."""
+    return [[clip.sequence.name, clip.start, clip.last] for clip in clips]
+
+
+def _store(path: Path, options: TrainOptions, clips: Sequence[Clip], curve: Curve) -> None:
     values = {
         "method": curve.method,
         "options": options.fixed() | {"steps": options.steps},
-        "sequences": list(curve.sequences),
+        "clips": _played(clips),
         "steps": curve.steps.tolist(),
         "overlaps": [[None if np.isnan(x) else x for x in row] for row in curve.overlaps.tolist()],
     }
     write_text(path, json.dumps(values, indent=1) + "\n")
 
 
-def _stored(path: Path, options: TrainOptions) -> Curve | None:
+def _stored(path: Path, options: TrainOptions, clips: Sequence[Clip]) -> Curve | None:
     if not path.exists():
         return None
     try:
@@ -229,8 +234,10 @@ def _stored(path: Path, options: TrainOptions) -> Curve | None:
         expected = options.fixed() | {"steps": options.steps}
         if values["options"] != json.loads(json.dumps(expected)):
             raise UserError(f"{path} is of a run with other options; give another --out")
+        if values["clips"] != _played(clips):
+            raise UserError(f"{path} was judged on other test clips; give another --out")
         overlaps = np.array(values["overlaps"], dtype=np.float64)
-        steps, names = np.array(values["steps"]), tuple(values["sequences"])
+        steps, names = np.array(values["steps"]), tuple(clip.sequence.name for clip in clips)
         return Curve(values["method"], options.seed, steps, overlaps, names)
     except (ValueError, KeyError) as error:
         raise UserError(f"{path} does not hold a run: {error!r}; remove it") from error

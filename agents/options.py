@@ -52,7 +52,8 @@ class TrainOptions:
     policy: PolicyName = "latent-prior"
     """`latent-prior`: full-covariance residual of the encoder's Gaussian, KL for entropy.
     `diagonal-prior`: the same without the covariance's off-diagonals, for comparison.
-    `plain`: Stable-Baselines3's own SAC on the same states, for comparison"""
+    `plain`: Stable-Baselines3's own SAC on the same states, for comparison; its actor has two hidden
+    layers of 256 if --actor-hidden gives none"""
     coordinates: Coordinates = "object"
     """of the action: `object`, where the encoder's Gaussian is exact, or `frame` (the paper's G_t)"""
     inputs: Inputs = "moments"
@@ -141,6 +142,10 @@ class TrainOptions:
         for name in _POSITIVE:
             if not getattr(self, name) > 0:
                 raise UserError(f"--{name.replace('_', '-')} must be positive")
+        if self.max_minutes is not None and not self.max_minutes > 0:
+            raise UserError(f"--max-minutes must be positive, not {self.max_minutes}")
+        if self.seed < 0:
+            raise UserError(f"--seed must not be negative, not {self.seed}")
         if not 0 <= self.truth_share <= 1:
             raise UserError(f"--truth-share must lie in [0, 1], not {self.truth_share}")
         if self.truth_share and self.policy == "plain":

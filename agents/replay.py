@@ -70,6 +70,7 @@ class TensorReplayBuffer(ReplayBuffer):
         self.final_slots = torch.full(shape, -1, dtype=torch.long, device=self.device)
         self._host_slots = np.full(shape, -1)
         self._free = list(range(finals))
+        self._led_to: dict[str, FloatArray] | None = None  # by the newest row
 
     @property
     def bytes_per_transition(self) -> int:
@@ -92,7 +93,12 @@ class TensorReplayBuffer(ReplayBuffer):
         done: BoolArray,
         infos: list[dict[str, Any]],
     ) -> None:
-        """Store one step of all environments: ``(n_envs, …)`` each, in scaled actions."""
+        """Store one step of all environments: ``(n_envs, …)`` each, in scaled actions.
+
+        Where ``obs`` is not what the step before led to, after a reset, that one keeps its own next
+        observation.
+        """
+        self._part_from(obs)
         row, following = self.pos, (self.pos + 1) % (self.buffer_size + 1)
         self._free.extend(self._host_slots[row][self._host_slots[row] >= 0].tolist())
         ended = np.flatnonzero(done)
@@ -111,12 +117,34 @@ class TensorReplayBuffer(ReplayBuffer):
             self.observations[name][following] = then
         if len(ended):
             where, which = torch.from_numpy(np.stack([slots[ended], ended])).to(self.device)
-            for name, stored in self.observations.items():
-                self.finals[name][where] = stored[following, which]
+            self._keep_finals(where, following, which)
         self.actions[row] = action_
         self.rewards[row], self.dones[row] = reward_[:, 0], terminal_[:, 0]
         self.final_slots[row] = slots_[:, 0]
         self.pos, self.full = following, self.full or following == 0
+        self._led_to = next_obs
+
+    def _part_from(self, obs: dict[str, FloatArray]) -> None:
+        """Keep next observations of the newest row apart, where ``obs`` is to take their place."""
+        if not self.size():
+            return
+        newest = (self.pos - 1) % (self.buffer_size + 1)
+        parted = self._host_slots[newest] < 0
+        if self._led_to is not None:  # a buffer that was loaded does not know
+            same = [(obs[name] == self._led_to[name]).all(axis=1) for name in self._sizes]
+            parted &= ~np.logical_and.reduce(same)
+        ended = np.flatnonzero(parted)
+        if len(ended):
+            slots = np.array(self._take(len(ended)))
+            self._host_slots[newest, ended] = slots
+            where, which = torch.from_numpy(np.stack([slots, ended])).to(self.device)
+            self.final_slots[newest, which] = where
+            self._keep_finals(where, self.pos, which)
+
+    def _keep_finals(self, where: torch.Tensor, row: int, which: torch.Tensor) -> None:
+        """Copy observations of a row, of the environments ``which``, to slots ``where``."""
+        for name, stored in self.observations.items():
+            self.finals[name][where] = stored[row, which]
 
     def size(self) -> int:
         """Rows that hold transitions."""
@@ -167,7 +195,7 @@ class TensorReplayBuffer(ReplayBuffer):
         for name in _ROWS:
             getattr(self, name)[:used] = state[name].to(self.device)
         self.finals = {name: value.to(self.device) for name, value in state["finals"].items()}
-        self.pos, self.full = state["position"], state["full"]
+        self.pos, self.full, self._led_to = state["position"], state["full"], None
         self._host_slots = self.final_slots.cpu().numpy().copy()
         taken = set(self._host_slots[self._host_slots >= 0].tolist())
         count = len(next(iter(self.finals.values())))

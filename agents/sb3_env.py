@@ -72,8 +72,12 @@ class StableBaselinesEnv(VecEnv):
         self.environment.close()
 
     def get_attr(self, attr_name: str, indices: VecEnvIndices = None) -> list[Any]:
-        """The environment's attribute, once for each index: the N share it."""
-        value = getattr(self.environment, attr_name, None)
+        """The environment's attribute, once for each index: the N share it.
+
+        Raises:
+            AttributeError: if it has none of that name.
+        """
+        value = getattr(self.environment, attr_name)
         return [value for _ in self._get_indices(indices)]
 
     def set_attr(self, attr_name: str, value: Any, indices: VecEnvIndices = None) -> None:

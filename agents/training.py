@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -71,7 +72,11 @@ def train_agent(options: TrainOptions, console: Console | None = None) -> float:
     )
     keeper.evaluator = evaluator
     evaluator.best_mean_reward = best
-    if not options.resume:  # the agent to beat is the one that has learned nothing
+    if options.resume:
+        _recall_evaluations(evaluator, model.num_timesteps)
+        assert model.env is not None
+        model.env.seed(options.seed + model.num_timesteps)  # other clips than at the start
+    else:  # the agent to beat is the one that has learned nothing
         keeper.init_callback(model)
         evaluator.best_mean_reward = _mean_reward(model, evaluation, options.validation_clips)
         console.print(f"untrained: {evaluator.best_mean_reward:.2f} a clip")
@@ -97,7 +102,7 @@ def train_agent(options: TrainOptions, console: Console | None = None) -> float:
 def make_model(options: TrainOptions, environments: VecEnv, device: str) -> SAC:
     """An untrained agent."""
     policy: dict[str, Any] = {
-        "net_arch": {"pi": list(options.actor_hidden), "qf": list(options.critic_hidden)},
+        "net_arch": {"pi": _actor_hidden(options), "qf": list(options.critic_hidden)},
         "features_extractor_class": StateExtractor,
         "features_extractor_kwargs": {"inputs": options.inputs},
     }
@@ -127,6 +132,11 @@ def make_model(options: TrainOptions, environments: VecEnv, device: str) -> SAC:
         truth_share=options.truth_share,
         **common,
     )
+
+
+def _actor_hidden(options: TrainOptions) -> list[int]:
+    """Without hidden layers an actor of Stable-Baselines3 would be linear: it gets its own default."""
+    return list(options.actor_hidden or ((256, 256) if options.policy == "plain" else ()))
 
 
 class _Keeper(BaseCallback):
@@ -178,6 +188,19 @@ class _Best(BaseCallback):
 def _mean_reward(model: SAC, environment: VecEnv, clips: int) -> float:
     mean, _ = evaluate_policy(model, environment, clips)
     return float(np.mean(mean))
+
+
+def _recall_evaluations(evaluator: EvalCallback, step: int) -> None:
+    """Those up to a step, which would be overwritten otherwise."""
+    assert evaluator.log_path is not None
+    path = Path(evaluator.log_path).with_suffix(".npz")
+    if not path.is_file():
+        return
+    with np.load(path) as stored:
+        kept = stored["timesteps"] <= step
+        evaluator.evaluations_timesteps = stored["timesteps"][kept].tolist()
+        evaluator.evaluations_results = stored["results"][kept].tolist()
+        evaluator.evaluations_length = stored["ep_lengths"][kept].tolist()
 
 
 def training_and_validation(options: TrainOptions) -> tuple[list[VideoSequence], list[Clip]]:

@@ -17,14 +17,21 @@ def resolved_device(device: str) -> str:
 
 
 def checked_device(device: str | torch.device) -> torch.device:
-    """The device of that name.
+    """The device of that name, or the best one there is for ``auto``.
 
     Raises:
-        UserError: if it is a GPU and the machine has none.
+        UserError: if it is no device, or a GPU that the machine does not have.
     """
-    checked = torch.device(device)
-    if checked.type == "cuda" and not torch.cuda.is_available():
-        raise UserError(f"device {device}: this machine has no CUDA device; use cpu")
+    try:
+        checked = torch.device(resolved_device(device) if isinstance(device, str) else device)
+    except RuntimeError:
+        raise UserError(f"no device {device!r}; take cpu, cuda, cuda:1 … or auto") from None
+    if checked.type == "cuda":
+        there = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if not there:
+            raise UserError(f"device {device}: this machine has no CUDA device; use cpu")
+        if (checked.index or 0) >= there:
+            raise UserError(f"device {device}: this machine has {there}, counted from cuda:0 on")
     return checked
 
 

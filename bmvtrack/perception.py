@@ -260,9 +260,18 @@ def weights_folder(weights: str | Path) -> Path:
     )
 
 
-@lru_cache(maxsize=4)
 def shared_perception(weights: str, device: str = "cpu") -> Perception:
-    """:meth:`Perception.load`, once per process: environments side by side share one network."""
+    """:meth:`Perception.load`, once per process: environments side by side share one network.
+
+    Weights that have been written anew are loaded anew.
+    """
+    files = [weights_folder(weights) / name for name in ("config.json", "model.safetensors")]
+    stamps = tuple(file.stat().st_mtime_ns if file.is_file() else 0 for file in files)
+    return _shared(weights, device, stamps)
+
+
+@lru_cache(maxsize=4)
+def _shared(weights: str, device: str, stamps: tuple[int, ...]) -> Perception:
     return Perception.load(weights, device)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import cycle, islice
+from itertools import cycle, pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -130,6 +130,15 @@ def usable_starts(sequence: VideoSequence) -> NDArray[np.intp]:
     return np.flatnonzero(sequence.present[:-1])
 
 
-def dealt(clips: Sequence[Clip], players: int, player: int) -> Iterator[Clip]:
-    """The endless round of clips that one of several players plays: every ``players``-th."""
-    return cycle(islice(clips, player, None, players))
+def dealt(clips: Sequence[Clip], players: int) -> list[Iterator[Clip]]:
+    """Clips shared out among players, who play theirs in endless rounds.
+
+    Each gets a stretch of them, as many as the others or, the last ones, one more: as many as
+    Stable-Baselines3's ``evaluate_policy`` waits for, so that an evaluation plays every clip once.
+
+    Args:
+        clips: at least as many as players.
+        players: how many there are.
+    """
+    ends = np.cumsum([0, *((len(clips) + i) // players for i in range(players))])
+    return [cycle(clips[start:end]) for start, end in pairwise(ends.tolist())]

@@ -113,7 +113,11 @@ def observe(
         "box": torch.stack(relative, dim=-1),
         "previous_motion": previous_motion,
     }
-    return {name: value.float() for name, value in values.items()}
+    # Copies of what was made in inference mode: who learns from observations may need gradients.
+    return {
+        name: value.clone() if value.is_inference() else value
+        for name, value in ((name, value.float()) for name, value in values.items())
+    }
 
 
 def observe_one(

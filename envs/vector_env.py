@@ -76,7 +76,8 @@ class BMVTrackVectorEnv(VectorEnv[Any, Any, Any]):
         lost_after: scored frames without overlap that end an episode.
         cache_bytes: that frames may take on the device; those used least recently make room.
         clips: play these in turn instead of random ones, from the first again after each call
-            of :meth:`reset`; environment i plays every N-th from the i-th on.
+            of :meth:`reset`; each environment plays a stretch of them, see
+            :func:`~envs.clips.dealt`.
 
     Raises:
         UserError: on arguments that are not as they should be, before memory is taken.
@@ -99,6 +100,10 @@ class BMVTrackVectorEnv(VectorEnv[Any, Any, Any]):
     ) -> None:
         if num_envs < 1:
             raise UserError(f"num_envs must be at least 1, not {num_envs}")
+        if clips is not None and len(clips) < num_envs:
+            raise UserError(
+                f"{len(clips)} clips for {num_envs} environments: each plays at least one"
+            )
         check_choices(coordinates, reward, lost_after)
         self.source = ClipSource(sequences, clip_length)
         self.perception = perception_of(weights, device)
@@ -163,7 +168,7 @@ class BMVTrackVectorEnv(VectorEnv[Any, Any, Any]):
             seeds = seeds or [None] * self.num_envs
             self._generators = [seeding.np_random(number)[0] for number in seeds]
         if self.clips is not None:
-            self._dealt = [dealt(self.clips, self.num_envs, i) for i in range(self.num_envs)]
+            self._dealt = dealt(self.clips, self.num_envs)
         self._allocate()
         everyone = np.arange(self.num_envs)
         self._start(everyone, [self._next_clip(i) for i in range(self.num_envs)])
@@ -180,7 +185,7 @@ class BMVTrackVectorEnv(VectorEnv[Any, Any, Any]):
         """
         if not self._clips:
             raise error.ResetNeeded("call reset() before step()")
-        chosen = torch.as_tensor(actions, device=self.device).double()
+        chosen = torch.as_tensor(actions, device=self.device).detach().double()
         if chosen.shape != (self.num_envs, 5):
             raise ValueError(
                 f"actions are ({self.num_envs}, 5) numbers, not of shape {tuple(chosen.shape)}"
@@ -238,7 +243,7 @@ class BMVTrackVectorEnv(VectorEnv[Any, Any, Any]):
     def _all_sequences(self) -> Sequence[VideoSequence]:
         """Those that frames can come from; one stands for all synthetic ones."""
         if self.clips is not None:
-            return list({clip.sequence.name: clip.sequence for clip in self.clips}.values())
+            return list(dict.fromkeys(clip.sequence for clip in self.clips))
         return self.source.sequences or [synthetic_sequence(0)]
 
     def _next_clip(self, i: int) -> Clip:

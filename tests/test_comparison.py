@@ -77,6 +77,8 @@ def test_every_method_runs_once_and_is_kept(options, sequences):
     assert {path: path.read_text() for path in options.out.glob("*.json")} == files
     with pytest.raises(UserError, match="other options; give another --out"):
         compare(replace(options, gamma=0.1), *arguments[1:])
+    with pytest.raises(UserError, match="other test clips; give another --out"):
+        compare(*arguments[:3], sequences[1:], *arguments[4:])
     damaged = min(files)
     damaged.write_text(json.dumps({"options": {}})[:-1])
     with pytest.raises(UserError, match="does not hold a run"):

@@ -9,7 +9,8 @@ import torch
 
 from agents.options import TrainOptions
 from agents.recipes import RecipeOptions, recipe
-from bmvtrack.devices import knows_bfloat16, warn_of_emulation
+from bmvtrack.devices import checked_device, knows_bfloat16, warn_of_emulation
+from bmvtrack.errors import UserError
 from bmvtrack.training import PretrainOptions
 
 CAPABILITIES = {"avx512_f": True, "avx512_bf16": False, "amx_bf16": False, "l2_cache_size": 2**20}
@@ -62,3 +63,22 @@ def test_a_run_may_go_on_in_another_precision() -> None:
     encoder, agent = PretrainOptions(precision="32-true"), TrainOptions(precision="float32")
     assert replace(encoder, precision="bf16-mixed").fixed() == encoder.fixed()
     assert replace(agent, precision="bfloat16").fixed() == agent.fixed()
+
+
+def test_the_best_device_there_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    for there, expected in ((False, "cpu"), (True, "cuda")):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda there=there: there)
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+        assert checked_device("auto") == torch.device(expected)
+    assert checked_device("cuda:1").index == 1
+    with pytest.raises(UserError, match="cuda:2: this machine has 2, counted from cuda:0 on"):
+        checked_device("cuda:2")
+
+
+@pytest.mark.parametrize(("name", "message"), [("gpu", "no device 'gpu'"), ("cuda", "no CUDA")])
+def test_devices_that_are_not_there(
+    name: str, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(UserError, match=message):
+        checked_device(name)

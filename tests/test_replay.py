@@ -142,3 +142,22 @@ def test_sampling_does_not_wait_for_the_device():
         assert buffer.sample(8).rewards.is_cuda
     finally:
         torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize("loaded", [False, True])
+def test_what_follows_a_reset_is_not_what_the_step_before_led_to(loaded):
+    buffer = filled(5, 2, np.array([[False, False], [False, True]]))
+    if loaded:
+        other = TensorReplayBuffer(10, SPACE, ACTIONS, "cpu", 2)
+        other.load_state(buffer.state())
+        buffer = other
+    step = np.zeros((2, 5)), np.zeros(2), np.zeros(2, bool), [{}, {}]
+    buffer.add(observation(50, 2), observation(51, 2), *step)
+    buffer.add(observation(51, 2), observation(52, 2), *step)
+    batch = buffer.sample(200)
+    now, then = (o["features"][:, 0] for o in (batch.observations, batch.next_observations))
+    assert set(now.tolist()) == {0, 1, 50, 51}
+    assert torch.equal(then, now + 1)
+    ended = batch.next_observations["features"][:, 2].bool()  # what was a last observation still is
+    assert torch.equal(ended, (now == 1) & (batch.observations["features"][:, 1] == 1))
+    assert (buffer.final_slots >= 0).sum() == 2

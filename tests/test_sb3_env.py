@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from stable_baselines3 import SAC
 from stable_baselines3.common.callbacks import EvalCallback
+from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import VecMonitor, VecNormalize
 
 from agents.policy import StateExtractor
@@ -110,3 +111,25 @@ def test_the_environments_are_addressed_together(sequences, perception):
         environment.set_attr("lost_after", 4, [0])
     with pytest.raises(ValueError, match="only all can be addressed"):
         environment.env_method("true_motion", indices=[0, 1])
+
+
+def test_an_evaluation_plays_every_clip_once(sequences, perception):
+    clips = ClipSource(sequences, 2).spread(5)
+    played = []
+
+    def record(variables, _):
+        if variables["done"]:
+            played.append((variables["info"]["sequence"], variables["info"]["frame"]))
+
+    environment = VecMonitor(adapted(None, perception, 2, clips=clips))
+    model = SAC("MultiInputPolicy", environment, buffer_size=10)
+    for _ in range(2):
+        played.clear()
+        evaluate_policy(model, environment, len(clips), callback=record)
+        assert sorted(played) == sorted((clip.sequence.name, clip.last) for clip in clips)
+
+
+def test_only_what_is_there_is_there(sequences, perception):
+    environment = adapted(sequences, perception)
+    assert environment.has_attr("lost_after")
+    assert not environment.has_attr("anything")

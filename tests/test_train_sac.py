@@ -3,7 +3,9 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 from test_cutouts import write_stills
 
@@ -18,8 +20,7 @@ from bmvtrack.errors import UserError
 from bmvtrack.perception import Perception
 from bmvtrack.training.checkpoint import load_checkpoint
 from bmvtrack.training.curves import plot_curves, read_scalars
-
-SCRIPT = Path(__file__).parents[1] / "scripts" / "train_sac.py"
+from envs.clips import Clip, ClipSource
 
 
 @pytest.fixture(scope="module")
@@ -76,6 +77,33 @@ def test_training_goes_on_where_it_stopped(options: TrainOptions) -> None:
     state = load_checkpoint(options.out / "checkpoints")
     assert state["num_timesteps"] == 72
     assert state["replay"]["position"] == 36  # of two environments each
+    with np.load(options.out / "evaluations" / "evaluations.npz") as evaluations:
+        assert evaluations["timesteps"].tolist() == [24, 48, 72]
+
+
+def test_a_run_that_goes_on_sees_other_clips(
+    options: TrainOptions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[tuple[str, int]] = []
+    draw = ClipSource.draw
+
+    def recorded(source: ClipSource, *arguments: Any) -> Clip:
+        clip = draw(source, *arguments)
+        drawn.append((clip.sequence.name, clip.start))
+        return clip
+
+    monkeypatch.setattr(ClipSource, "draw", recorded)
+    train_agent(options)
+    first = drawn.copy()
+    drawn.clear()
+    train_agent(replace(options, resume=True, steps=96))
+    assert len(drawn) > 5
+    assert drawn[:6] != first[:6]
+
+
+def test_a_plain_actor_has_hidden_layers_even_if_none_are_asked_for(options: TrainOptions) -> None:
+    train_agent(replace(options, policy="plain", actor_hidden=(), steps=2))
+    assert load_actor(options.out / "last").actor.net_arch == [256, 256]
 
 
 def test_the_best_agent_is_chosen_on_other_data(
@@ -113,6 +141,8 @@ def test_time_limit_leaves_a_checkpoint(options: TrainOptions) -> None:
         ({"target_kl": 0.0}, "--target-kl"),
         ({"resume": True}, "nothing to resume"),
         ({"device": "tpu"}, "--device"),
+        ({"max_minutes": 0.0}, "--max-minutes must be positive"),
+        ({"seed": -1}, "--seed must not be negative"),
     ],
 )
 def test_bad_options_are_refused_before_anything_is_written(

@@ -1,5 +1,7 @@
 """Many clips stepped together: the same as one at a time, and what a vector environment promises."""
 
+from dataclasses import replace
+
 import gymnasium as gym
 import numpy as np
 import pytest
@@ -145,7 +147,7 @@ def test_fixed_clips_are_played_in_turn_after_each_reset(sequences, perception):
             if truncated.all():
                 played.append(list(info["sequence"]))
         names = [clip.sequence.name for clip in clips]
-        assert played == [names[0:2], names[2:4], names[4:6]]
+        assert played == [names[0::3], names[1::3], names[2::3]]
 
 
 def test_actions_that_diverged_are_refused_and_nothing_moves(sequences, perception):
@@ -159,6 +161,28 @@ def test_actions_that_diverged_are_refused_and_nothing_moves(sequences, percepti
     assert (moved["frame"] == info["frame"] + 1).all()
     with pytest.raises(ValueError, match=r"are \(3, 5\) numbers, not of shape \(2, 5\)"):
         many.step(observations["prior_mean"][:2])
+
+
+def test_gradients_stop_at_the_environment(sequences, perception):
+    """Actions may carry some, and what is learned from observations may need some."""
+    many = BMVTrackVectorEnv(2, sequences, perception)
+    observations, _ = many.reset(seed=0)
+    layers = {name: torch.nn.Linear(v.shape[1], 5) for name, v in observations.items()}
+    for _ in range(2):
+        actions = sum(layers[name](value) for name, value in observations.items())
+        observations, *_ = many.step(actions)
+        assert not any(value.requires_grad for value in observations.values())
+    actions.sum().backward()
+    assert all(layer.weight.grad is not None for layer in layers.values())
+
+
+def test_sequences_of_one_name_show_their_own_frames(sequences, perception):
+    namesakes = [replace(s, name="same") for s in sequences[:2]]
+    clips = ClipSource(namesakes, 3).spread(2)
+    together = BMVTrackVectorEnv(2, weights=perception, clips=clips).reset()[0]["features"]
+    for clip, features in zip(clips, together, strict=True):
+        alone = BMVTrackVectorEnv(1, weights=perception, clips=[clip]).reset()[0]["features"][0]
+        torch.testing.assert_close(features, alone, rtol=1e-4, atol=1e-4)
 
 
 def test_infinite_actions_give_finite_observations(sequences, perception):
@@ -190,8 +214,8 @@ def test_bad_arguments(arguments, message):
 def test_bad_sequences_and_resets(sequences, perception):
     with pytest.raises(UserError, match="no sequence has two frames"):
         BMVTrackVectorEnv(2, [sequence(4, length=1)], perception)
-    with pytest.raises(UserError, match="two sequences are called"):
-        BMVTrackVectorEnv(2, [sequences[0], sequences[0]], perception)
+    with pytest.raises(UserError, match="3 clips for 4 environments: each plays at least one"):
+        BMVTrackVectorEnv(4, weights=perception, clips=ClipSource(sequences, 2).spread(3))
     many = BMVTrackVectorEnv(2, sequences, perception)
     with pytest.raises(gym.error.ResetNeeded):
         many.step(np.zeros((2, 5)))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections import Counter, OrderedDict
+from collections import OrderedDict
 from collections.abc import Sequence
+from itertools import count
+from weakref import WeakKeyDictionary
 
 import cv2
 import torch
@@ -29,7 +31,11 @@ class FrameCache:
     def __init__(self, slots: int, width: int, height: int, device: torch.device) -> None:
         self.frames = torch.empty(slots, height, width, 3, dtype=torch.uint8, device=device)
         self.means = torch.empty(slots, 3, device=device)
-        self._slot_of: OrderedDict[tuple[str, int], int] = OrderedDict()  # oldest use first
+        self._slot_of: OrderedDict[tuple[int, int], int] = OrderedDict()  # oldest use first
+        # Sequences by themselves, not by name: those of two data sets may have the same. A number is
+        # not given again when a sequence is gone, as its address would be.
+        self._numbers: WeakKeyDictionary[VideoSequence, int] = WeakKeyDictionary()
+        self._next_number = count()
         self._free = list(range(slots))
 
     @property
@@ -43,7 +49,7 @@ class FrameCache:
         Args:
             wanted: sequence and index of each frame, no more different ones than there are slots.
         """
-        keys = [(sequence.name, t) for sequence, t in wanted]
+        keys = [(self._number(sequence), t) for sequence, t in wanted]
         for key in keys:  # first, so that none of them makes room for another
             if key in self._slot_of:
                 self._slot_of.move_to_end(key)
@@ -51,6 +57,11 @@ class FrameCache:
             if key not in self._slot_of:
                 self._slot_of[key] = self._read(sequence, t)
         return [self._slot_of[key] for key in keys]
+
+    def _number(self, sequence: VideoSequence) -> int:
+        if sequence not in self._numbers:
+            self._numbers[sequence] = next(self._next_number)
+        return self._numbers[sequence]
 
     def _read(self, sequence: VideoSequence, t: int) -> int:
         frame = sequence.frame(t)
@@ -78,11 +89,8 @@ def make_frame_cache(
         device: to keep them on.
 
     Raises:
-        UserError: if two sequences have one name, or the limit holds fewer than ``at_once`` frames.
+        UserError: if the limit holds fewer than ``at_once`` frames.
     """
-    names = Counter(sequence.name for sequence in sequences)
-    if len(names) < len(sequences):
-        raise UserError(f"two sequences are called {names.most_common(1)[0][0]!r}; rename one")
     width = max(sequence.size[0] for sequence in sequences)
     height = max(sequence.size[1] for sequence in sequences)
     frame_bytes = width * height * 3

@@ -64,7 +64,9 @@ def track_video(options: TrackOptions, console: Console | None = None) -> Tracke
             contents["html"] = report_page(video, clip, patches)
         for suffix, text in contents.items():
             write_text(stem.with_name(f"{stem.name}.{suffix}"), text)
-        (console or Console()).print(_outcome(video, stem, ["mp4", *contents]), soft_wrap=True)
+        (console or Console()).print(
+            _outcome(video, stem, ["mp4", *contents]), soft_wrap=True, markup=False
+        )
         if stopped() and session.ends_by_itself:
             raise KeyboardInterrupt
     return video
