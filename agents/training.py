@@ -29,7 +29,7 @@ from bmvtrack.devices import resolved_device
 from bmvtrack.errors import UserError
 from bmvtrack.files import write_text
 from bmvtrack.perception import Perception
-from bmvtrack.training.checkpoint import refuse_existing_run, resumed_state, save_checkpoint
+from bmvtrack.training.checkpoint import check_run_folder, resumed_state, save_checkpoint
 from envs.clips import Clip, ClipSource
 from envs.vector_env import GIBIBYTE, BMVTrackVectorEnv
 
@@ -49,7 +49,7 @@ def train_agent(options: TrainOptions, console: Console | None = None) -> float:
     """
     options.check()
     console = console or Console()
-    refuse_existing_run(options.out, options.resume)
+    check_run_folder(options.out, options.resume)
     device = resolved_device(options.device)
     perception = Perception.load(options.weights, device, options.precision)
     training, clips = training_and_validation(options)
@@ -72,13 +72,15 @@ def train_agent(options: TrainOptions, console: Console | None = None) -> float:
     )
     keeper.evaluator = evaluator
     evaluator.best_mean_reward = best
+    untrained = None
     if options.resume:
         _recall_evaluations(evaluator, model.num_timesteps)
         assert model.env is not None
         model.env.seed(options.seed + model.num_timesteps)  # other clips than at the start
     else:  # the agent to beat is the one that has learned nothing
         keeper.init_callback(model)
-        evaluator.best_mean_reward = _mean_reward(model, evaluation, options.validation_clips)
+        untrained = _mean_reward(model, evaluation, options.validation_clips)
+        evaluator.best_mean_reward = untrained
         console.print(f"untrained: {evaluator.best_mean_reward:.2f} a clip")
         keeper.export("best")
     write_text(options.out / "options.json", json.dumps(options.fixed(), indent=2) + "\n")
@@ -92,10 +94,14 @@ def train_agent(options: TrainOptions, console: Console | None = None) -> float:
     keeper.save()
     if model.num_timesteps < options.steps:
         console.print(f"time is up at step {model.num_timesteps}; go on with --resume")
+    if model.num_timesteps <= options.learning_starts:
+        console.print(f"nothing was learned: updates start after {options.learning_starts} steps")
     reward = float(evaluator.best_mean_reward)
     console.print(
         f"best evaluation: {reward:.2f} a clip (sum of IoU over {options.clip_length} steps)"
+        + (", before the first step" if reward == untrained else "")
     )
+    console.print(f"written to {options.out / 'best'} and {options.out / 'last'}", soft_wrap=True)
     return reward
 
 

@@ -45,6 +45,11 @@ def whole_folder(path: Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+def listed(folder: Path, pattern: str = "*") -> list[Path]:
+    """What a folder holds, in order of names; hidden files are nobody's data (``._00000.jpg``)."""
+    return sorted(path for path in folder.glob(pattern) if not path.name.startswith("."))
+
+
 def write_text(path: Path, text: str) -> None:
     """Write UTF-8 text, whole or not at all."""
     with whole_file(path) as temporary:

@@ -71,10 +71,21 @@ def rotated_box(box: Any, width: int, height: int) -> FloatArray:
     if numbers[2:4].min() < geometry.MINIMUM_SIDE:
         raise UserError(f"a box is at least a pixel wide and high: {text}")
     rbbox = numbers if len(numbers) == 5 else upright_box(numbers)
-    left, top, right, bottom = geometry.bounds(rbbox)
-    if right < 0 or bottom < 0 or left > width - 1 or top > height - 1:
+    if not meets_frame(rbbox, width, height):
         raise UserError(f"the box {text} lies outside the frame, which is {width}×{height}")
     return rbbox
+
+
+def can_start(rbbox: FloatArray, width: int, height: int) -> bool:
+    """Whether a tracker takes a box ``(5,)`` to start from: see :func:`rotated_box`."""
+    large = bool(rbbox[2:4].min() >= geometry.MINIMUM_SIDE)
+    return large and meets_frame(rbbox, width, height)
+
+
+def meets_frame(rbbox: FloatArray, width: int, height: int) -> bool:
+    """Whether any pixel of a frame's lies within the bounds of a box ``(5,)``."""
+    left, top, right, bottom = geometry.bounds(rbbox)
+    return bool(right >= 0 and bottom >= 0 and left <= width - 1 and top <= height - 1)
 
 
 def upright_box(numbers: FloatArray) -> FloatArray:

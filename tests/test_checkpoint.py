@@ -37,9 +37,10 @@ def test_the_newest_is_loaded_and_the_last_few_are_kept(tmp_path):
 
 
 @pytest.mark.parametrize("folder", ["missing", "."])
-def test_no_checkpoint_is_none(tmp_path, folder):
+def test_where_there_is_none_it_is_said(tmp_path, folder):
     (tmp_path / "notes.txt").touch()
-    assert load_checkpoint(tmp_path / folder) is None
+    with pytest.raises(UserError, match="holds no checkpoint that can be read"):
+        load_checkpoint(tmp_path / folder)
 
 
 def truncate(share):
@@ -77,7 +78,7 @@ def test_a_damaged_one_is_passed_over_for_the_one_before(tmp_path, damage):
 def test_if_all_are_damaged_that_is_said(tmp_path, damage):
     for path in save(tmp_path, 1, 2):
         path.write_bytes(damage(path.read_bytes()))
-    with pytest.raises(UserError, match=r"none of the checkpoints in .* can be read"):
+    with pytest.raises(UserError, match="holds no checkpoint that can be read"):
         load_checkpoint(tmp_path)
 
 
@@ -97,7 +98,7 @@ class Trap:
 def test_nothing_is_unpickled(tmp_path, write):
     trap = tmp_path / "sprung"
     write({"step": 1, "network": Trap(trap)}, tmp_path / "step-00000001.pt")
-    with pytest.raises(UserError, match="none of the checkpoints"):
+    with pytest.raises(UserError, match="holds no checkpoint that can be read"):
         load_checkpoint(tmp_path)
     assert not trap.exists()
 
@@ -107,3 +108,9 @@ def test_a_failed_write_leaves_what_was_there(tmp_path):
     with pytest.raises(Exception, match="local object"):
         save_checkpoint(tmp_path, 2, {"function": lambda: None})
     assert list(tmp_path.iterdir()) == [first]
+
+
+def test_what_a_killed_run_left_unfinished_goes(tmp_path):
+    tmp_path.joinpath(".step-00000001-abc.pt").write_bytes(b"half")
+    save_checkpoint(tmp_path, 2, {"step": 2})
+    assert [path.name for path in tmp_path.iterdir()] == ["step-00000002.pt"]

@@ -210,3 +210,16 @@ def test_real_folders_are_read_whole(shared_data):
     without = {"bmx-bumps": 14, "surf": 1}
     absent = {s.name: int((~s.present).sum()) for s in train if s.name in without}
     assert absent == without
+
+
+def test_hidden_files_are_nobodys_data(tmp_path):
+    """Of macOS (`._00000.jpg`) and of Jupyter (`.ipynb_checkpoints`)."""
+    write_davis(tmp_path)
+    before = load_davis16(tmp_path)
+    images = next((tmp_path / "JPEGImages").iterdir())
+    (images / ".ipynb_checkpoints").mkdir()
+    (images.parent / ".hidden").mkdir()
+    for folder in (path for path in images.iterdir() if not path.name.startswith(".")):
+        (folder / "._00000.jpg").write_bytes(b"not an image")
+    after = load_davis16(tmp_path)
+    assert [(s.name, len(s)) for s in after] == [(s.name, len(s)) for s in before]

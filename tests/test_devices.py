@@ -3,6 +3,7 @@
 import warnings
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from agents.recipes import RecipeOptions, recipe
 from bmvtrack.devices import checked_device, knows_bfloat16, warn_of_emulation
 from bmvtrack.errors import UserError
 from bmvtrack.training import PretrainOptions
+from bmvtrack.training import devices as training_devices
 
 CAPABILITIES = {"avx512_f": True, "avx512_bf16": False, "amx_bf16": False, "l2_cache_size": 2**20}
 
@@ -82,3 +84,25 @@ def test_devices_that_are_not_there(
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(UserError, match=message):
         checked_device(name)
+
+
+@pytest.mark.parametrize(("known", "precision"), [(True, "bf16-mixed"), (False, "32-true")])
+def test_a_gpu_trains_in_what_it_is_fast_at(
+    known: bool, precision: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chosen: dict[str, Any] = {}
+
+    class Recorded:
+        def __init__(self, **choices: Any) -> None:
+            chosen.update(choices)
+
+        def launch(self) -> None:
+            """Nothing to launch."""
+
+    monkeypatch.setattr(training_devices, "Fabric", Recorded)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: known)
+    monkeypatch.setattr(torch, "set_float32_matmul_precision", lambda precision: None)
+    training_devices.make_fabric("auto", "auto")
+    assert (chosen["accelerator"], chosen["precision"]) == ("cuda", precision)

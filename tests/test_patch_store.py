@@ -210,8 +210,8 @@ def test_only_a_damaged_shard_is_remade(data, store, tmp_path, monkeypatch, dama
         ("index.npz", Path.unlink, r"index.npz is missing, damaged or of another preparation"),
         ("store.json", Path.unlink, r"is not a finished store of patches: it has no store.json"),
         ("store.json", lambda p: p.write_text("{}"), r"does not describe a store: 'format'; run"),
-        ("store.json", lambda p: p.write_text('{"format": 9}'), r"its format is 9, not 1; run"),
-        ("store.json", lambda p: p.write_text('{"format": 1}'), r"not describe a store: 'size'"),
+        ("store.json", lambda p: p.write_text('{"format": 9}'), r"its format is 9, not 2; run"),
+        ("store.json", lambda p: p.write_text('{"format": 2}'), r"not describe a store: 'size'"),
     ],
 )
 def test_a_store_that_is_not_whole_is_refused(data, tmp_path, name, damage, message):

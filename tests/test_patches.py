@@ -250,3 +250,19 @@ def test_a_filled_box_lies_where_the_map_says():
         cross = edges[:, 0] * relative[..., 1] - edges[:, 1] * relative[..., 0]
         expected = (cross > 0).all(axis=1) | (cross < 0).all(axis=1)
         assert (inside.flatten().numpy() == expected).mean() > 0.999
+
+
+def test_the_papers_windows_end_where_the_frame_does():
+    boxes = np.array([[50.0, 40, 30, 20, 0.2], [3, 5, 20, 30, 0], [98, 60, 40, 40, 1]])
+    sizes = np.array([[100, 80]] * 3)
+    found = patches.clipped(patches.window(boxes), sizes)
+    open_ones = patches.window(boxes)
+    for window, expected in zip(found, open_ones, strict=True):
+        left, top, right, bottom = expected
+        assert window == pytest.approx(
+            [max(left, -0.5), max(top, -0.5), min(right, 99.5), min(bottom, 79.5)]
+        )
+    assert (found[0] == open_ones[0]).all()
+    assert (found[1:] != open_ones[1:]).any(axis=1).all()
+    tensors = patches.clipped(torch.from_numpy(open_ones), torch.from_numpy(sizes))
+    assert tensors.numpy() == pytest.approx(found)

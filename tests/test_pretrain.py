@@ -17,7 +17,7 @@ from bmvtrack import prior
 from bmvtrack.errors import UserError
 from bmvtrack.models import BetaMVAE, BetaMVUNet, load_network
 from bmvtrack.training import PretrainOptions, pretrain
-from bmvtrack.training.checkpoint import checkpoints, load_checkpoint
+from bmvtrack.training.checkpoint import checkpoints, load_checkpoint, save_checkpoint
 from bmvtrack.training.pretrain import PretrainRun, build_network
 
 LOOP = sys.modules[PretrainRun.__module__]  # the package gives the function of that name
@@ -120,11 +120,11 @@ def test_modes_set_what_is_left_open(options):
     network = build_network(paper)
     assert network.input_channels == 3
     assert torch.equal(network.bottleneck.scale, torch.ones(5))
-    tracking = dataclasses.replace(options, beta=0.5, prior="paper").resolved()
-    assert (tracking.prior, tracking.covariance, tracking.beta) == ("paper", "frame", 0.5)
+    tracking = dataclasses.replace(options, beta=0.5).resolved()
+    assert (tracking.prior, tracking.covariance, tracking.beta) == ("davis16", "frame", 0.5)
     network = build_network(tracking)
     assert network.input_channels == 4
-    scale = prior.named("paper").standard_deviations
+    scale = prior.named("davis16").standard_deviations
     np.testing.assert_allclose(network.bottleneck.scale, scale, rtol=1e-6)
 
 
@@ -228,6 +228,24 @@ def test_a_corrupt_checkpoint_is_passed_over(options, tmp_path):
     assert_equal(final_state(options.out), final_state(tmp_path / "straight"))
 
 
+def test_a_run_goes_on_on_another_kind_of_device(options):
+    """There the states of random generators have another length; its batches are others, then."""
+    train(options)
+    folder = options.out / "checkpoints"
+    state = load_checkpoint(folder)
+    for name in ("generators", "noises"):
+        state[name] = [torch.arange(16, dtype=torch.uint8)]
+    save_checkpoint(folder, 6, state)
+    run = PretrainRun(dataclasses.replace(options, resume=True, steps=9).resolved())
+    with pytest.raises(UserError, match="other options"):
+        run.load()
+    run = PretrainRun(dataclasses.replace(options, resume=True).resolved())
+    run.load()
+    first = run.train_sampler.draw(2, run.generator).patches
+    run.load()
+    assert torch.equal(run.train_sampler.draw(2, run.generator).patches, first)
+
+
 def test_a_finished_run_is_only_validated_again(options):
     metrics, _ = train(options)
     again, printed = train(options, resume=True)
@@ -254,7 +272,7 @@ def test_a_run_is_neither_overwritten_nor_resumed_with_other_options(options):
 
 
 def test_there_must_be_something_to_resume(options):
-    with pytest.raises(UserError, match=r"nothing to resume in .*run/checkpoints"):
+    with pytest.raises(UserError, match=r"nothing to resume in .*run; leave --resume out"):
         train(options, resume=True)
     assert not options.out.exists()
 
@@ -285,6 +303,8 @@ def test_a_moved_run_can_be_resumed(options, tmp_path):
         ({"max_minutes": 0}, "--max-minutes must be positive"),
         ({"max_minutes": float("nan")}, "--max-minutes must be positive"),
         ({"prior": "mine"}, "no prior named 'mine'"),
+        ({"prior": "paper"}, "--prior paper is in frame coordinates, and --mode tracking needs"),
+        ({"covariance": "batch"}, "--mode tracking needs a posterior a frame"),
         ({"device": "tpu"}, "unknown --device 'tpu'"),
         ({"devices": 0}, "--devices must be at least 1"),
         ({"nodes": 0}, "--nodes must be at least 1"),

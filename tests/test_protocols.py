@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from bmvtrack import geometry
 from bmvtrack.data.sequence import VideoSequence
 from bmvtrack.errors import UserError
+from bmvtrack.inputs import rotated_box, upright_box
 from bmvtrack.tracking.bootstrap import bootstrap_mean, paired_difference
 from bmvtrack.tracking.protocols import (
     check_sequence,
@@ -27,7 +28,7 @@ FRAME = np.zeros((120, 160, 3), dtype=np.uint8)
 
 
 def moving(length: int = 10, absent: tuple[int, ...] = ()) -> VideoSequence:
-    boxes = np.array([[40.0 + 4 * t, 50, 20, 10, 0.2] for t in range(length)])
+    boxes = np.array([[40.0 + 4 * (t % 25), 50, 20, 10, 0.2] for t in range(length)])
     boxes[list(absent)] = np.nan
     return VideoSequence("moving", length, lambda t: FRAME, given_boxes=boxes)
 
@@ -124,13 +125,13 @@ def test_temporal_starts_are_spread_evenly():
 def test_temporal_starts_refuse_what_cannot_be():
     with pytest.raises(UserError, match="at least 1 segment"):
         temporal_starts(moving(), 0)
-    with pytest.raises(UserError, match="fewer than two frames"):
+    with pytest.raises(UserError, match="no frame to start from"):
         temporal_starts(moving(4, (1, 2, 3)), 3)
 
 
 def test_spatial_boxes_are_those_of_the_benchmark():
     box = np.array([100.0, 50, 40, 20, 0])
-    boxes = spatial_boxes(box)
+    boxes = spatial_boxes(box, 200, 120)
     shifts = {tuple(b[:2] - box[:2]) for n, b in boxes.items() if n.startswith("shift")}
     assert shifts == {(u, v) for u in (-4, 0, 4) for v in (-2, 0, 2)} - {(0, 0)}
     scaled = [b for n, b in boxes.items() if n.startswith("scale")]
@@ -141,9 +142,35 @@ def test_spatial_boxes_are_those_of_the_benchmark():
 
 
 def test_spatial_shifts_go_along_the_boxes_own_axes():
-    boxes = spatial_boxes(np.array([100.0, 50, 40, 20, np.pi / 2]))
+    boxes = spatial_boxes(np.array([100.0, 50, 40, 20, np.pi / 2]), 200, 120)
     assert boxes["shift-right"] == pytest.approx([100, 54, 40, 20, np.pi / 2])
     assert boxes["shift-down"] == pytest.approx([98, 50, 40, 20, np.pi / 2])
+
+
+def annotated(*boxes: tuple[float, ...]) -> VideoSequence:
+    """A sequence whose boxes are given, as in OTB: they may lie anywhere."""
+    given = np.array([upright_box(np.array(box, dtype=float)) for box in boxes])
+    return VideoSequence("given", len(boxes), lambda t: FRAME, given_boxes=given)
+
+
+def test_what_a_tracker_would_refuse_is_no_start():
+    inside, outside, thin = (20, 20, 30, 20), (165, 20, 30, 20), (20, 20, 0.5, 20)
+    sequence = annotated(inside, outside, thin, inside, inside)
+    check_sequence(sequence)
+    assert temporal_starts(sequence, 5) == [0, 3]
+    for first in (outside, thin):
+        with pytest.raises(UserError, match="'given': the box of its first frame lies outside"):
+            check_sequence(annotated(first, inside))
+
+
+@pytest.mark.parametrize("box", [(20, 20, 1, 20), (150, 20, 30, 20), (-29, 20, 30, 20)])
+def test_spatial_boxes_can_all_be_started_from(box):
+    first = upright_box(np.array(box, dtype=float))
+    boxes = spatial_boxes(first, 160, 120)
+    assert len(boxes) == 12
+    for started in boxes.values():
+        rotated_box(started, 160, 120)
+    assert sum((started == first).all() for started in boxes.values()) < 12
 
 
 def test_protocols_run_what_they_say():

@@ -76,10 +76,13 @@ def test_labels_are_the_targets_mask_through_the_window(make, target, parts, mod
     truth = make().mask(1) if parts is None else mask(*parts)
     batch = draw(sampler(bank, [target], mode), 16)
     steps = np.stack(np.meshgrid(np.arange(SIZE), np.arange(SIZE)), axis=-1).reshape(-1, 2)
-    windows = patches.window(batch.boxes).numpy()
+    windows = patches.window(batch.boxes)
+    height, width = truth.shape
+    if mode == "paper":
+        windows = patches.clipped(windows, torch.tensor([[width, height]] * 16))
+    windows = windows.numpy()
     points = patches.to_frame(np.broadcast_to(1.0 * steps, (16, SIZE**2, 2)), windows, SIZE)
     x, y = np.moveaxis(points.round().astype(int), -1, 0)
-    height, width = truth.shape
     inside = (x >= 0) & (x < width) & (y >= 0) & (y < height)
     expected = inside & truth[y.clip(0, height - 1), x.clip(0, width - 1)]
     agreement = batch.labels.flatten(1).bool().numpy() == expected

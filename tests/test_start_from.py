@@ -59,3 +59,10 @@ def test_networks_of_another_input_size_start_from_each_other(
     large.save_weights(tmp_path / "large", half=False)
     again = build_network(dataclasses.replace(paper, start_from=tmp_path / "large"))
     torch.testing.assert_close(again.state_dict(), small.state_dict())
+
+
+def test_a_resumed_run_does_not_need_them_any_more(
+    options: PretrainOptions, tmp_path: Path
+) -> None:
+    gone = dataclasses.replace(options, start_from=tmp_path / "gone", resume=True)
+    assert build_network(gone).input_size == 64

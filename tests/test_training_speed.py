@@ -27,12 +27,23 @@ def options(data, tmp_path):
     )
 
 
-def test_a_compiled_run_is_the_same_run(options, tmp_path, monkeypatch):
+@pytest.mark.parametrize("template", [False, True])
+def test_a_compiled_run_is_the_same_run(options, tmp_path, monkeypatch, template):
     """Traced whole, without graph breaks; the code generator itself would take minutes here."""
-    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager", fullgraph=True))
+    options = replace(options, template=template)
     expected = pretrain(options)
+    compile_eagerly = partial(torch.compile, backend="eager", fullgraph=True)
+    names = []
+
+    def record(function):
+        names.append(function.__name__)
+        return compile_eagerly(function)
+
+    monkeypatch.setattr(torch, "compile", record)
     compiled = pretrain(replace(options, out=tmp_path / "compiled", compile=True))
     assert compiled == pytest.approx(expected, rel=1e-4)
+    given = ["encode_given", "memorize"] if template else []
+    assert names == ["encode", *given, "decode"]
     for out in (options.out, tmp_path / "compiled"):
         assert load_network(out / "last").input_size == 64
 

@@ -12,6 +12,7 @@ from bmvtrack import geometry
 from bmvtrack.arrays import ByteArray, FloatArray
 from bmvtrack.data.sequence import VideoSequence, read_image
 from bmvtrack.errors import UserError
+from bmvtrack.files import listed
 from bmvtrack.inputs import upright_box
 
 NO_BOX = np.full(5, np.nan)
@@ -55,8 +56,7 @@ def images(folder: Path) -> list[Path]:
     """The images in a folder, by name; none where there is no such folder."""
     if not folder.is_dir():
         return []
-    paths = (path for path in folder.iterdir() if path.suffix.lower() in _IMAGES)
-    return sorted(path for path in paths if not path.name.startswith("."))
+    return [path for path in listed(folder) if path.suffix.lower() in _IMAGES]
 
 
 def subfolders(root: Path) -> list[Path]:
@@ -69,7 +69,7 @@ def subfolders(root: Path) -> list[Path]:
         raise UserError(
             f"no folder {root}; give the folder that holds the sequences, or one of them"
         )
-    return [*sorted(path for path in root.iterdir() if path.is_dir()), root]
+    return [*(path for path in listed(root) if path.is_dir()), root]
 
 
 def boxed_sequence(name: str, frames: list[Path], boxes: list[FloatArray]) -> VideoSequence:

@@ -11,6 +11,7 @@ from PIL import Image
 from bmvtrack.arrays import BoolArray, ByteArray
 from bmvtrack.data.sequence import VideoSequence, read_image
 from bmvtrack.errors import UserError
+from bmvtrack.files import listed
 
 
 def read_mask(path: Path) -> BoolArray:
@@ -54,13 +55,13 @@ def load_davis16(
     """
     images = _resolution_folder(root, "JPEGImages")
     annotations = root / "Annotations" / images.name
-    names = sorted(p.name for p in images.iterdir() if p.is_dir())
+    names = [path.name for path in listed(images) if path.is_dir()]
     if split is not None:
-        listed = _split_names(root, images.name, split)
-        missing = sorted(listed - set(names))
+        wanted = _split_names(root, images.name, split)
+        missing = sorted(wanted - set(names))
         if missing:
             raise UserError(f"{images} lacks sequences of split {split!r}: {', '.join(missing)}")
-        names = sorted(listed)
+        names = sorted(wanted)
     if sequences is not None:
         unknown = sorted(set(sequences) - set(names))
         if unknown:
@@ -75,7 +76,7 @@ def _resolution_folder(root: Path, kind: str) -> Path:
     if not root.is_dir():
         raise UserError(f"no folder {root}; give the folder that holds JPEGImages and Annotations")
     folder = root / kind
-    resolutions = sorted(p for p in folder.iterdir() if p.is_dir()) if folder.is_dir() else []
+    resolutions = [path for path in listed(folder) if path.is_dir()]
     if not resolutions:
         raise UserError(f"{root} is not a DAVIS folder: it has no {kind}/480p (or 360p, 1080p)")
     preferred = [p for p in resolutions if p.name == "480p"]
@@ -95,7 +96,7 @@ def _split_names(root: Path, resolution: str, split: str) -> set[str]:
 
 
 def _sequence(name: str, images: Path, annotations: Path) -> VideoSequence:
-    frames = sorted(images.glob("*.jpg"))
+    frames = listed(images, "*.jpg")
     if not frames:
         raise UserError(f"sequence {name!r} has no frames: {images} holds no .jpg files")
     masks = [annotations / f"{frame.stem}.png" for frame in frames]

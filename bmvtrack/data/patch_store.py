@@ -38,7 +38,7 @@ from bmvtrack.files import whole_file, write_text
 Split = Literal["train", "validation"]
 IntArray = NDArray[np.int64]
 
-_FORMAT = 1
+_FORMAT = 2  # 1: windows not clipped at the frame's edge
 _STORE, _INDEX, _SHARDS = "store.json", "index.npz", "shards"
 _REMEDY = "run prepare_youtube_vos.py again: it remakes only what is missing or damaged"
 

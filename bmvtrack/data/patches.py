@@ -1,8 +1,9 @@
 """The patch φ: an axis-aligned window around a box, resampled to the network's input.
 
 The window is the box's axis-aligned bounds, padded on each side by (w + h)/4 of those bounds,
-resized without keeping aspect. It is not clipped at the frame's edge; what lies outside is the
-frame's mean colour. So patch coordinates are an affine map of frame coordinates, known exactly.
+resized without keeping aspect. The paper clips it at the frame's edge. For tracking it is not, and
+what lies outside is the frame's mean colour. Either way patch coordinates are an affine map of frame
+coordinates, known exactly; without clipping it is that of the box alone.
 
 Resampling is separable: one small matrix a side, of triangle filters as wide as the scale demands,
 so that shrinking windows do not alias. A batch of patches is two batched matrix products on any
@@ -36,6 +37,24 @@ def window(rbbox: Array) -> Array:
     left, top, right, bottom = (bounds[..., i] for i in range(4))
     pad = (right - left + bottom - top) / 4
     result: Array = xp.stack([left - pad, top - pad, right + pad, bottom + pad], axis=-1)
+    return result
+
+
+def clipped(windows: Array, sizes: Array) -> Array:
+    """Windows clipped at the edges of their frames, as the paper has them.
+
+    Args:
+        windows: ``(..., 4)``.
+        sizes: ``(..., 2)``, width and height of the frames in pixels.
+
+    Returns:
+        ``(..., 4)``.
+    """
+    xp = namespace(windows, sizes)
+    low = -0.5 + xp.zeros_like(sizes)
+    first = xp.maximum(windows[..., :2], low)
+    last = xp.minimum(windows[..., 2:], sizes - 0.5)
+    result: Array = xp.concatenate([first, last], axis=-1)
     return result
 
 

@@ -241,6 +241,7 @@ def _make_shard(job: _Job) -> Shard:
     records: list[NDArray[Any]] = []
     rows: list[tuple[str, int, str, int]] = []  # video, object, frame, class
     rbboxes: list[FloatArray] = [np.empty((0, 5))]
+    windows: list[FloatArray] = [np.empty((0, 4))]
     dropped: Counter[str] = Counter()
     for clip in job.clips:
         kept, reasons = single_object_sequences(clip)
@@ -251,6 +252,7 @@ def _make_shard(job: _Job) -> Shard:
             category = 1 if clip.categories is None else job.classes[clip.categories[number]]
             rows += [(clip.name, number, path.stem, category) for path in clip.frames]
             rbboxes.append(sequence.boxes)
+            windows.append(_windows(sequence))
     video, object_id, frame, category_column = zip(*rows, strict=True) if rows else ((),) * 4
     rbbox = np.concatenate(rbboxes)
     table = PatchTable(
@@ -259,18 +261,23 @@ def _make_shard(job: _Job) -> Shard:
         frame=np.array(frame, np.str_),
         category=np.array(category_column, np.uint8),
         rbbox=rbbox,
-        window=patches.window(rbbox),
+        window=np.concatenate(windows),
         shard=np.full(len(rbbox), job.number, np.int32),
         row=np.arange(len(rbbox), dtype=np.int32),
     )
     return write_shard(job.path, job.size, records, table, dict(dropped))
 
 
+def _windows(sequence: VideoSequence) -> FloatArray:
+    """The paper's windows around the object, ``(T, 4)``."""
+    return patches.clipped(patches.window(sequence.boxes), np.array(sequence.size))
+
+
 def _cut_out(sequences: Sequence[VideoSequence], size: int) -> NDArray[Any]:
     """Records of all frames of the objects of one clip, ``(K·T,)``, one object after the other."""
     count, length = len(sequences), len(sequences[0])
     records = np.empty((count, length), record_type(size))
-    windows = torch.from_numpy(np.stack([patches.window(s.boxes) for s in sequences]))  # (K, T, 4)
+    windows = torch.from_numpy(np.stack([_windows(s) for s in sequences]))  # (K, T, 4)
     sizes = torch.tensor([sequences[0].size] * count)
     for t in range(length):
         image = sequences[0].frame(t)

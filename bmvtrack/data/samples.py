@@ -111,8 +111,10 @@ class Sampler:
     def _seen(self, target: torch.Tensor, box: torch.Tensor, wanted: torch.Tensor) -> _View:
         """Frames of targets through boxes, with the masks of the objects that are wanted."""
         bank = self.bank
-        windows = patches.window(box)
         frame = bank.frame_index[target]
+        windows = patches.window(box)
+        if self.mode == "paper":
+            windows = patches.clipped(windows, bank.sizes[frame].to(windows))
         objects, wanted = bank.objects[frame], wanted[:, None, None]
         mask = torch.where(wanted == WHOLE, objects > 0, objects == wanted).byte()[..., None]
         layers = torch.cat([bank.frames[frame], mask], dim=-1)  # (B, H, W, 4): one crop for both
@@ -223,6 +225,11 @@ def host_seed(generator: torch.Generator) -> int:
     The state is on the host. A number drawn from the generator is on its device, and would have to be
     waited for if that is a GPU.
     """
-    state = generator.get_state().numpy().tobytes()
+    seed = state_seed(generator.get_state())
     torch.rand(1, generator=generator, device=generator.device)
-    return int.from_bytes(hashlib.blake2b(state, digest_size=8).digest(), "big")
+    return seed
+
+
+def state_seed(state: torch.Tensor) -> int:
+    """A seed that follows from a generator's state, whatever device the generator is of."""
+    return int.from_bytes(hashlib.blake2b(state.numpy().tobytes(), digest_size=8).digest(), "big")

@@ -9,6 +9,7 @@ from bmvtrack.arrays import BoolArray, ByteArray
 from bmvtrack.data.davis import read_mask
 from bmvtrack.data.sequence import VideoSequence, read_image
 from bmvtrack.errors import UserError
+from bmvtrack.files import listed
 
 LAYOUTS = (
     ("DUTS-TR-Image", "DUTS-TR-Mask"),
@@ -37,7 +38,7 @@ def load_stills(root: Path) -> list[VideoSequence]:
     else:
         known = ", ".join(f"{i} + {m}" for i, m in LAYOUTS)
         raise UserError(f"{root} has no known layout of images and masks (one of: {known})")
-    pairs = [(path, masks / f"{path.stem}.png") for path in sorted(images.glob("*.jpg"))]
+    pairs = [(path, masks / f"{path.stem}.png") for path in listed(images, "*.jpg")]
     pairs = [(image, mask) for image, mask in pairs if mask.is_file()]
     if not pairs:
         raise UserError(f"no .jpg in {images} has a .png of its name in {masks}")

@@ -22,6 +22,7 @@ from PIL import Image
 from bmvtrack.arrays import BoolArray, ByteArray
 from bmvtrack.data.sequence import VideoSequence, read_image
 from bmvtrack.errors import UserError
+from bmvtrack.files import listed
 
 LARGEST = 0.7
 """Share of the frame's width and height that a kept object stays below."""
@@ -89,8 +90,8 @@ def load_youtube_vos(root: Path) -> YouTubeVOS:
             raise UserError(f"{folder} is not a YouTube-VOS folder: it has no {needed.name}")
     meta = _read_meta(folder / "meta.json")
     clips = []
-    for path in sorted(p for p in annotations.iterdir() if p.is_dir()):
-        masks = tuple(sorted(path.glob("*.png")))
+    for path in (folder for folder in listed(annotations) if folder.is_dir()):
+        masks = tuple(listed(path, "*.png"))
         frames = tuple(images / path.name / f"{mask.stem}.jpg" for mask in masks)
         missing = [frame for frame in frames if not frame.is_file()]
         if missing:

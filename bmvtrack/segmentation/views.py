@@ -10,8 +10,9 @@ import torch
 
 from bmvtrack.arrays import BoolArray, ByteArray, FloatArray
 from bmvtrack.data import patches
-from bmvtrack.data.patches import normalize
 from bmvtrack.models import MultivariationalNetwork
+
+_PAPER_CHANNELS = 3  # of a network that is told no box
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,10 @@ def view_objects(
         boxes: ``(B, 5)`` rotated boxes in pixels.
         masks: B true masks ``(H, W)``, for who wants to compare; None: nobody knows.
     """
-    return _view(network, frames, boxes, patches.window(boxes), masks)
+    windows = patches.window(boxes)
+    if network.input_channels == _PAPER_CHANNELS:
+        windows = patches.clipped(windows, _sizes(frames))
+    return _view(network, frames, boxes, windows, masks)
 
 
 def view_whole(
@@ -70,9 +74,13 @@ def view_whole(
         frames: B images ``(H, W, 3)`` uint8 RGB, of any sizes.
         masks: see :func:`view_objects`.
     """
-    sizes = np.array([frame.shape[1::-1] for frame in frames], dtype=np.float64)
+    sizes = _sizes(frames)
     windows = np.concatenate([np.full_like(sizes, -0.5), sizes - 0.5], axis=1)
     return _view(network, frames, patches.box_of_whole(sizes), windows, masks)
+
+
+def _sizes(frames: Sequence[ByteArray]) -> FloatArray:
+    return np.array([frame.shape[1::-1] for frame in frames], dtype=np.float64)
 
 
 def _view(
@@ -92,7 +100,7 @@ def _view(
     seen = patches.crop(
         layers.to(device), where, size, sizes.to(device), torch.tensor(means).float().to(device)
     )
-    channels = [normalize(seen[:, :3])]
+    channels = [patches.normalize(seen[:, :3])]
     if network.input_channels == 4:
         channels.append(2 * patches.fill_box(rbbox, where, size) - 1)
     inputs = torch.cat(channels, dim=1).contiguous(memory_format=torch.channels_last)

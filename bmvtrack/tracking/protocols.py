@@ -21,6 +21,7 @@ from bmvtrack import geometry
 from bmvtrack.arrays import BoolArray, FloatArray
 from bmvtrack.data.sequence import VideoSequence
 from bmvtrack.errors import UserError
+from bmvtrack.inputs import can_start
 from bmvtrack.tracking.metrics import (
     GEOMETRIES,
     Geometry,
@@ -94,6 +95,11 @@ def check_sequence(sequence: VideoSequence) -> None:
             f"sequence {sequence.name!r}: the mask of its first frame is empty, so there is no box "
             "to start from; leave the sequence out or cut it to where the object is seen"
         )
+    if not can_start(sequence.boxes[0], *sequence.size):
+        raise UserError(
+            f"sequence {sequence.name!r}: the box of its first frame lies outside the frame, or is under "
+            "a pixel wide or high; leave the sequence out or cut it to where the object is seen"
+        )
     if not sequence.present[1:].any():
         raise UserError(
             f"sequence {sequence.name!r} shows no object after its first frame: nothing to score"
@@ -160,28 +166,38 @@ def one_pass(
 def temporal_starts(sequence: VideoSequence, segments: int) -> list[int]:
     """First frames of TRE: spread evenly, each with an object in it and in a later frame.
 
-    The k-th is the nearest such frame to k·T/segments; frames that are nearest twice count once.
+    Frames whose box a tracker would refuse, because it lies outside them or is under a pixel wide or
+    high, are none. The k-th is the nearest such frame to k·T/segments; frames that are nearest twice
+    count once.
 
     Raises:
         UserError: if ``segments`` is less than 1, or no frame will do.
     """
     if segments < 1:
         raise UserError(f"TRE needs at least 1 segment, not {segments}")
-    possible = np.flatnonzero(sequence.present)[:-1]
+    size = sequence.size
+    shown = np.flatnonzero(sequence.present)[:-1]
+    possible = np.array([t for t in shown if can_start(sequence.boxes[t], *size)], dtype=np.intp)
     if not possible.size:
-        raise UserError(f"sequence {sequence.name!r} shows its object in fewer than two frames")
+        raise UserError(
+            f"sequence {sequence.name!r} has no frame to start from: one with an object in it, and in "
+            "a later frame"
+        )
     wanted = np.arange(segments) * len(sequence) / segments
     nearest = np.abs(possible - wanted[:, None]).argmin(axis=1)  # (segments,)
     return sorted({int(possible[i]) for i in nearest})
 
 
-def spatial_boxes(box: FloatArray) -> dict[str, FloatArray]:
+def spatial_boxes(box: FloatArray, width: int, height: int) -> dict[str, FloatArray]:
     """First boxes of SRE: eight shifted by a tenth of the size, four scaled by 0.8, 0.9, 1.1, 1.2.
 
-    Shifts go along the box's own axes and both diagonals; sizes change about the centre.
+    Shifts go along the box's own axes and both diagonals; sizes change about the centre. What a tracker
+    would refuse is the true box instead: one under a pixel wide or high, or outside the frame.
 
     Args:
         box: ``(5,)``, the true one.
+        width: of the frame.
+        height: of the frame.
 
     Returns:
         Twelve boxes ``(5,)`` by label.
@@ -196,7 +212,9 @@ def spatial_boxes(box: FloatArray) -> dict[str, FloatArray]:
                 boxes["shift-" + "-".join(filter(None, (row, column)))] = box + shift
     for scale in _SCALES:
         boxes[f"scale-{scale}"] = box * np.array([1, 1, scale, scale, 1])
-    return boxes
+    return {
+        label: moved if can_start(moved, width, height) else box for label, moved in boxes.items()
+    }
 
 
 def run_protocol(
@@ -217,7 +235,7 @@ def run_protocol(
         cases = [(t, None, f"from-{t:05d}") for t in temporal_starts(sequence, segments)]
     else:
         true_box = first_box(sequence, 0, factory(sequence, 0).upright)
-        cases = [(0, box, label) for label, box in spatial_boxes(true_box).items()]
+        cases = [(0, box, label) for label, box in spatial_boxes(true_box, *sequence.size).items()]
     return [
         one_pass(factory, sequence, start, box, label, keep_masks and i == 0)
         for i, (start, box, label) in enumerate(cases)

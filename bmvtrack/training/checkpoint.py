@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from bmvtrack.console import check_output_folder
 from bmvtrack.errors import UserError
 from bmvtrack.files import whole_file
 
@@ -24,6 +25,8 @@ def save_checkpoint(folder: Path, step: int, state: dict[str, Any]) -> Path:
         step: training steps done.
         state: tensors, numbers, strings, lists and dictionaries only.
     """
+    for unfinished in folder.glob(".step-*"):  # by somebody who was killed
+        unfinished.unlink()
     path = folder / f"step-{step:08d}.pt"
     with whole_file(path) as temporary:
         torch.save(state, temporary)
@@ -37,25 +40,22 @@ def checkpoints(folder: Path) -> list[Path]:
     return sorted(folder.glob("step-*.pt"))
 
 
-def load_checkpoint(folder: Path, device: torch.device | str = "cpu") -> dict[str, Any] | None:
-    """The newest checkpoint that can be read; None if there is none at all.
+def load_checkpoint(folder: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
+    """The newest checkpoint that can be read.
 
     A damaged one (a full disk, a pulled plug) is passed over for the one before it.
 
     Raises:
-        UserError: if there are checkpoints but none can be read.
+        UserError: if there is none that can be read.
     """
-    paths = checkpoints(folder)
-    for path in reversed(paths):
+    for path in reversed(checkpoints(folder)):
         try:
             _check_sums(path)
             state: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
         except (zipfile.BadZipFile, RuntimeError, OSError, ValueError, pickle.UnpicklingError):
             continue
         return state
-    if paths:
-        raise UserError(f"none of the checkpoints in {folder} can be read; start over elsewhere")
-    return None
+    raise UserError(f"{folder} holds no checkpoint that can be read; start over elsewhere")
 
 
 def _check_sums(path: Path) -> None:
@@ -66,14 +66,19 @@ def _check_sums(path: Path) -> None:
         raise zipfile.BadZipFile(damaged)
 
 
-def refuse_existing_run(out: Path, resume: bool) -> None:
-    """Keep a run from being overwritten by another.
+def check_run_folder(out: Path, resume: bool) -> None:
+    """Keep a run from being overwritten by another, and from being resumed where there is none.
 
     Raises:
-        UserError: if ``out`` holds checkpoints and the run is not resumed.
+        UserError: if ``out`` holds checkpoints and the run is not resumed, or the other way round, or
+            it is no folder.
     """
-    if checkpoints(out / "checkpoints") and not resume:
+    check_output_folder(out)
+    there = checkpoints(out / "checkpoints")
+    if there and not resume:
         raise UserError(f"{out} already holds a run; add --resume, or give another --out")
+    if resume and not there:
+        raise UserError(f"nothing to resume in {out}; leave --resume out to start")
 
 
 def resumed_state(
@@ -87,11 +92,9 @@ def resumed_state(
         device: to load to.
 
     Raises:
-        UserError: if there is none, or it belongs to a run with other options.
+        UserError: if none can be read, or it belongs to a run with other options.
     """
     state = load_checkpoint(folder, device)
-    if state is None:
-        raise UserError(f"nothing to resume in {folder}; leave --resume out to start")
     before = json.loads(state["options"])
     changed = [name for name, value in options.items() if before.get(name) != value]
     if changed:

@@ -9,7 +9,7 @@ import torch
 from lightning.fabric import Fabric
 from torch import distributed, nn
 
-from bmvtrack.devices import resolved_device, warn_of_emulation
+from bmvtrack.devices import knows_bfloat16, resolved_device, warn_of_emulation
 from bmvtrack.errors import UserError
 
 _FRAGILE_CHANNELS = 8
@@ -18,7 +18,7 @@ _FRAGILE_CHANNELS = 8
 def make_fabric(
     device: str, precision: str, devices: int | None = None, nodes: int | None = None
 ) -> Fabric:
-    """Lightning Fabric, launched; bf16 on a GPU unless told otherwise.
+    """Lightning Fabric, launched; bf16 on a GPU that has instructions for it unless told otherwise.
 
     With several devices, Fabric starts this script again for each but the first, unless ``torchrun``
     (or another launcher that Fabric knows) has started all of them.
@@ -43,7 +43,8 @@ def make_fabric(
             f"--devices {devices}: this machine has {torch.cuda.device_count()} CUDA devices"
         )
     if precision == "auto":
-        precision = "bf16-mixed" if accelerator == "cuda" else "32-true"
+        fast = accelerator == "cuda" and knows_bfloat16(accelerator)
+        precision = "bf16-mixed" if fast else "32-true"
     if accelerator == "cuda":
         torch.set_float32_matmul_precision("high")
     if precision == "bf16-mixed":

@@ -103,7 +103,7 @@ class PretrainOptions:
     """machines, that all see `out`; default: one, or what torchrun started. Without torchrun, start
     the script on each, with MASTER_ADDR, MASTER_PORT and NODE_RANK in its environment"""
     precision: Literal["auto", "32-true", "bf16-mixed"] = "auto"
-    """`auto`: bf16 on a GPU, float32 on a CPU"""
+    """`auto`: bf16 on a GPU that has instructions for it, float32 elsewhere"""
     compile: bool = False
     """compile encoder and decoder with torch.compile, which takes a minute or more at the start; on
     the CPU it did not pay"""
@@ -145,6 +145,8 @@ class PretrainOptions:
                 raise UserError(f"--{name} must be at least 1")
         if self.bottleneck != "multivariational":
             self._check_flow()
+        if (self.mode, self.covariance) == ("tracking", "batch"):
+            raise UserError("--mode tracking needs a posterior a frame: leave --covariance out")
         assert self.input_size is not None
         if self.input_size < 64 or self.input_size % 64:
             raise UserError(f"--input-size must be a multiple of 64, not {self.input_size}")

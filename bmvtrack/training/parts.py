@@ -35,15 +35,22 @@ def build_network(options: PretrainOptions, classes: int = 2) -> Multivariationa
         classes: with background.
 
     Raises:
-        UserError: if the weights to start from are not there, or of another network.
+        UserError: if the prior is not one for this mode, or the weights to start from are not there,
+            or of another network.
     """
     assert options.prior is not None
     assert options.covariance is not None
     assert options.reparameterization is not None
     tracking = options.mode == "tracking"
+    prior = priors.load(options.prior)
+    if tracking and prior.coordinates != "object":
+        raise UserError(
+            f"--prior {options.prior} is in {prior.coordinates} coordinates, and --mode tracking "
+            "needs `object`; fit one with fit_prior.py --coordinates object"
+        )
     special = {"template": True} if options.template else {}
     network = _NETWORKS[options.architecture](
-        prior=priors.load(options.prior),
+        prior=prior,
         width=options.width,
         input_size=options.input_size,
         input_channels=4 if tracking else 3,
@@ -56,7 +63,7 @@ def build_network(options: PretrainOptions, classes: int = 2) -> Multivariationa
         bottleneck=options.bottleneck,
         **special,
     )
-    if options.start_from is not None:
+    if options.start_from is not None and not options.resume:  # a checkpoint has all weights
         start = load_network(options.start_from)
         known = network.fitted(start.state_dict())
         if network.uses_template and not start.uses_template:
@@ -73,7 +80,8 @@ def build_network(options: PretrainOptions, classes: int = 2) -> Multivariationa
 
 def compile_network(network: MultivariationalNetwork) -> None:
     """Compile encoder and decoder, where the time goes; what lies between draws and communicates."""
-    for name in ("encode", "decode"):
+    given = ("encode_given", "memorize") if network.uses_template else ()
+    for name in ("encode", *given, "decode"):
         setattr(network, name, torch.compile(getattr(network, name)))
 
 
@@ -105,8 +113,10 @@ def build_optimizer(
     adamw = torch.optim.AdamW(
         network.parameters(), lr=highest, weight_decay=1e-2, fused=device.type == "cuda"
     )
+    total = options.steps + 1
+    rising = max(0.1, 1.5 / total)  # a rise of no step at all would be divided by
     return adamw, torch.optim.lr_scheduler.OneCycleLR(
-        adamw, max_lr=highest, total_steps=options.steps + 1, pct_start=0.1
+        adamw, max_lr=highest, total_steps=total, pct_start=rising
     )
 
 

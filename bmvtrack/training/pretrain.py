@@ -12,12 +12,13 @@ from rich.console import Console
 
 from bmvtrack.data import sources
 from bmvtrack.data.batch import Batch
+from bmvtrack.data.samples import state_seed
 from bmvtrack.distributed import gathered
 from bmvtrack.errors import UserError
 from bmvtrack.files import write_text
 from bmvtrack.models import Output
 from bmvtrack.training.box_cut import best_cut, box_overlaps
-from bmvtrack.training.checkpoint import refuse_existing_run, resumed_state, save_checkpoint
+from bmvtrack.training.checkpoint import check_run_folder, resumed_state, save_checkpoint
 from bmvtrack.training.devices import make_fabric, memory_format, synchronized
 from bmvtrack.training.journal import Journal
 from bmvtrack.training.objective import active_units, averaged, objective, validation_metrics
@@ -45,7 +46,7 @@ def pretrain(options: PretrainOptions, console: Console | None = None) -> dict[s
         UserError: on options or data that are not as they should be, before anything is written.
     """
     options = options.resolved()
-    refuse_existing_run(options.out, options.resume)
+    check_run_folder(options.out, options.resume)
     run = PretrainRun(options)
     if options.resume:
         run.load()
@@ -181,8 +182,11 @@ class PretrainRun:
         self.optimizer.load_state_dict(state["optimizer"])
         self.scheduler.load_state_dict(state["scheduler"])
         for generator, states in ((self.generator, "generators"), (self.noise, "noises")):
-            mine = state[states][self.fabric.global_rank]
-            generator.set_state(mine.cpu().clone())  # a view of a larger tensor crashes it
+            mine = state[states][self.fabric.global_rank].cpu().clone()  # a view crashes it
+            if len(mine) == len(generator.get_state()):
+                generator.set_state(mine)
+            else:  # the run was on another kind of device: other numbers, as good as any
+                generator.manual_seed(state_seed(mine))
         self.step, self.best = state["step"], state["best"]
 
     def _objective(self, output: Output, batch: Batch) -> dict[str, torch.Tensor]:
