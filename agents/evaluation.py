@@ -184,6 +184,7 @@ def _named_sequences(options: EvaluationOptions) -> list[VideoSequence]:
     wanted = options.sequences
     if options.root is not None:
         return load_davis16(options.root, options.split, list(wanted) or None)
+    sources.refuse_stills("data", options.data)
     loaded = sources.load_sequences(
         options.data, synthetic_count=options.synthetic_count, seed=options.seed
     )

@@ -129,8 +129,7 @@ class TrainOptions:
             raise UserError("--data needs at least one name, like synthetic or davis16:FOLDER")
         for option, named in (("data", self.data), ("validation-data", self.validation_data)):
             for source in named:
-                if sources.parse(source)[0] in sources.STILLS:
-                    raise UserError(f"--{option} {source}: stills have no motion; give videos")
+                sources.refuse_stills(option, source)
         for name in _AT_LEAST_ONE:
             if getattr(self, name) < 1:
                 raise UserError(f"--{name.replace('_', '-')} must be at least 1")

@@ -1,9 +1,14 @@
-"""What is installed, and what to try first: ``python -m bmvtrack``."""
+"""What is installed, and what to try first: ``python -m bmvtrack``.
+
+With arguments it is the command ``bmvtrack``.
+"""
 
 from __future__ import annotations
 
 import platform
 import re
+import sys
+from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
 
@@ -15,6 +20,7 @@ from rich.table import Table
 from bmvtrack import __version__
 
 _WEIGHTS = Path(__file__).parent / "weights"
+_COMMAND = "agents.cli"  # by name: nothing here imports agents
 TRY = (
     ("bmvtrack evaluate --synthetic-count 3", "the bundled agent on sequences made as they go"),
     ("bmvtrack track VIDEO --select --report", "your own video; draw the box with the mouse"),
@@ -23,7 +29,10 @@ TRY = (
 
 
 def main() -> None:
-    """Print versions, device, bundled weights, and three commands."""
+    """Print versions, device, bundled weights, and three commands; or do what arguments say."""
+    if sys.argv[1:]:
+        import_module(_COMMAND).main()
+        return
     console = Console(highlight=False)
     if not console.is_terminal:
         console.width = 120  # a pipe has no width: keep a row on its line

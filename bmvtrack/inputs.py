@@ -28,7 +28,10 @@ def rgb_frame(frame: Any, colour: Colour) -> ByteArray:
     if not isinstance(frame, np.ndarray):
         raise UserError(f"a frame is a NumPy array, not {type(frame).__name__}")
     if frame.ndim != 3 or frame.shape[2] != 3 or 0 in frame.shape:
-        raise UserError(f"a frame has the shape (H, W, 3), not {frame.shape}")
+        raise UserError(
+            f"a frame has the shape (H, W, 3), not {frame.shape}; cv2.cvtColor makes three channels "
+            "of grey ones, or of four"
+        )
     if frame.dtype != np.uint8:
         raise UserError(f"a frame is uint8, 0 to 255, not {frame.dtype}")
     # Writable, because torch takes no other arrays.
@@ -41,8 +44,9 @@ def rotated_box(box: Any, width: int, height: int) -> FloatArray:
     Args:
         box: ``x, y, w, h``: upper left corner and size, in pixels, as OpenCV's ``selectROI`` gives
             them (the box covers the pixels x … x + w − 1); or a rotated box ``x, y, w, h, α``:
-            centre, size and angle, pixels and radians; or a mask ``(H, W)``, boolean or integer,
-            nonzero is object.
+            centre, size and angle, pixels and radians; or OpenCV's rotated rectangle
+            ``(x, y), (w, h), angle``, as ``cv2.minAreaRect`` gives it, in degrees; or a mask
+            ``(H, W)``, boolean or integer, nonzero is object.
         width: of the frame.
         height: of the frame.
 
@@ -54,12 +58,14 @@ def rotated_box(box: Any, width: int, height: int) -> FloatArray:
             frame; if the mask is empty or not of the frame's size.
     """
     try:
-        values = np.asarray(box)
+        values = np.asarray(_of_opencv(box))
         if values.ndim == 2:
             return _box_of_mask(values, width, height)
         numbers = values.astype(np.float64)
     except (TypeError, ValueError) as error:
-        raise UserError(f"a box is made of numbers, not {box!r}") from error
+        raise UserError(
+            f"a box is x, y, w, h, or a rotated box x, y, w, h, angle, or a mask (H, W), not {box!r}"
+        ) from error
     if numbers.shape not in ((4,), (5,)):
         raise UserError(
             "a box is x, y, w, h or a rotated box x, y, w, h, angle or a mask (H, W), not an array "
@@ -70,6 +76,8 @@ def rotated_box(box: Any, width: int, height: int) -> FloatArray:
         raise UserError(f"the numbers of a box must be finite: {text}")
     if numbers[2:4].min() < geometry.MINIMUM_SIDE:
         raise UserError(f"a box is at least a pixel wide and high: {text}")
+    if len(numbers) == 5 and abs(numbers[4]) > 2 * np.pi:
+        raise UserError(f"the angle of a box is in radians: {text}")
     rbbox = numbers if len(numbers) == 5 else upright_box(numbers)
     if not meets_frame(rbbox, width, height):
         raise UserError(f"the box {text} lies outside the frame, which is {width}×{height}")
@@ -86,6 +94,14 @@ def meets_frame(rbbox: FloatArray, width: int, height: int) -> bool:
     """Whether any pixel of a frame's lies within the bounds of a box ``(5,)``."""
     left, top, right, bottom = geometry.bounds(rbbox)
     return bool(right >= 0 and bottom >= 0 and left <= width - 1 and top <= height - 1)
+
+
+def _of_opencv(box: Any) -> Any:
+    """``(x, y), (w, h), degrees`` as five numbers with radians; anything else as it is."""
+    if not isinstance(box, (tuple, list)) or [np.size(part) for part in box] != [2, 2, 1]:
+        return box
+    centre, size, degrees = box
+    return [*centre, *size, np.deg2rad(degrees)]
 
 
 def upright_box(numbers: FloatArray) -> FloatArray:

@@ -95,7 +95,7 @@ def draw_text(image: ByteArray, text: str, corner: tuple[float, float] | None = 
     """
     # Not cv2.putText: between OpenCV 4 and 5 its letters changed width with their thickness, so
     # that a dark outline no longer lies under the text.
-    size = max(11, round(min(image.shape[:2]) / 22))
+    size = text_size(image)
     canvas = Image.fromarray(image)
     ImageDraw.Draw(canvas).text(
         (size / 2, size / 3) if corner is None else corner,
@@ -106,6 +106,12 @@ def draw_text(image: ByteArray, text: str, corner: tuple[float, float] | None = 
         stroke_fill=(0, 0, 0),
     )
     image[:] = np.asarray(canvas)
+
+
+def text_size(image: ByteArray) -> int:
+    """Pixels of a line of :func:`draw_text` on an image."""
+    shorter: int = min(image.shape[:2])
+    return max(11, round(shorter / 22))
 
 
 @contextmanager

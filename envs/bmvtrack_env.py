@@ -149,10 +149,16 @@ class BMVTrackEnv(gym.Env[Observation, NDArray[np.float32]]):
         """Start a clip; ``options`` may hold ``sequence`` (index or name) and ``start`` (frame).
 
         Raises:
-            UserError: if the chosen sequence or start is not there, or has no object.
+            UserError: on another option, or if the chosen sequence or start is not there, or has no
+                object.
         """
-        super().reset(seed=seed)
         options = options or {}
+        unknown = options.keys() - {"sequence", "start"}
+        if unknown:
+            raise UserError(
+                f"unknown options of reset: {', '.join(sorted(unknown))}; there are sequence and start"
+            )
+        super().reset(seed=seed)
         clip = self.source.draw(self.np_random, options.get("sequence"), options.get("start"))
         self.sequence, self.frame_index, self.last_index = clip.sequence, clip.start, clip.last
         self.rbbox = self.sequence.boxes[self.frame_index].copy()

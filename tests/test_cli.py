@@ -131,16 +131,18 @@ def test_commands_do_what_scripts_do(run, tmp_path, monkeypatch):
     monkeypatch.chdir(write_tree(tmp_path, length=8))
     status, output, _ = run("fit-prior", "--root", ".", "--out", "prior.json")
     assert status == 0
+    assert output.endswith("written to prior.json\n")
     assert json.loads(Path("prior.json").read_text())["coordinates"] == "object"
     script = [sys.executable, str(ROOT / "scripts" / "fit_prior.py"), "--root", "."]
     result = subprocess.run(script, capture_output=True, text=True, check=True)
-    assert result.stdout == output
+    assert result.stdout + "written to prior.json\n" == output
     status, _, _ = run("evaluate", "--root", ".", "--trackers", "static", "--out", "out")
     assert status == 0
     assert json.loads(Path("out/summary.json").read_text())["trackers"].keys() == {"static"}
 
 
-def test_the_quickstart_says_what_is_there(capsys):
+def test_the_quickstart_says_what_is_there(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["bmvtrack"])
     quickstart.main()
     lines = capsys.readouterr().out.splitlines()
     versions = {
@@ -175,3 +177,12 @@ def test_the_commands_to_try_are_commands(monkeypatch):
         cli.run_command(word, arguments)
         called[word].check()
     assert len(called) == 3
+
+
+def test_the_quickstart_hands_arguments_on(monkeypatch, capsys):
+    for arguments, status in ((["--version"], 0), (["nonsense"], 2)):
+        monkeypatch.setattr(sys, "argv", ["bmvtrack", *arguments])
+        with pytest.raises(SystemExit) as stop:
+            quickstart.main()
+        assert stop.value.code == status
+    assert bmvtrack.__version__ in capsys.readouterr().out

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from videos import shows
 
-from bmvtrack import visualization
+from bmvtrack import geometry, visualization
 from bmvtrack.errors import UserError
 from bmvtrack.perception import Perception
 from bmvtrack.tracker import Tracker
@@ -120,6 +120,18 @@ def test_the_ellipse_is_two_standard_deviations_wide() -> None:
     flat = np.zeros((2, 2))
     visualization.draw_ellipse(image, np.array([20.0, 20.0]), flat, (255, 140, 20))
     assert image[20, 20, 0] > 0
+
+
+def test_labels_lie_beside_their_boxes_and_not_on_the_line_of_text() -> None:
+    image = np.zeros((480, 640, 3), dtype=np.uint8)
+    tilted = np.array([300.0, 240, 200, 60, 0.6])
+    x, y = overlay.label_corner(tilted, image)
+    corners = geometry.corners(tilted)
+    assert (x, y) == pytest.approx(corners[corners[:, 1].argmin()])
+    for outside in ([20.0, 5, 30, 20, 0], [700.0, 500, 30, 20, 0]):
+        x, y = overlay.label_corner(np.array(outside), image)
+        assert visualization.text_size(image) < y < 480 - visualization.text_size(image)
+        assert 0 <= x < 640 - visualization.text_size(image)
 
 
 def test_every_object_has_its_own_colour_from_the_first_frame_on(perception: Perception) -> None:

@@ -216,7 +216,11 @@ def test_bad_arguments_are_refused(
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [({"sequence": 9}, "no sequence 9"), ({"sequence": 0, "start": 29}, "cannot start")],
+    [
+        ({"sequence": 9}, "no sequence 9"),
+        ({"sequence": 0, "start": 29}, "cannot start"),
+        ({"seq": 0}, "unknown options of reset: seq; there are sequence and start"),
+    ],
 )
 def test_bad_reset_options_are_refused(
     env: BMVTrackEnv, options: dict[str, int], message: str

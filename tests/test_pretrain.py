@@ -371,7 +371,10 @@ def test_help_teaches(run_script):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--data", "youtube"], "error: unknown data 'youtube': it starts with one of synthetic"),
+        (
+            ["--data", "youtube"],
+            "error: unknown data 'youtube': it starts with its kind, like davis16",
+        ),
         (["--data", "duts:nowhere"], "error: no folder nowhere"),
         (["--steps", "0"], "error: --steps must be at least 1"),
         (["--out", "run", "--resume", "--synthetic-count", "2"], "error: nothing to resume in run"),

@@ -232,6 +232,13 @@ def test_bad_input_is_one_line_and_nothing_is_written(
     assert not out.exists()
 
 
+def test_stills_are_refused(run, tmp_path):
+    status, _, error = run("--data", "duts:x", "--trackers", "static", "--out", tmp_path / "out")
+    assert status == 2
+    assert error == "error: --data duts:x: stills have no motion; give videos, or cutouts:FOLDER\n"
+    assert not (tmp_path / "out").exists()
+
+
 def test_unknown_trackers_are_refused(run, davis, tmp_path):
     status, _, error = run("--root", davis, "--trackers", "sort", "--out", tmp_path / "out")
     assert status == 2

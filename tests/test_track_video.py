@@ -137,7 +137,7 @@ def test_damaged_frames_of_a_folder_are_skipped_and_counted(
     assert video.skipped == [3, 6]
     assert video.frames == [0, 1, 2, 4, 5, 7, 8, 9]
     assert len(read_video(tmp_path / "out" / "damaged-tracked.mp4")) == 8
-    assert "2 damaged frames skipped" in capsys.readouterr().out
+    assert "2 frames skipped (damaged, or not of the first's size)" in capsys.readouterr().out
 
 
 def test_damaged_frames_of_a_file_are_skipped_and_counted(tmp_path: Path) -> None:

@@ -59,6 +59,12 @@ def test_the_construction_loss_is_the_sum_of_its_two_terms(tmp_path, drawn):
     assert not figure.legends
 
 
+def test_a_single_point_is_seen(tmp_path, drawn):
+    plot_runs({"": read_scalars(write_run(tmp_path, 1))}, LOSSES, tmp_path / "curves.png")
+    (line,) = drawn[0].axes[0].get_lines()
+    assert line.get_marker() == "o"
+
+
 def test_a_long_curve_has_its_running_mean_in_front(tmp_path, drawn):
     plot_runs({"": read_scalars(write_run(tmp_path))}, LOSSES, tmp_path / "curves.png")
     raw, mean = lines(drawn[0], 0)

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -16,6 +17,7 @@ from bmvtrack.data.sequence import VideoSequence
 from bmvtrack.data.synthetic import synthetic_sequence
 from bmvtrack.errors import UserError
 from bmvtrack.inputs import corner_and_size, rotated_box
+from bmvtrack.iou import rotated_iou
 from bmvtrack.masks import mask_in_frame
 from bmvtrack.motion import AT_REST, apply
 from bmvtrack.movers import move_by_both, move_by_mask, move_by_posterior
@@ -184,6 +186,19 @@ def test_a_mask_starts_with_its_rotated_box(tracker: Tracker, sequence: VideoSeq
     assert (tracker.update(sequence.frame(1)).previous == geometry.from_mask(mask)).all()
 
 
+def test_opencv_s_rectangle_is_taken_as_it_is(sequence: VideoSequence) -> None:
+    mask = sequence.mask(0)
+    points = np.argwhere(mask)[:, ::-1].astype(np.float32)
+    rectangle = cv2.minAreaRect(points)
+    box = rotated_box(rectangle, *sequence.size)
+    assert (
+        rotated_iou(box, np.array([*rectangle[0], *rectangle[1], np.deg2rad(rectangle[2])])) > 0.999
+    )
+    corners = geometry.corners(box).astype(np.float32)
+    distances = [cv2.pointPolygonTest(corners, (float(x), float(y)), True) for x, y in points]
+    assert min(distances) > -0.01
+
+
 @pytest.mark.parametrize(
     ("box", "message"),
     [
@@ -195,8 +210,9 @@ def test_a_mask_starts_with_its_rotated_box(tracker: Tracker, sequence: VideoSeq
         ((500, 10, 20, 20), "outside the frame"),
         ((-30, 10, 20, 20), "outside the frame"),
         ((100, 290, 20, 20, 0.7), "outside the frame"),
-        ("here", "made of numbers"),
-        (None, "made of numbers|array of shape"),
+        ("here", "x, y, w, h, or a rotated box"),
+        (None, "x, y, w, h"),
+        ((100, 100, 20, 20, 45), "the angle of a box is in radians: 100, 100, 20, 20, 45"),
         (np.zeros((240, 320), dtype=bool), "the mask is empty"),
         (np.ones((24, 32), dtype=bool), "the mask is 32×24 but the frame is 320×240"),
         (np.ones((240, 320)), "boolean or integer, not float64"),

@@ -76,6 +76,8 @@ def fit_prior(options: FitOptions) -> None:
         _fit(boxes, asked, source)[0].save(options.out)
     settings = TABLE if options.table else (asked,)
     _show([(setting, *_fit(boxes, setting)) for setting in settings])
+    if options.out is not None:
+        print(f"written to {options.out}")
 
 
 def _fit(boxes: Boxes, setting: Setting, source: str = "") -> tuple[MotionPrior, int]:

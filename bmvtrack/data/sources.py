@@ -42,10 +42,25 @@ def parse(source: str) -> tuple[str, str]:
     """
     kind, _, where = source.partition(":")
     if kind not in KINDS:
-        raise UserError(f"unknown data {source!r}: it starts with one of {', '.join(KINDS)}")
+        raise UserError(
+            f"unknown data {source!r}: it starts with its kind, like davis16:FOLDER; the kinds are "
+            f"{', '.join(KINDS)}"
+        )
     if kind != "synthetic" and not where:
         raise UserError(f"data {source!r} needs a folder: {kind}:FOLDER")
     return kind, where
+
+
+def refuse_stills(option: str, source: str) -> None:
+    """For who needs motion.
+
+    Raises:
+        UserError: if a source is of stills.
+    """
+    if parse(source)[0] in STILLS:
+        raise UserError(
+            f"--{option} {source}: stills have no motion; give videos, or {CUTOUTS}:FOLDER"
+        )
 
 
 def load_sequences(source: str, *, synthetic_count: int = 64, seed: int = 0) -> list[VideoSequence]:

@@ -105,4 +105,7 @@ def _draw(axes: Axes, curve: Curve, number: int, name: str) -> None:
         width = max(2, round(_WINDOW * len(values)))
         values = np.convolve(values, np.full(width, 1 / width), mode="valid")
         steps = np.convolve(steps, np.full(width, 1 / width), mode="valid")
-    axes.plot(steps, values, color=colour, linestyle=dashes, linewidth=1.2, label=name)
+    marker = "o" if len(values) == 1 else None  # one point has no line
+    axes.plot(
+        steps, values, color=colour, linestyle=dashes, linewidth=1.2, marker=marker, label=name
+    )

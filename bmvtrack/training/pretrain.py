@@ -104,6 +104,7 @@ class PretrainRun:
                 metrics = self._validate_and_save(journal)
             if self.step < options.steps:
                 journal.say(f"time is up at step {self.step}; go on with --resume")
+            journal.say(f"written to {options.out / 'best'} and {options.out / 'last'}")
         return metrics
 
     def training_step(self) -> dict[str, torch.Tensor]:

@@ -20,6 +20,7 @@ from bmvtrack.visualization import (
     draw_ellipse,
     draw_mask,
     draw_text,
+    text_size,
 )
 
 _COLOURS: tuple[Colour, ...] = (
@@ -70,9 +71,18 @@ def draw_results(
         draw_ellipse(image, result.centre, result.centre_covariance, colour)
     if len(results) > 1:
         for object_id, result in results.items():
-            draw_text(image, str(object_id), tuple(geometry.bounds(result.rbbox)[:2]))
+            draw_text(image, str(object_id), label_corner(result.rbbox, image))
     draw_text(image, text)
     return image
+
+
+def label_corner(rbbox: FloatArray, image: ByteArray) -> tuple[float, float]:
+    """Beside the topmost corner of a box, below the line of text at the top, inside the image."""
+    height, width = image.shape[:2]
+    corners = geometry.corners(rbbox)
+    x, y = corners[corners[:, 1].argmin()]
+    line = 2 * text_size(image)
+    return float(np.clip(x, 0, width - line)), float(np.clip(y, line, height - line))
 
 
 def patch_picture(

@@ -152,7 +152,8 @@ class _Session:
                     return
         if len(self.video.frames) < 2:
             raise UserError(
-                f"only one frame of {self.video.name} can be decoded: there is nothing to track"
+                f"only one frame of {self.video.name} can be decoded and has the size of the first: "
+                "there is nothing to track"
             )
 
     def frame_rate(self) -> float:
@@ -201,7 +202,7 @@ def _outcome(video: TrackedVideo, stem: Path, suffixes: list[str]) -> str:
         f"{objects} followed through {len(video.frames)} frames, {video.speed:.0f} a second",
     ]
     if video.skipped:
-        parts.append(f"{len(video.skipped)} damaged frames skipped")
+        parts.append(f"{len(video.skipped)} frames skipped (damaged, or not of the first's size)")
     iou = video.mean_iou()
     if iou is not None:
         parts.append(f"mean IoU {iou.rotated:.3f} rotated, {iou.axis_aligned:.3f} axis-aligned")
