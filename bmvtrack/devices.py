@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 
 import torch
@@ -33,6 +34,18 @@ def checked_device(device: str | torch.device) -> torch.device:
         if (checked.index or 0) >= there:
             raise UserError(f"device {device}: this machine has {there}, counted from cuda:0 on")
     return checked
+
+
+def room_for_data(device: torch.device) -> float:
+    """Bytes of training data that may be kept on a device: half of a GPU's free memory, any on a CPU."""
+    return torch.cuda.mem_get_info(device)[0] / 2 if device.type == "cuda" else math.inf
+
+
+def sent(values: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """A tensor on another device, without waiting for that: through pinned memory to a GPU."""
+    if device.type == "cuda" and values.device.type == "cpu":
+        values = values.pin_memory()
+    return values.to(device, non_blocking=True)
 
 
 def knows_bfloat16(device: str | torch.device) -> bool | None:

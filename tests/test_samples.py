@@ -11,8 +11,9 @@ from bmvtrack import geometry, motion
 from bmvtrack.data import patches
 from bmvtrack.data.augmentation import Jitter
 from bmvtrack.data.patches import normalize
-from bmvtrack.data.samples import MixedSampler, Sampler
+from bmvtrack.data.samples import HostSampler, MixedSampler, Sampler
 from bmvtrack.iou import rotated_iou_torch
+from bmvtrack.training.parts import home_of
 
 SIZE = 64
 STILL = Jitter(log_scale=0, turn=0, shift=0)
@@ -38,6 +39,9 @@ def several():
     """A still of two objects and a speck."""
     parts = (2, 3, 22, 23), (30, 5, 50, 19), (55, 35, 58, 38)
     return sequence([mask(*parts)])
+
+
+CPU = torch.device("cpu")
 
 
 def sampler(bank, targets=None, mode="tracking", channels=4, jitter=GENTLE, augment=False):
@@ -279,3 +283,15 @@ def test_a_mixture_keeps_samples_together():
     batch = draw(mixture([2, 1]), 12)
     assert len(batch.patches) == len(batch.labels) == len(batch.boxes) == len(batch.motion) == 12
     assert geometry.corners(batch.boxes).shape == (12, 4, 2)
+
+
+def test_what_does_not_fit_the_device_is_drawn_on_the_host():
+    gpu = torch.device("cuda", 1)
+    assert home_of(10, CPU, None) == home_of(10, CPU, 5) == CPU
+    assert home_of(10, gpu, 10) == gpu
+    assert home_of(11, gpu, 10) == CPU
+    there = HostSampler(sampler(build(video()), [1], "tracking", augment=True), CPU)
+    first, again = (torch.Generator().manual_seed(4) for _ in range(2))
+    batches = [there.draw(3, generator) for generator in (first, again, first)]
+    assert torch.equal(batches[0].patches, batches[1].patches)
+    assert not torch.equal(batches[0].patches, batches[2].patches)

@@ -8,6 +8,8 @@ from typing import Literal, Protocol
 
 import torch
 
+from bmvtrack.devices import sent
+
 Mode = Literal["paper", "tracking"]
 
 
@@ -33,14 +35,14 @@ class Batch:
     motion: torch.Tensor
     template: torch.Tensor | None = None
 
-    def to(self, device: torch.device | str) -> Batch:
-        """The same batch on another device."""
+    def to(self, device: torch.device) -> Batch:
+        """The same batch on another device, without waiting for that."""
         return Batch(
-            self.patches.to(device),
-            self.labels.to(device),
-            self.boxes.to(device),
-            self.motion.to(device),
-            None if self.template is None else self.template.to(device),
+            sent(self.patches, device),
+            sent(self.labels, device),
+            sent(self.boxes, device),
+            sent(self.motion, device),
+            None if self.template is None else sent(self.template, device),
         )
 
     @staticmethod

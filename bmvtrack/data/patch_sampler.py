@@ -23,6 +23,7 @@ from bmvtrack.data.batch import Batch
 from bmvtrack.data.patch_store import IntArray, PatchStore, Split
 from bmvtrack.data.patches import normalize
 from bmvtrack.data.samples import host_seed
+from bmvtrack.devices import room_for_data, sent
 from bmvtrack.errors import UserError
 
 READ_AHEAD = 2
@@ -61,7 +62,7 @@ class ResidentRecords:
 
     def get(self, choice: torch.Tensor) -> torch.Tensor:
         """See :class:`Records`."""
-        return self._records[_to(self._records.device, choice)]
+        return self._records[sent(choice, self._records.device)]
 
     def expect(self, choices: Sequence[torch.Tensor]) -> None:
         """Nothing to do: everything is here."""
@@ -182,7 +183,7 @@ class PatchSampler:
         return _Draw(choice, torch.rand(6, count, generator=own))
 
     def _batch(self, records: torch.Tensor, drawn: _Draw) -> Batch:
-        choice, chance = _to(self.device, drawn.choice), _to(self.device, drawn.chance)
+        choice, chance = sent(drawn.choice, self.device), sent(drawn.chance, self.device)
         images, masks = unpacked(records, self.store.size)
         if self.size < self.store.size:
             factor = self.store.size // self.size
@@ -211,12 +212,6 @@ def _read(store: PatchStore, indices: IntArray, pin: bool) -> torch.Tensor:
     return records
 
 
-def _to(device: torch.device, values: torch.Tensor) -> torch.Tensor:
-    """To the device without waiting for it."""
-    pinned = values.pin_memory() if device.type == "cuda" else values
-    return pinned.to(device, non_blocking=True)
-
-
 def store_samplers(
     store: PatchStore, size: int, device: torch.device, resident_bytes: float | None = None
 ) -> tuple[PatchSampler, PatchSampler]:
@@ -230,7 +225,7 @@ def store_samplers(
             Default: half of a GPU's free memory; 0 on a CPU, whose memory the map is in already.
     """
     if resident_bytes is None:
-        resident_bytes = torch.cuda.mem_get_info(device)[0] / 2 if device.type == "cuda" else 0
+        resident_bytes = room_for_data(device) if device.type == "cuda" else 0
     resident = store.nbytes <= resident_bytes
     make = partial(PatchSampler, store, size=size, device=device, resident=resident)
     return make("train", jitter=Jitter()), make("validation", jitter=None)

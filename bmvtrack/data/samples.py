@@ -190,6 +190,23 @@ class Sampler:
         return level
 
 
+class HostSampler:
+    """Draws from a bank that stays on the host, for it is too large for the device, and sends batches.
+
+    Args:
+        sampler: of that bank.
+        device: that batches are sent to.
+    """
+
+    def __init__(self, sampler: BatchSource, device: torch.device) -> None:
+        self.sampler, self.device = sampler, device
+
+    def draw(self, count: int, generator: torch.Generator) -> Batch:
+        """A batch of ``count`` samples on the device; ``generator`` may be there."""
+        on_host = torch.Generator().manual_seed(host_seed(generator))
+        return self.sampler.draw(count, on_host).to(self.device)
+
+
 class MixedSampler:
     """Draws each batch from several samplers, in fixed shares.
 

@@ -91,8 +91,8 @@ class PretrainOptions:
     validation_share: float = 0.05
     """of the sequences (or stills) of each data set; a youtube-vos store is split already"""
     resident_gigabytes: float | None = None
-    """a youtube-vos store up to this size is kept on the device, a larger one streamed from disk;
-    default: half of a GPU's free memory, none on a CPU"""
+    """data up to this size, each of `data` for itself, is kept on the device; a larger youtube-vos store
+    is streamed from disk, other data drawn and cropped on the host. Default: half of a GPU's free memory"""
     validate_every: int = 250
     """steps between validations; a checkpoint is written at each"""
     device: str = "auto"

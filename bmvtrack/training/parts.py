@@ -9,7 +9,8 @@ from bmvtrack.data import sources
 from bmvtrack.data.augmentation import Jitter
 from bmvtrack.data.batch import BatchSource
 from bmvtrack.data.patch_sampler import store_samplers
-from bmvtrack.data.samples import MixedSampler, Sampler
+from bmvtrack.data.samples import HostSampler, MixedSampler, Sampler
+from bmvtrack.devices import room_for_data
 from bmvtrack.errors import UserError
 from bmvtrack.models import (
     BetaMVAE,
@@ -124,6 +125,8 @@ def _samplers_of(
     source: str, options: PretrainOptions, device: torch.device
 ) -> tuple[BatchSource, BatchSource]:
     assert options.input_size is not None
+    gigabytes = options.resident_gigabytes
+    limit = None if gigabytes is None else 1e9 * gigabytes
     store = sources.load_store(source)
     if store is not None:
         if options.mode != "paper":
@@ -131,15 +134,14 @@ def _samplers_of(
                 f"{source} holds patches centred on their object, and --mode {options.mode} needs "
                 "what lies around them; give --mode paper"
             )
-        gigabytes = options.resident_gigabytes
-        limit = None if gigabytes is None else 1e9 * gigabytes
         return store_samplers(store, options.input_size, device, limit)
     sequences = sources.load_sequences(
         source, synthetic_count=options.synthetic_count, seed=options.seed
     )
     bank = sources.load_bank(source, sequences, options.longest_side)
     parts = bank.split(options.validation_share, options.seed)
-    bank = bank.to(device)
+    home = home_of(bank.nbytes, device, limit)
+    bank = bank.to(home)
     channels = 4 if options.mode == "tracking" else 3
     jitter = Jitter(
         strengths=options.jitter,
@@ -150,7 +152,7 @@ def _samplers_of(
     train, validation = (
         Sampler(
             bank,
-            targets.to(device),
+            targets.to(home),
             options.input_size,
             channels,
             options.mode,
@@ -160,4 +162,18 @@ def _samplers_of(
         )
         for targets, augment in zip(parts, (True, False), strict=True)
     )
+    if home != device:
+        return HostSampler(train, device), HostSampler(validation, device)
     return train, validation
+
+
+def home_of(size: int, device: torch.device, limit: float | None = None) -> torch.device:
+    """Where a bank is kept: on the device that trains if it fits there, else on the host.
+
+    Args:
+        size: of the bank in bytes.
+        device: that trains.
+        limit: bytes that fit; None: as many as :func:`~bmvtrack.devices.room_for_data` says.
+    """
+    fits = size <= (room_for_data(device) if limit is None else limit)
+    return device if fits else torch.device("cpu")
