@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 import platform
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -19,13 +18,13 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from rich.console import Console
 from rich.table import Table
 from stable_baselines3 import SAC
-from torch.utils.data import DataLoader, IterableDataset
 
 from agents.options import TrainOptions
+from agents.replay import TensorReplayBuffer
 from agents.tracker import agent_tracker
 from agents.training import make_environments, make_model
 from bmvtrack.data import sources
-from bmvtrack.data.batch import Batch, BatchSource
+from bmvtrack.data.batch import Mode
 from bmvtrack.data.sequence import VideoSequence
 from bmvtrack.data.synthetic import synthetic_sequences
 from bmvtrack.devices import resolved_device
@@ -35,9 +34,9 @@ from bmvtrack.motion import AT_REST
 from bmvtrack.perception import DEFAULT_WEIGHTS, Perception
 from bmvtrack.tracking.learned import learned_tracker
 from bmvtrack.training import PretrainOptions
-from bmvtrack.training.objective import objective
-from bmvtrack.training.parts import build_network
+from bmvtrack.training.options import Architecture
 from bmvtrack.training.pretrain import PretrainRun
+from bmvtrack.training.speed import rate, rates_in_turn, training_profile, training_rates
 from envs import BMVTrackEnv, BMVTrackVectorEnv
 
 Part = Literal["training", "environment", "agent", "tracking"]
@@ -55,20 +54,36 @@ class BenchmarkOptions:
     """`auto`, `cpu` or `cuda`"""
     seconds: float = 5.0
     """spent on each measurement, after a warm-up"""
-    width: int = 32
-    """of the network that is trained"""
-    input_size: int = 128
-    """of the network that is trained"""
+    mode: Mode = "tracking"
+    """of pretraining, with all that pretrain_vae.py's modes set"""
+    architecture: Architecture = "resnet-unet"
+    """of the network that is trained: `resnet-unet`, `beta-mvae` or `beta-mvunet`"""
+    width: int | None = None
+    """of the network that is trained; default by architecture"""
+    input_size: int | None = None
+    """of the network that is trained; default by mode"""
     batch_size: int = 32
     """of pretraining"""
+    train_data: tuple[str, ...] = ("synthetic",)
+    """to pretrain on, named as for pretrain_vae.py"""
     data: str = "synthetic"
     """sequences that environments and agent see: `synthetic` or davis16:FOLDER"""
-    environments: tuple[int, ...] = (1, 16, 64)
+    environments: tuple[int, ...] = (1, 16, 64, 256, 1024)
     """numbers N of environments side by side"""
-    most_single: int = 64
-    """of these, most that single environments are stepped for in turn"""
+    most_single: int = 256
+    """of these, most that single environments are stepped for in turn, which takes long for many"""
+    profile: bool = False
+    """also print which operators pretraining spends its time in"""
     out: Path | None = None
     """JSON file to write"""
+
+
+@dataclass
+class Measured:
+    """What was measured, by name."""
+
+    per_second: dict[str, float] = field(default_factory=dict)
+    bytes: dict[str, int] = field(default_factory=dict)
 
 
 def run_benchmark(options: BenchmarkOptions) -> None:
@@ -82,58 +97,32 @@ def run_benchmark(options: BenchmarkOptions) -> None:
     if not options.parts or not options.environments or min(options.environments) < 1:
         raise UserError("--parts and --environments need at least one each, and numbers from 1 on")
     device = resolved_device(options.device)
-    measured: dict[str, float] = {}
+    measured = Measured()
     for part in options.parts:
-        measured |= PARTS[part](options, device)
+        PARTS[part](options, device, measured)
     machine = f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads"
     if device == "cuda":
         machine = torch.cuda.get_device_name()
-    table = Table("what", "per second", title=f"{machine}; torch {torch.__version__}")
-    for name, rate in measured.items():
-        table.add_row(name, f"{rate:,.1f}")
-    Console().print(table)
+    title = f"{machine}; torch {torch.__version__}"
+    console = Console()
+    for unit, values in asdict(measured).items():
+        if values:
+            table = Table("what", unit.replace("_", " "), title=title)
+            for name, value in values.items():
+                table.add_row(name, f"{value:,.1f}" if unit == "per_second" else f"{value:,}")
+            console.print(table)
     if options.out is not None:
-        result = {"machine": machine, "torch": torch.__version__, "per_second": measured}
+        result = {"machine": machine, "torch": torch.__version__, **asdict(measured)}
         write_text(options.out, json.dumps(result, indent=2) + "\n")
 
 
-def rate(step: Callable[[], object], seconds: float, device: str, warm_up: int = 3) -> float:
-    """Calls per second of ``step``, over about ``seconds`` after a warm-up."""
-    for _ in range(warm_up):
-        step()
-    if device == "cuda":
-        torch.cuda.synchronize()
-    count, started = 0, time.perf_counter()
-    while time.perf_counter() - started < seconds:
-        step()
-        count += 1
-    if device == "cuda":
-        torch.cuda.synchronize()
-    return count / (time.perf_counter() - started)
-
-
-def rates_in_turn(
-    steps: Mapping[str, Callable[[], object]], seconds: float, device: str, rounds: int = 20
-) -> dict[str, float]:
-    """:func:`rate` of each step, in short turns: other load on the machine weighs on all alike.
-
-    Args:
-        steps: by name.
-        seconds: for each.
-        device: that they run on.
-        rounds: of turns; the median counts.
-    """
-    turns = [
-        {name: rate(step, seconds / rounds, device, warm_up=1) for name, step in steps.items()}
-        for _ in range(rounds)
-    ]
-    return {name: float(np.median([turn[name] for turn in turns])) for name in steps}
-
-
-def training_rates(options: BenchmarkOptions, device: str) -> dict[str, float]:
-    """Patches/s of whole pretraining steps in tracking mode, and of a plain loop over the same."""
+def measure_training(options: BenchmarkOptions, device: str, measured: Measured) -> None:
+    """Patches/s and GFLOP/s of pretraining."""
     run = PretrainRun(
         PretrainOptions(
+            data=options.train_data,
+            mode=options.mode,
+            architecture=options.architecture,
             width=options.width,
             input_size=options.input_size,
             batch_size=options.batch_size,
@@ -144,53 +133,17 @@ def training_rates(options: BenchmarkOptions, device: str) -> dict[str, float]:
             device=device,
         ).resolved()
     )
-    ours = options.batch_size * rate(run.training_step, options.seconds, device)
-    plain = options.batch_size * rate(plain_step(run, options.batch_size), options.seconds, device)
-    return {"pretraining, patches/s": ours, "plain loop over a DataLoader, patches/s": plain}
+    measured.per_second |= training_rates(run, options.seconds)
+    if options.profile:
+        print(training_profile(run))
 
 
-class OneByOne(IterableDataset[Batch]):
-    """The run's samples as a data set gives them: one at a time, from workers."""
-
-    def __init__(self, source: BatchSource) -> None:
-        self.source = source
-
-    def __iter__(self) -> Iterator[Batch]:
-        torch.set_num_threads(1)
-        generator = torch.Generator().manual_seed(torch.initial_seed() % 2**63)
-        while True:
-            yield self.source.draw(1, generator)
-
-
-def plain_step(run: PretrainRun, batch_size: int) -> Callable[[], None]:
-    """What one writes first: a DataLoader with workers, float32, NCHW, the same network and loss."""
-    device = run.fabric.device
-    network = build_network(run.options).to(device)
-    optimizer = torch.optim.AdamW(network.parameters())
-    source = OneByOne(run.train_sampler)
-    workers = min(8, os.cpu_count() or 1) if device.type == "cpu" else 0
-    loader = DataLoader(source, batch_size, num_workers=workers, collate_fn=Batch.cat)
-    batches = iter(loader)
-
-    def step() -> None:
-        batch = next(batches)
-        batch = batch.to(device)
-        output = network(batch.patches)
-        terms = objective(output, batch, network.bottleneck, 0.01, 0.1, class_weights="none")
-        optimizer.zero_grad()
-        terms["total"].backward()
-        optimizer.step()
-
-    return step
-
-
-def environment_rates(options: BenchmarkOptions, device: str) -> dict[str, float]:
+def measure_environments(options: BenchmarkOptions, device: str, measured: Measured) -> None:
     """Steps/s with boxes at rest: N single environments in turn, and N stepped together, these also with
-    the encoder in bfloat16."""
+    the encoder in bfloat16; bytes of their frames."""
     perception = Perception.load(options.weights, device)
     reduced = Perception(perception.network, device, "bfloat16")
     sequences = benchmark_sequences(options)
-    rates = {}
     for count in options.environments:
         arguments: dict[str, Any] = {"sequences": sequences, "coordinates": "object"}
         makers = [lambda: BMVTrackEnv(weights=perception, **arguments)] * count  # noqa: B023
@@ -206,15 +159,16 @@ def environment_rates(options: BenchmarkOptions, device: str) -> dict[str, float
                 continue
             environment.reset(seed=0)
             step = partial(environment.step, at_rest)
-            rates[f"{name}, N = {count}, steps/s"] = count * rate(step, options.seconds, device)
-    return rates
+            per_second = rate(step, options.seconds, device, warm_up=3 if count <= 64 else 1)
+            measured.per_second[f"{name}, N = {count}, steps/s"] = count * per_second
+            if isinstance(environment, BMVTrackVectorEnv):
+                measured.bytes["frames of the environments"] = environment.frame_bytes
 
 
-def agent_rates(options: BenchmarkOptions, device: str) -> dict[str, float]:
-    """Updates/s of the same networks by Stable-Baselines3's loop and by ours; whole training."""
+def measure_agent(options: BenchmarkOptions, device: str, measured: Measured) -> None:
+    """Updates/s of the same networks by Stable-Baselines3's loop and by ours; whole training; replay."""
     perception = Perception.load(options.weights, device)
     sequences = benchmark_sequences(options)
-    rates: dict[str, float] = {}
     with tempfile.TemporaryDirectory() as folder:
         train = TrainOptions(out=Path(folder), learning_starts=256)
         model = make_model(train, make_environments(train, perception, sequences), device)
@@ -223,12 +177,15 @@ def agent_rates(options: BenchmarkOptions, device: str) -> dict[str, float]:
             "Stable-Baselines3's update, updates/s": partial(SAC.train, model, 1, train.batch_size),
             "our update, updates/s": partial(model.train, 1, train.batch_size),
         }
-        rates |= rates_in_turn(updates, options.seconds, device)
+        measured.per_second |= rates_in_turn(updates, options.seconds, device)
         started, before = time.perf_counter(), model.num_timesteps
         model.learn(round(200 * options.seconds), reset_num_timesteps=False)
         steps = model.num_timesteps - before
-        rates["agent training, steps/s"] = steps / (time.perf_counter() - started)
-    return rates
+        measured.per_second["agent training, steps/s"] = steps / (time.perf_counter() - started)
+        assert isinstance(model.replay_buffer, TensorReplayBuffer)
+        measured.bytes["a transition in the replay buffer"] = (
+            model.replay_buffer.bytes_per_transition
+        )
 
 
 def benchmark_sequences(options: BenchmarkOptions) -> list[VideoSequence]:
@@ -238,14 +195,13 @@ def benchmark_sequences(options: BenchmarkOptions) -> list[VideoSequence]:
     return [sequence.in_memory() for sequence in sources.load_sequences(options.data)]
 
 
-def tracking_rates(options: BenchmarkOptions, device: str) -> dict[str, float]:
+def measure_tracking(options: BenchmarkOptions, device: str, measured: Measured) -> None:
     """Frames of one stream, read beforehand, of the encoder alone and of the agent."""
     sequence = synthetic_sequences(1, seed=901)[0].in_memory()
     factories = {
         "prior": learned_tracker("prior", options.weights, device),
         "agent": agent_tracker(options.weights, device),
     }
-    rates = {}
     for name, factory in factories.items():
         tracker = factory(sequence, 0)
         tracker.init(sequence.frame(0), sequence.boxes[0])
@@ -254,13 +210,12 @@ def tracking_rates(options: BenchmarkOptions, device: str) -> dict[str, float]:
         def update() -> None:
             tracker.update(sequence.frame(next(frames) % len(sequence)))  # noqa: B023
 
-        rates[f"tracking by {name}, frames/s"] = rate(update, options.seconds, device)
-    return rates
+        measured.per_second[f"tracking by {name}, frames/s"] = rate(update, options.seconds, device)
 
 
-PARTS: dict[Part, Callable[[BenchmarkOptions, str], dict[str, float]]] = {
-    "training": training_rates,
-    "environment": environment_rates,
-    "agent": agent_rates,
-    "tracking": tracking_rates,
+PARTS: dict[Part, Callable[[BenchmarkOptions, str, Measured], None]] = {
+    "training": measure_training,
+    "environment": measure_environments,
+    "agent": measure_agent,
+    "tracking": measure_tracking,
 }

@@ -186,7 +186,7 @@ def _train(
     model = make_model(options, environments, str(perception.device))
     evaluation = BMVTrackVectorEnv(
         len(clips),
-        weights=perception,
+        weights=Perception(perception.network, perception.device),  # float32, whatever learns
         coordinates=options.coordinates,
         lost_after=_NEVER,
         clips=clips,

@@ -6,7 +6,7 @@ At the start δ = 0 and T = I: the untrained agent *is* the prior. In whitened c
     KL(π ‖ prior) = ½(‖T‖²_F + |δ|² − 5 − 2 Σ log T_ii).
 
 ``action_log_prob`` returns this KL in the place where SAC expects log π; with a target entropy of −KL_target
-Stable-Baselines3's training loop then minimises α·KL − Q and tunes α so that KL meets its target.
+SAC's update then minimises α·KL − Q and tunes α so that KL meets its target.
 """
 
 from __future__ import annotations

@@ -5,6 +5,7 @@ numbers of one run, as ratios.
 
     python scripts/benchmark.py
     python scripts/benchmark.py --parts environment --environments 1 16 64 256 --device cuda
+    python scripts/benchmark.py --parts training --mode paper --architecture beta-mvunet --profile
 """
 
 from agents.benchmark import BenchmarkOptions, run_benchmark

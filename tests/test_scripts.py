@@ -42,9 +42,11 @@ def test_benchmark_writes_its_table(run, perception: Perception, tmp_path: Path)
     where = ["--weights", "weights", "--device", "cpu", "--out", "speed.json"]
     result = run("benchmark.py", *sizes, *where)
     assert result.status == 0, result.errors
-    speeds = json.loads((tmp_path / "speed.json").read_text())["per_second"]
-    assert len(speeds) == 12
-    assert all(value > 0 for value in speeds.values())
+    written = json.loads((tmp_path / "speed.json").read_text())
+    assert len(written["per_second"]) == 14
+    assert len(written["bytes"]) == 2
+    for name, value in [*written["per_second"].items(), *written["bytes"].items()]:
+        assert value > 0, name
 
 
 @pytest.mark.parametrize("name", sorted(path.name for path in SCRIPTS.glob("*.py")))

@@ -6,10 +6,12 @@ from functools import partial
 import pytest
 import torch
 from rectangles import write_rectangles
+from torch.utils.flop_counter import FlopCounterMode
 
 from bmvtrack.models import load_network
 from bmvtrack.training import PretrainOptions, pretrain
 from bmvtrack.training.pretrain import PretrainRun
+from bmvtrack.training.speed import training_profile, training_rates
 
 MODES = pytest.mark.parametrize("mode", ["paper", "tracking"])
 
@@ -46,6 +48,19 @@ def test_a_compiled_run_is_the_same_run(options, tmp_path, monkeypatch, template
     assert names == ["encode", *given, "decode"]
     for out in (options.out, tmp_path / "compiled"):
         assert load_network(out / "last").input_size == 64
+
+
+@MODES
+def test_arithmetic_is_counted_per_patch(options, mode):
+    run = PretrainRun(replace(options, mode=mode, steps=10**6).resolved())
+    speeds = training_rates(run, 0.05)
+    assert all(value > 0 for value in speeds.values())
+    patches = torch.zeros(2, run.network.input_channels, 64, 64)
+    with FlopCounterMode(display=False) as forward:
+        run.network(patches)
+    counted = 1e9 * speeds["pretraining, GFLOP/s"] / speeds["pretraining, patches/s"]
+    assert 2.5 < 2 * counted / forward.get_total_flops() < 4  # once forward, twice backward, crops
+    assert "aten::" in training_profile(run)
 
 
 @pytest.mark.gpu

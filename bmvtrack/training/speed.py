@@ -1,0 +1,143 @@
+"""How fast pretraining is: whole steps, beside a plain loop, and in arithmetic beside matrix products."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping
+
+import numpy as np
+import torch
+from torch.profiler import ProfilerActivity, profile
+from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.flop_counter import FlopCounterMode
+
+from bmvtrack.data.batch import Batch, BatchSource
+from bmvtrack.training.objective import objective
+from bmvtrack.training.parts import build_network, build_optimizer
+from bmvtrack.training.pretrain import PretrainRun
+
+_SIDES = {"cpu": 2048, "cuda": 8192}  # of matrices that keep a device busy
+_PROFILED_STEPS, _PROFILED_ROWS = 3, 20
+
+
+def rate(step: Callable[[], object], seconds: float, device: str, warm_up: int = 3) -> float:
+    """Calls per second of ``step``, over about ``seconds`` after a warm-up."""
+    for _ in range(warm_up):
+        step()
+    if device == "cuda":
+        torch.cuda.synchronize()
+    count, started = 0, time.perf_counter()
+    while time.perf_counter() - started < seconds:
+        step()
+        count += 1
+    if device == "cuda":
+        torch.cuda.synchronize()
+    return count / (time.perf_counter() - started)
+
+
+def rates_in_turn(
+    steps: Mapping[str, Callable[[], object]], seconds: float, device: str, rounds: int = 20
+) -> dict[str, float]:
+    """:func:`rate` of each step, in short turns: other load on the machine weighs on all alike.
+
+    Args:
+        steps: by name.
+        seconds: for each.
+        device: that they run on.
+        rounds: of turns; the median counts.
+    """
+    turns = [
+        {name: rate(step, seconds / rounds, device, warm_up=1) for name, step in steps.items()}
+        for _ in range(rounds)
+    ]
+    return {name: float(np.median([turn[name] for turn in turns])) for name in steps}
+
+
+def training_rates(run: PretrainRun, seconds: float) -> dict[str, float]:
+    """Patches/s of whole pretraining steps and of a plain loop over the same; GFLOP/s of the first.
+
+    Operations are counted while a step runs (products of the passes forward and backward, and of
+    cropping); what the device can do at most is measured on products of large matrices in the same
+    precision.
+
+    Args:
+        run: to measure; its network is trained by it.
+        seconds: spent on each.
+    """
+    device, count = run.fabric.device, run.batch_size
+    ours = count * rate(run.training_step, seconds, device.type)
+    with FlopCounterMode(display=False) as counter:
+        run.training_step()
+    operations = counter.get_total_flops() / count
+    return {
+        "pretraining, patches/s": ours,
+        "plain loop over a DataLoader, patches/s": count
+        * rate(plain_step(run), seconds, device.type),
+        "pretraining, GFLOP/s": 1e-9 * operations * ours,
+        "products of matrices, GFLOP/s": matrix_rate(device, precision_of(run), seconds),
+    }
+
+
+def precision_of(run: PretrainRun) -> torch.dtype:
+    """That convolutions and products are computed in."""
+    reduced = run.fabric.strategy.precision.precision == "bf16-mixed"
+    return torch.bfloat16 if reduced else torch.float32
+
+
+def matrix_rate(device: torch.device, dtype: torch.dtype, seconds: float) -> float:
+    """GFLOP/s of products of square matrices, as large as the device is at its best with."""
+    side = _SIDES[device.type]
+    first, second = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
+    return 1e-9 * 2 * side**3 * rate(lambda: first @ second, seconds, device.type)
+
+
+def training_profile(run: PretrainRun) -> str:
+    """A table of the operators that a few training steps spend their time in, those first that take most."""
+    on_gpu = run.fabric.device.type == "cuda"
+    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]
+    run.training_step()
+    with profile(activities=activities) as recorded:
+        for _ in range(_PROFILED_STEPS):
+            run.training_step()
+    key = "self_cuda_time_total" if on_gpu else "self_cpu_time_total"
+    table: str = recorded.key_averages().table(sort_by=key, row_limit=_PROFILED_ROWS)
+    return table
+
+
+class OneByOne(IterableDataset[Batch]):
+    """The run's samples as a data set gives them: one at a time, from workers."""
+
+    def __init__(self, source: BatchSource) -> None:
+        self.source = source
+
+    def __iter__(self) -> Iterator[Batch]:
+        torch.set_num_threads(1)
+        generator = torch.Generator().manual_seed(torch.initial_seed() % 2**63)
+        while True:
+            yield self.source.draw(1, generator)
+
+
+def plain_step(run: PretrainRun) -> Callable[[], None]:
+    """What one writes first: a DataLoader with workers, float32, NCHW; the same network, loss, optimiser."""
+    options, device = run.options, run.fabric.device
+    assert options.beta is not None
+    assert options.likelihood is not None
+    assert options.class_weights is not None
+    weights = options.beta, options.likelihood, options.kl_direction, options.class_weights
+    network = build_network(options, run.network.classes).to(device)
+    optimizer, _ = build_optimizer(network, options, device)
+    workers = min(8, os.cpu_count() or 1) if device.type == "cpu" else 0
+    source = OneByOne(run.train_sampler)
+    loader = DataLoader(source, run.batch_size, num_workers=workers, collate_fn=Batch.cat)
+    batches = iter(loader)
+
+    def step() -> None:
+        batch = next(batches).to(device)
+        output = network(batch.patches)
+        terms = objective(output, batch, network.bottleneck, *weights)
+        optimizer.zero_grad()
+        terms["total"].backward()
+        optimizer.step()
+
+    return step
