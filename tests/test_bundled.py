@@ -1,5 +1,7 @@
 """The weights that come with the package."""
 
+import re
+
 import numpy as np
 import pytest
 
@@ -25,6 +27,8 @@ def test_small_enough_and_described() -> None:
         card = (folder / "README.md").read_text(encoding="utf-8")
         for word in (name, "retrain.py", "data", "budget", "seed", "results", "licence"):
             assert word in card
+        (results,) = (line for line in card.splitlines() if line.startswith("| results |"))
+        assert re.search(r"0\.\d{3}", results), "a card says what the weights are worth"
 
 
 def test_encoder_and_agent_belong_together() -> None:
