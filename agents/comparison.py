@@ -27,7 +27,7 @@ from bmvtrack.errors import UserError
 from bmvtrack.files import write_text
 from bmvtrack.perception import Perception
 from envs.clips import Clip, ClipSource
-from envs.vector_env import BMVTrackVectorEnv
+from envs.vector_env import GIBIBYTE, BMVTrackVectorEnv
 
 # As Stable-Baselines3 would set them.
 _DEFAULTS = {"learning_rate": 3e-4, "actor_hidden": (256, 256), "critic_hidden": (256, 256)}
@@ -97,7 +97,8 @@ def compare(
         methods: any of :data:`METHODS`.
 
     Raises:
-        UserError: if the folder holds runs with other options, or that were judged on other clips.
+        UserError: on options that cannot be, or if the folder holds runs with other options, or that
+            were judged on other clips.
     """
     device = resolved_device(options.device)
     perception = Perception.load(options.weights, device, options.precision)
@@ -105,6 +106,9 @@ def compare(
     (source,) = options.data
     training = with_mirrors(options, source, training)
     deadline = time.monotonic() + 60 * (max_minutes or math.inf)
+    runs = [replace(options, seed=seed, **METHODS[m]) for seed in seeds for m in methods]
+    for run in runs:
+        run.check()
     curves = []
     for seed in seeds:  # every method once, then the next seed: a part is a fair comparison, too
         for method in methods:
@@ -166,6 +170,10 @@ class _Evaluations(BaseCallback):
             self._evaluate()
         return True
 
+    def _on_training_end(self) -> None:
+        if self.num_timesteps != self.steps[-1]:
+            self._evaluate()
+
     def _evaluate(self) -> None:
         assert isinstance(self.model, SAC)
         overlaps = clip_overlaps(_actions_of(self.model), self.environment)
@@ -189,6 +197,7 @@ def _train(
         weights=Perception(perception.network, perception.device),  # float32, whatever learns
         coordinates=options.coordinates,
         lost_after=_NEVER,
+        cache_bytes=int(options.cache_gigabytes * GIBIBYTE),
         clips=clips,
     )
     callback = _Evaluations(
@@ -234,8 +243,10 @@ def _stored(path: Path, options: TrainOptions, clips: Sequence[Clip]) -> Curve |
         expected = options.fixed() | {"steps": options.steps}
         if values["options"] != json.loads(json.dumps(expected)):
             raise UserError(f"{path} is of a run with other options; give another --out")
-        if values["clips"] != _played(clips):
-            raise UserError(f"{path} was judged on other test clips; give another --out")
+        if values.get("clips") != _played(clips):
+            raise UserError(
+                f"{path} was judged on other test clips, or does not say on which; give another --out"
+            )
         overlaps = np.array(values["overlaps"], dtype=np.float64)
         steps, names = np.array(values["steps"]), tuple(clip.sequence.name for clip in clips)
         return Curve(values["method"], options.seed, steps, overlaps, names)

@@ -265,6 +265,9 @@ class LatentPriorPolicy(SACPolicy):
                 "to learn; take StateExtractor"
             )
 
+    def _get_constructor_parameters(self) -> dict[str, Any]:
+        return super()._get_constructor_parameters() | {"correlated": self.correlated}
+
     def make_actor(
         self, features_extractor: BaseFeaturesExtractor | None = None
     ) -> LatentPriorActor:

@@ -157,7 +157,7 @@ def retrain(options: RecipeOptions, console: Console | None = None) -> Path | No
         return None
     for name, (made, result) in _RESULTS.items():
         shutil.copytree(options.out / made, options.out / result, dirs_exist_ok=True)
-        console.print(f"{name}: {options.out / result}", soft_wrap=True)
+        console.print(f"{name}: {options.out / result}", soft_wrap=True, markup=False)
     return options.out / "weights"
 
 

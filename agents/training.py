@@ -59,7 +59,8 @@ def train_agent(options: TrainOptions, console: Console | None = None) -> float:
         state = resumed_state(options.out / "checkpoints", options.fixed())
         restore_training_state(model, state)
         best = float(state["best"])
-        console.print(f"resuming {options.out} at step {model.num_timesteps} of {options.steps}")
+        at = f"at step {model.num_timesteps} of {options.steps}"
+        console.print(f"resuming {options.out} {at}", markup=False)
     evaluation = make_environments(options, perception, clips=clips)
     keeper = _Keeper(options, perception)
     evaluator = EvalCallback(
@@ -101,7 +102,8 @@ def train_agent(options: TrainOptions, console: Console | None = None) -> float:
         f"best evaluation: {reward:.2f} a clip (sum of IoU over {options.clip_length} steps)"
         + (", before the first step" if reward == untrained else "")
     )
-    console.print(f"written to {options.out / 'best'} and {options.out / 'last'}", soft_wrap=True)
+    written = f"written to {options.out / 'best'} and {options.out / 'last'}"
+    console.print(written, soft_wrap=True, markup=False)
     return reward
 
 

@@ -75,7 +75,7 @@ def print_results(*tables: Table, out: Path) -> None:
         console.width = _PIPE_WIDTH
     for table in tables:
         console.print(table)
-    console.print(f"written to {out}", soft_wrap=True)
+    console.print(f"written to {out}", soft_wrap=True, markup=False)
 
 
 def check_output_folder(out: Path) -> None:

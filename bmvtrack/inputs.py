@@ -77,7 +77,7 @@ def rotated_box(box: Any, width: int, height: int) -> FloatArray:
     if numbers[2:4].min() < geometry.MINIMUM_SIDE:
         raise UserError(f"a box is at least a pixel wide and high: {text}")
     if len(numbers) == 5 and abs(numbers[4]) > 2 * np.pi:
-        raise UserError(f"the angle of a box is in radians: {text}")
+        raise UserError(f"the angle of a box is in radians, within one turn: {text}")
     rbbox = numbers if len(numbers) == 5 else upright_box(numbers)
     if not meets_frame(rbbox, width, height):
         raise UserError(f"the box {text} lies outside the frame, which is {width}×{height}")

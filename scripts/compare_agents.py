@@ -78,6 +78,8 @@ def main() -> None:
         mirror=options.mirror,
     )
     train.check()
+    if options.max_minutes is not None and not options.max_minutes > 0:
+        raise UserError(f"--max-minutes must be positive, not {options.max_minutes}")
     if not options.seeds or options.test_clips < 1:
         raise UserError("--seeds needs at least one number, and --test-clips is at least 1")
     training = sources.load_sequences(

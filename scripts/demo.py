@@ -103,7 +103,7 @@ def main() -> None:
     console.print(
         f"took {(time.monotonic() - started) / 60:.1f} minutes; rotated AO: {results(summary)}"
     )
-    console.print(f"report: {report}", soft_wrap=True)
+    console.print(f"report: {report}", soft_wrap=True, markup=False)
 
 
 def track(options: Options, run: Path, console: Console) -> dict[str, Any]:

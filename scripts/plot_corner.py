@@ -87,8 +87,13 @@ class View:
         return np.asarray(self.sequence.boxes[self.frame - 1])
 
     def look(self, perception: Perception) -> MotionPrior:
-        """What the encoder says of the motion to this frame, in ``object`` coordinates."""
-        percept = perception.look(self.sequence.frame(self.frame), self.box)
+        """What the encoder says of the motion to this frame, in ``object`` coordinates.
+
+        As a tracker hears it that started from the first frame with an object.
+        """
+        first = int(np.flatnonzero(self.sequence.present)[0])
+        template = perception.remember(self.sequence.frame(first), self.sequence.boxes[first])
+        percept = perception.look(self.sequence.frame(self.frame), self.box, template)
         return MotionPrior(percept.mean[0].cpu().numpy(), percept.covariance[0].cpu().numpy())
 
 

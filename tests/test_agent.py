@@ -9,7 +9,7 @@ from gymnasium import spaces
 from safetensors.torch import load_file, save_file
 from stable_baselines3 import SAC
 
-from agents.policy import LatentPriorActor, StateExtractor, TwinNetwork
+from agents.policy import LatentPriorActor, LatentPriorPolicy, StateExtractor, TwinNetwork
 from agents.replay import TensorReplayBuffer
 from agents.sac import LatentPriorSAC
 from agents.sb3_env import StableBaselinesEnv
@@ -26,7 +26,7 @@ from bmvtrack.errors import UserError
 from bmvtrack.perception import Perception
 from bmvtrack.prior import named, push_forward
 from envs.bmvtrack_env import BMVTrackEnv
-from envs.state import observation_space
+from envs.state import action_space, observation_space
 from envs.vector_env import BMVTrackVectorEnv
 
 FEATURES = 6
@@ -316,6 +316,16 @@ def test_actor_is_stored_in_half_precision(tmp_path: Path, actor: LatentPriorAct
     expected, _ = actor.predict(state, deterministic=True)
     found, _ = stored.actor.predict(state, deterministic=True)
     np.testing.assert_allclose(found, expected, atol=2e-3)
+
+
+def test_a_saved_policy_is_loaded_with_its_kind(tmp_path: Path) -> None:
+    space, actions = observation_space(FEATURES), action_space("object")
+    policy = LatentPriorPolicy(space, actions, lambda _: 1e-3, correlated=False)
+    policy.save(str(tmp_path / "policy"))
+    loaded = LatentPriorPolicy.load(str(tmp_path / "policy"))
+    assert isinstance(loaded, LatentPriorPolicy)
+    assert not loaded.correlated
+    assert not loaded.actor.prior.correlated
 
 
 def test_plain_actor_is_stored_too(env: BMVTrackEnv, tmp_path: Path) -> None:

@@ -77,7 +77,12 @@ def test_every_method_runs_once_and_is_kept(options, sequences):
     assert {path: path.read_text() for path in options.out.glob("*.json")} == files
     with pytest.raises(UserError, match="other options; give another --out"):
         compare(replace(options, gamma=0.1), *arguments[1:])
-    with pytest.raises(UserError, match="other test clips; give another --out"):
+    uneven = replace(options, steps=16, out=options.out / "uneven")
+    (last,) = compare(uneven, [0], *arguments[2:], methods=["plain SAC, object"])
+    assert last.steps.tolist() == [0, 12, 16]
+    with pytest.raises(UserError, match="--seed must not be negative"):
+        compare(options, [-1], *arguments[2:])
+    with pytest.raises(UserError, match="other test clips, or does not say on which"):
         compare(*arguments[:3], sequences[1:], *arguments[4:])
     damaged = min(files)
     damaged.write_text(json.dumps({"options": {}})[:-1])

@@ -133,7 +133,9 @@ def test_posteriors_of_frames_beside_the_prior(run, tmp_path):
     assert list(gaussians) == ["prior davis16", "davis16-duts, bee 2", "davis16-duts, bee 4"]
     assert not samples
     bee = load_davis16(root)[1]
-    percept = Perception.load().look(bee.frame(4), bee.boxes[3])
+    perception = Perception.load()
+    template = perception.remember(bee.frame(0), bee.boxes[0])
+    percept = perception.look(bee.frame(4), bee.boxes[3], template)
     assert_allclose(gaussians["davis16-duts, bee 4"].mean, percept.mean[0], rtol=1e-5)
     ((pushed, _),) = run(*data, "4", "--coordinates", "frame")[2]
     for name, gaussian in pushed.items():

@@ -13,9 +13,11 @@ from bmvtrack import geometry
 from bmvtrack.data.sequence import VideoSequence
 from bmvtrack.errors import UserError
 from bmvtrack.inputs import rotated_box, upright_box
+from bmvtrack.iou import rotated_iou
 from bmvtrack.tracking.bootstrap import bootstrap_mean, paired_difference
 from bmvtrack.tracking.protocols import (
     check_sequence,
+    first_box,
     one_pass,
     one_thread,
     run_protocol,
@@ -161,6 +163,14 @@ def test_what_a_tracker_would_refuse_is_no_start():
     for first in (outside, thin):
         with pytest.raises(UserError, match="'given': the box of its first frame lies outside"):
             check_sequence(annotated(first, inside))
+
+
+def test_what_turns_and_turns_can_be_started_from():
+    boxes = np.array([[80.0, 60, 40, 20, 0.5 * t] for t in range(40)])
+    spinning = VideoSequence("spinning", 40, lambda t: FRAME, given_boxes=boxes)
+    for start in (0, 13, 39):
+        box = first_box(spinning, start, upright=False)
+        assert rotated_iou(rotated_box(box, 160, 120), boxes[start]) > 0.999
 
 
 @pytest.mark.parametrize("box", [(20, 20, 1, 20), (150, 20, 30, 20), (-29, 20, 30, 20)])

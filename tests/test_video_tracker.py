@@ -212,7 +212,10 @@ def test_opencv_s_rectangle_is_taken_as_it_is(sequence: VideoSequence) -> None:
         ((100, 290, 20, 20, 0.7), "outside the frame"),
         ("here", "x, y, w, h, or a rotated box"),
         (None, "x, y, w, h"),
-        ((100, 100, 20, 20, 45), "the angle of a box is in radians: 100, 100, 20, 20, 45"),
+        (
+            (100, 100, 20, 20, 45),
+            "the angle of a box is in radians, within one turn: 100, 100, 20, 20, 45",
+        ),
         (np.zeros((240, 320), dtype=bool), "the mask is empty"),
         (np.ones((24, 32), dtype=bool), "the mask is 32×24 but the frame is 320×240"),
         (np.ones((240, 320)), "boolean or integer, not float64"),

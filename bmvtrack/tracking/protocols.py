@@ -6,6 +6,7 @@ tracking benchmark (Wu, Lim and Yang, "Online Object Tracking: A Benchmark", CVP
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -107,10 +108,17 @@ def check_sequence(sequence: VideoSequence) -> None:
 
 
 def first_box(sequence: VideoSequence, start: int, upright: bool) -> FloatArray:
-    """The true box ``(5,)`` of a frame, or the upright box of its mask's bounds."""
+    """The true box ``(5,)`` of a frame, or the upright box of its mask's bounds.
+
+    Along a sequence labels are continuous, so the angle of what turns and turns grows; a tracker is
+    told it within one turn.
+    """
     if upright:
         return geometry.upright(sequence.mask_bounds[start])
-    return np.array(sequence.boxes[start])
+    box = np.array(sequence.boxes[start])
+    if abs(box[4]) > 2 * math.pi:
+        box[4] = math.remainder(box[4], 2 * math.pi)
+    return box
 
 
 def one_pass(

@@ -64,4 +64,4 @@ class Journal:
 
     def say(self, text: str) -> None:
         """Print a line."""
-        self._console.print(text)
+        self._console.print(text, markup=False)
