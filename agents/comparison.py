@@ -106,21 +106,20 @@ def compare(
     (source,) = options.data
     training = with_mirrors(options, source, training)
     deadline = time.monotonic() + 60 * (max_minutes or math.inf)
-    runs = [replace(options, seed=seed, **METHODS[m]) for seed in seeds for m in methods]
-    for run in runs:
+    # Every method once, then the next seed: a part is a fair comparison, too.
+    runs = [(m, replace(options, seed=seed, **METHODS[m])) for seed in seeds for m in methods]
+    for _, run in runs:
         run.check()
     curves = []
-    for seed in seeds:  # every method once, then the next seed: a part is a fair comparison, too
-        for method in methods:
-            run = replace(options, seed=seed, **METHODS[method])
-            path = options.out / f"{method.replace(', ', '-').replace(' ', '-')}-{seed}.json"
-            curve = _stored(path, run, clips)
-            if curve is None and time.monotonic() < deadline:
-                gc.collect()  # model, callbacks and environments refer to each other: a run's frames
-                curve = _train(method, run, perception, training, clips, console)
-                _store(path, run, clips, curve)
-            if curve is not None:
-                curves.append(curve)
+    for method, run in runs:
+        path = options.out / f"{method.replace(', ', '-').replace(' ', '-')}-{run.seed}.json"
+        curve = _stored(path, run, clips)
+        if curve is None and time.monotonic() < deadline:
+            gc.collect()  # model, callbacks and environments refer to each other: a run's frames
+            curve = _train(method, run, perception, training, clips, console)
+            _store(path, run, clips, curve)
+        if curve is not None:
+            curves.append(curve)
     return curves
 
 
