@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from conftest import Done
+from test_report import write_tree
 
 from agents.storage import make_actor, save_actor
 from bmvtrack.perception import Perception
@@ -39,6 +40,8 @@ def test_benchmark_writes_its_table(run, perception: Perception, tmp_path: Path)
     save_actor(actor, "latent-prior", "frame", tmp_path / "weights")
     sizes = ["--seconds", "0.2", "--width", "8", "--input-size", "64", "--batch-size", "4"]
     sizes += ["--environments", "1", "2", "--most-single", "1"]
+    data = f"davis16:{write_tree(tmp_path / 'davis')}"
+    sizes += ["--data", data, "--train-data", data]
     where = ["--weights", "weights", "--device", "cpu", "--out", "speed.json"]
     result = run("benchmark.py", *sizes, *where)
     assert result.status == 0, result.errors

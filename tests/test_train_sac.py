@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 from test_cutouts import write_stills
+from test_report import write_tree
 
 from agents.options import TrainOptions
 from agents.storage import load_actor
@@ -159,8 +160,8 @@ def test_options_are_recorded(options: TrainOptions) -> None:
     assert recorded["target_kl"] == options.target_kl
 
 
-def test_several_kinds_of_data_are_held_out_each(options: TrainOptions, shared_data: Path) -> None:
-    davis = f"davis16:{shared_data / 'davis16-train-360p'}:train"
+def test_several_kinds_of_data_are_held_out_each(options: TrainOptions, tmp_path: Path) -> None:
+    davis = f"davis16:{write_tree(tmp_path / 'davis', tuple(f's{i:02d}' for i in range(30)))}"
     mixed = replace(options, data=("synthetic", davis), validation_clips=6)
     training, clips = training_and_validation(mixed)
     made = [sequence for sequence in training if sequence.name.startswith("synthetic")]

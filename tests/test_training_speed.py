@@ -50,9 +50,8 @@ def test_a_compiled_run_is_the_same_run(options, tmp_path, monkeypatch, template
         assert load_network(out / "last").input_size == 64
 
 
-@MODES
-def test_arithmetic_is_counted_per_patch(options, mode):
-    run = PretrainRun(replace(options, mode=mode, steps=10**6).resolved())
+def test_arithmetic_is_counted_per_patch(options):
+    run = PretrainRun(replace(options, steps=10**6).resolved())
     speeds = training_rates(run, 0.05)
     assert all(value > 0 for value in speeds.values())
     patches = torch.zeros(2, run.network.input_channels, 64, 64)
