@@ -8,6 +8,7 @@ from typing import Any
 
 from agents.policy import Inputs
 from agents.storage import PolicyName
+from bmvtrack.console import check_minutes
 from bmvtrack.data import sources
 from bmvtrack.data.mirrored import Views
 from bmvtrack.errors import UserError
@@ -141,8 +142,7 @@ class TrainOptions:
         for name in _POSITIVE:
             if not getattr(self, name) > 0:
                 raise UserError(f"--{name.replace('_', '-')} must be positive")
-        if self.max_minutes is not None and not self.max_minutes > 0:
-            raise UserError(f"--max-minutes must be positive, not {self.max_minutes}")
+        check_minutes(self.max_minutes)
         if self.seed < 0:
             raise UserError(f"--seed must not be negative, not {self.seed}")
         if not 0 <= self.truth_share <= 1:

@@ -16,6 +16,7 @@ from rich.console import Console
 
 from agents.options import TrainOptions
 from agents.training import train_agent
+from bmvtrack.console import check_minutes
 from bmvtrack.devices import knows_bfloat16, resolved_device
 from bmvtrack.errors import UserError
 from bmvtrack.training import PretrainOptions, pretrain
@@ -51,8 +52,7 @@ class RecipeOptions:
         """
         if not 0 < self.effort <= 1:
             raise UserError(f"--effort must lie in (0, 1], not {self.effort}")
-        if self.max_minutes is not None and not self.max_minutes > 0:
-            raise UserError(f"--max-minutes must be positive, not {self.max_minutes}")
+        check_minutes(self.max_minutes)
 
 
 def recipe(options: RecipeOptions) -> dict[str, Stage]:

@@ -87,3 +87,13 @@ def check_output_folder(out: Path) -> None:
     existing = next(path for path in (out, *out.absolute().parents) if path.exists())
     if not existing.is_dir():
         raise UserError(f"--out {out}: {existing} is a file; give a folder")
+
+
+def check_minutes(max_minutes: float | None) -> None:
+    """Refuse a limit of time in which nothing can be done; None is no limit.
+
+    Raises:
+        UserError: if it is not positive.
+    """
+    if max_minutes is not None and not max_minutes > 0:
+        raise UserError(f"--max-minutes must be positive, not {max_minutes}")

@@ -11,7 +11,7 @@ from rich.table import Table
 from agents.comparison import METHODS, Method, compare
 from agents.comparison_report import COLUMNS, plot_curves, rows
 from agents.options import TrainOptions
-from bmvtrack.console import parse_options
+from bmvtrack.console import check_minutes, parse_options
 from bmvtrack.data import sources
 from bmvtrack.data.mirrored import Views
 from bmvtrack.errors import UserError, run_script
@@ -78,8 +78,7 @@ def main() -> None:
         mirror=options.mirror,
     )
     train.check()
-    if options.max_minutes is not None and not options.max_minutes > 0:
-        raise UserError(f"--max-minutes must be positive, not {options.max_minutes}")
+    check_minutes(options.max_minutes)
     if not options.seeds or options.test_clips < 1:
         raise UserError("--seeds needs at least one number, and --test-clips is at least 1")
     training = sources.load_sequences(

@@ -247,12 +247,13 @@ def _make_shard(job: _Job) -> Shard:
         kept, reasons = single_object_sequences(clip)
         dropped.update(reasons.values())
         if kept:
-            records.append(_cut_out(list(kept.values()), job.size))
+            of_clip = _windows(list(kept.values()))
+            windows.append(of_clip.reshape(-1, 4))
+            records.append(_cut_out(list(kept.values()), of_clip, job.size))
         for number, sequence in kept.items():
             category = 1 if clip.categories is None else job.classes[clip.categories[number]]
             rows += [(clip.name, number, path.stem, category) for path in clip.frames]
             rbboxes.append(sequence.boxes)
-            windows.append(_windows(sequence))
     video, object_id, frame, category_column = zip(*rows, strict=True) if rows else ((),) * 4
     rbbox = np.concatenate(rbboxes)
     table = PatchTable(
@@ -268,22 +269,23 @@ def _make_shard(job: _Job) -> Shard:
     return write_shard(job.path, job.size, records, table, dict(dropped))
 
 
-def _windows(sequence: VideoSequence) -> FloatArray:
-    """The paper's windows around the object, ``(T, 4)``."""
-    return patches.clipped(patches.window(sequence.boxes), np.array(sequence.size))
+def _windows(sequences: Sequence[VideoSequence]) -> FloatArray:
+    """The paper's windows around the K objects of one clip, ``(K, T, 4)``."""
+    boxes = np.stack([sequence.boxes for sequence in sequences])
+    return patches.clipped(patches.window(boxes), np.array(sequences[0].size))
 
 
-def _cut_out(sequences: Sequence[VideoSequence], size: int) -> NDArray[Any]:
+def _cut_out(sequences: Sequence[VideoSequence], windows: FloatArray, size: int) -> NDArray[Any]:
     """Records of all frames of the objects of one clip, ``(K·T,)``, one object after the other."""
     count, length = len(sequences), len(sequences[0])
     records = np.empty((count, length), record_type(size))
-    windows = torch.from_numpy(np.stack([_windows(s) for s in sequences]))  # (K, T, 4)
+    where = torch.from_numpy(windows)  # (K, T, 4)
     sizes = torch.tensor([sequences[0].size] * count)
     for t in range(length):
         image = sequences[0].frame(t)
         layers = np.stack([np.dstack([image, s.mask(t)]) for s in sequences])  # (K, H, W, 4)
         fill = torch.tensor([[*image.mean(axis=(0, 1)), 0.0]] * count, dtype=torch.float32)
-        seen = patches.crop(torch.from_numpy(layers), windows[:, t], size, sizes, fill)
+        seen = patches.crop(torch.from_numpy(layers), where[:, t], size, sizes, fill)
         records["patch"][:, t] = seen[:, :3].round().byte().permute(0, 2, 3, 1).numpy()
         records["mask"][:, t] = np.packbits((seen[:, 3] > 0.5).numpy(), axis=-1)
     return records.reshape(-1)

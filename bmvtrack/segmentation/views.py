@@ -12,7 +12,7 @@ from bmvtrack.arrays import BoolArray, ByteArray, FloatArray
 from bmvtrack.data import patches
 from bmvtrack.models import MultivariationalNetwork
 
-_PAPER_CHANNELS = 3  # of a network that is told no box
+_TOLD_THE_BOX = 4  # channels
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ def view_objects(
         masks: B true masks ``(H, W)``, for who wants to compare; None: nobody knows.
     """
     windows = patches.window(boxes)
-    if network.input_channels == _PAPER_CHANNELS:
+    if network.input_channels != _TOLD_THE_BOX:  # the paper's
         windows = patches.clipped(windows, _sizes(frames))
     return _view(network, frames, boxes, windows, masks)
 
@@ -101,7 +101,7 @@ def _view(
         layers.to(device), where, size, sizes.to(device), torch.tensor(means).float().to(device)
     )
     channels = [patches.normalize(seen[:, :3])]
-    if network.input_channels == 4:
+    if network.input_channels == _TOLD_THE_BOX:
         channels.append(2 * patches.fill_box(rbbox, where, size) - 1)
     inputs = torch.cat(channels, dim=1).contiguous(memory_format=torch.channels_last)
     images = (seen[:, :3] / 255).permute(0, 2, 3, 1)

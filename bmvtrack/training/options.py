@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from bmvtrack.console import check_minutes
 from bmvtrack.data import sources
 from bmvtrack.data.augmentation import Jitter
 from bmvtrack.data.batch import Mode
@@ -154,8 +155,7 @@ class PretrainOptions:
             raise UserError(f"--samples must be at least 6, not {self.samples}")
         if not 0 < self.validation_share < 1:
             raise UserError(f"--validation-share must lie in (0, 1), not {self.validation_share}")
-        if self.max_minutes is not None and not self.max_minutes > 0:
-            raise UserError(f"--max-minutes must be positive, not {self.max_minutes}")
+        check_minutes(self.max_minutes)
         if self.resident_gigabytes is not None and not self.resident_gigabytes >= 0:
             raise UserError(
                 f"--resident-gigabytes must not be negative, not {self.resident_gigabytes}"
