@@ -294,6 +294,7 @@ def test_a_moved_run_can_be_resumed(options, tmp_path):
         ({"shares": (1, -1)}, "--shares needs one positive number for each"),
         ({"steps": 0}, "--steps must be at least 1"),
         ({"batch_size": 0}, "--batch-size must be at least 1"),
+        ({"batch_size": 1}, "one patch of 64×64 is too little for batch norms"),
         ({"validate_every": 0}, "--validate-every must be at least 1"),
         ({"width": 0}, "--width must be at least 1"),
         ({"input_size": 100}, "--input-size must be a multiple of 64, not 100"),

@@ -132,6 +132,7 @@ def test_damaged_frames_of_a_folder_are_skipped_and_counted(
     (folder / "3.png").write_bytes(b"no image")
     write_image(folder / "6.png", np.zeros((20, 30, 3), dtype=np.uint8))
     (folder / "notes.txt").write_text("no frame")
+    (folder / "._4.png").write_bytes(b"what macOS leaves beside each file")
     options = TrackOptions(str(folder), ("100,60,70,50",), weights=weights, out=tmp_path / "out")
     video = track_video(options)
     assert video.skipped == [3, 6]

@@ -63,7 +63,7 @@ class PretrainRun:
     def __init__(self, options: PretrainOptions) -> None:
         self.options = options
         self.fabric = make_fabric(options.device, options.precision, options.devices, options.nodes)
-        self.batch_size = _share(options.batch_size, self.fabric.world_size)
+        self.batch_size = _share(options, self.fabric.world_size)
         torch.manual_seed(options.seed)
         self.network = build_network(options, sources.class_count(options.data))
         device = self.fabric.device
@@ -261,8 +261,17 @@ class PretrainRun:
         return gathered(generator.get_state().to(self.fabric.device)).cpu()
 
 
-def _share(batch_size: int, ranks: int) -> int:
+def _share(options: PretrainOptions, ranks: int) -> int:
     """Patches of a step on each rank."""
-    if batch_size % ranks:
-        raise UserError(f"--batch-size {batch_size} cannot be shared by {ranks} devices equally")
-    return batch_size // ranks
+    if options.batch_size % ranks:
+        raise UserError(
+            f"--batch-size {options.batch_size} cannot be shared by {ranks} devices equally"
+        )
+    share = options.batch_size // ranks
+    assert options.input_size is not None
+    if share == 1 and options.input_size == 64:  # the deepest maps have a single pixel
+        raise UserError(
+            "one patch of 64×64 is too little for batch norms: take a --batch-size of two and more "
+            "for each device, or --input-size 128"
+        )
+    return share

@@ -16,6 +16,7 @@ import numpy as np
 from bmvtrack.arrays import ByteArray
 from bmvtrack.data.sequence import read_image
 from bmvtrack.errors import UserError
+from bmvtrack.files import listed
 
 DEFAULT_FPS = 25.0
 _PLAUSIBLE_FPS = (1.0, 1000.0)  # some cameras and streams say 0, or their clock's rate
@@ -166,5 +167,5 @@ def numbered_files(folder: Path, suffixes: tuple[str, ...]) -> list[Path]:
         parts = re.split(r"(\d+)", path.name)
         return [int(part) if i % 2 else part for i, part in enumerate(parts)]
 
-    files = (path for path in folder.iterdir() if path.is_file())
+    files = (path for path in listed(folder) if path.is_file())
     return sorted((path for path in files if path.suffix.lower() in suffixes), key=key)
