@@ -10,7 +10,7 @@ demo: $(VENV)/.installed
 	$(BIN)/python scripts/demo.py --out demo
 
 test: lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

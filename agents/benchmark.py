@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import platform
 import tempfile
 import time
@@ -29,7 +28,7 @@ from bmvtrack.data.sequence import VideoSequence
 from bmvtrack.data.synthetic import synthetic_sequences
 from bmvtrack.devices import resolved_device
 from bmvtrack.errors import UserError
-from bmvtrack.files import write_text
+from bmvtrack.files import write_json
 from bmvtrack.motion import AT_REST
 from bmvtrack.perception import DEFAULT_WEIGHTS, Perception
 from bmvtrack.tracking.learned import learned_tracker
@@ -113,7 +112,7 @@ def run_benchmark(options: BenchmarkOptions) -> None:
             console.print(table)
     if options.out is not None:
         result = {"machine": machine, "torch": torch.__version__, **asdict(measured)}
-        write_text(options.out, json.dumps(result, indent=2) + "\n")
+        write_json(options.out, result)
 
 
 def measure_training(options: BenchmarkOptions, device: str, measured: Measured) -> None:
@@ -172,7 +171,8 @@ def measure_agent(options: BenchmarkOptions, device: str, measured: Measured) ->
     with tempfile.TemporaryDirectory() as folder:
         train = TrainOptions(out=Path(folder), learning_starts=256)
         model = make_model(train, make_environments(train, perception, sequences), device)
-        model.learn(512)  # fills the buffer, warms up, logs to the temporary folder
+        # Fills the buffer, warms up with one round of updates, logs to the temporary folder.
+        model.learn(train.learning_starts + train.environments)
         updates = {
             "Stable-Baselines3's update, updates/s": partial(SAC.train, model, 1, train.batch_size),
             "our update, updates/s": partial(model.train, 1, train.batch_size),

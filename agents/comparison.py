@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import json
-import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -21,10 +20,11 @@ from stable_baselines3.common.callbacks import BaseCallback
 from agents.options import TrainOptions
 from agents.training import make_environments, make_model, with_mirrors
 from bmvtrack.arrays import FloatArray
+from bmvtrack.console import deadline
 from bmvtrack.data.sequence import VideoSequence
 from bmvtrack.devices import resolved_device
 from bmvtrack.errors import UserError
-from bmvtrack.files import write_text
+from bmvtrack.files import write_json
 from bmvtrack.perception import Perception
 from envs.clips import Clip, ClipSource
 from envs.vector_env import GIBIBYTE, BMVTrackVectorEnv
@@ -103,9 +103,10 @@ def compare(
     device = resolved_device(options.device)
     perception = Perception.load(options.weights, device, options.precision)
     clips = ClipSource(test, _NEVER).spread(test_clips)
+    seeds, methods = tuple(dict.fromkeys(seeds)), tuple(dict.fromkeys(methods))
     (source,) = options.data
     training = with_mirrors(options, source, training)
-    deadline = time.monotonic() + 60 * (max_minutes or math.inf)
+    end = deadline(max_minutes)
     # Every method once, then the next seed: a part is a fair comparison, too.
     runs = [(m, replace(options, seed=seed, **METHODS[m])) for seed in seeds for m in methods]
     for _, run in runs:
@@ -114,7 +115,7 @@ def compare(
     for method, run in runs:
         path = options.out / f"{method.replace(', ', '-').replace(' ', '-')}-{run.seed}.json"
         curve = _stored(path, run, clips)
-        if curve is None and time.monotonic() < deadline:
+        if curve is None and time.monotonic() < end:
             gc.collect()  # model, callbacks and environments refer to each other: a run's frames
             curve = _train(method, run, perception, training, clips, console)
             _store(path, run, clips, curve)
@@ -231,7 +232,7 @@ def _store(path: Path, options: TrainOptions, clips: Sequence[Clip], curve: Curv
         "steps": curve.steps.tolist(),
         "overlaps": [[None if np.isnan(x) else x for x in row] for row in curve.overlaps.tolist()],
     }
-    write_text(path, json.dumps(values, indent=1) + "\n")
+    write_json(path, values)
 
 
 def _stored(path: Path, options: TrainOptions, clips: Sequence[Clip]) -> Curve | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -140,8 +141,11 @@ class TrainOptions:
                 f"and {self.validation_share}"
             )
         for name in _POSITIVE:
-            if not getattr(self, name) > 0:
-                raise UserError(f"--{name.replace('_', '-')} must be positive")
+            if not 0 < getattr(self, name) < math.inf:
+                raise UserError(f"--{name.replace('_', '-')} must be positive, and finite")
+        for name in ("actor_hidden", "critic_hidden"):
+            if min(getattr(self, name), default=1) < 1:
+                raise UserError(f"--{name.replace('_', '-')}: a layer has at least one unit")
         check_minutes(self.max_minutes)
         if self.seed < 0:
             raise UserError(f"--seed must not be negative, not {self.seed}")

@@ -134,6 +134,9 @@ class LatentPriorActor(Actor):
             else MaskHead(dimension)
         )
 
+    def _get_constructor_parameters(self) -> dict[str, Any]:
+        return super()._get_constructor_parameters() | {"correlated": self.prior.correlated}
+
     def state(self, observations: Observations) -> State:
         """What this actor, and the critics, are told of observations."""
         return self.prior.state(observations, self.features_extractor)

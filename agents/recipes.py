@@ -16,7 +16,7 @@ from rich.console import Console
 
 from agents.options import TrainOptions
 from agents.training import train_agent
-from bmvtrack.console import check_minutes
+from bmvtrack.console import check_minutes, deadline
 from bmvtrack.devices import knows_bfloat16, resolved_device
 from bmvtrack.errors import UserError
 from bmvtrack.training import PretrainOptions, pretrain
@@ -144,15 +144,15 @@ def retrain(options: RecipeOptions, console: Console | None = None) -> Path | No
     """
     options.check()
     console = console or Console()
-    deadline = time.monotonic() + 60 * (options.max_minutes or math.inf)
+    end = deadline(options.max_minutes)
     for name, stage in recipe(options).items():
-        minutes = (deadline - time.monotonic()) / 60
+        minutes = (end - time.monotonic()) / 60
         if minutes <= 0:
             console.print("time is up; the same command goes on")
             return None
         console.rule(name)
         _run(_fitted(stage, options, name, minutes), console)
-    if time.monotonic() > deadline:  # perhaps in the middle of the last stage
+    if time.monotonic() > end:  # perhaps in the middle of the last stage
         console.print("time is up; the same command goes on")
         return None
     for name, (made, result) in _RESULTS.items():

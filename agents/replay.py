@@ -51,11 +51,15 @@ class TensorReplayBuffer(ReplayBuffer):
         optimize_memory_usage: bool = False,
         handle_timeout_termination: bool = True,
     ) -> None:
+        if optimize_memory_usage:
+            raise UserError(
+                "each observation is stored once already: leave optimize_memory_usage out"
+            )
         rows = max(buffer_size // n_envs, 1)
         super(ReplayBuffer, self).__init__(  # not ReplayBuffer's own: it allocates arrays
             rows, observation_space, action_space, device, n_envs=n_envs
         )
-        self.optimize_memory_usage = True
+        self.optimize_memory_usage = False  # Stable-Baselines3 would cut the last episode short
         self.handle_timeout_termination = handle_timeout_termination
         self._sizes = {name: space.shape[0] for name, space in observation_space.spaces.items()}  # type: ignore[index]
         finals = rows * n_envs // _FINAL_SHARE + n_envs
@@ -192,9 +196,11 @@ class TensorReplayBuffer(ReplayBuffer):
             )
         for name, value in stored.items():
             self.observations[name][:used] = value.to(self.device)
+        self.final_slots.fill_(-1)  # those of rows that are not loaded
         for name in _ROWS:
             getattr(self, name)[:used] = state[name].to(self.device)
-        self.finals = {name: value.to(self.device) for name, value in state["finals"].items()}
+        finals = state["finals"].items()
+        self.finals = {name: value.to(self.device, copy=True) for name, value in finals}
         self.pos, self.full, self._led_to = state["position"], state["full"], None
         self._host_slots = self.final_slots.cpu().numpy().copy()
         taken = set(self._host_slots[self._host_slots >= 0].tolist())
@@ -225,6 +231,7 @@ class TensorReplayBuffer(ReplayBuffer):
         """Free slots for last observations; there are always as many as asked for."""
         if count > len(self._free):
             old = len(next(iter(self.finals.values())))
+            self._check_memory(0, old)
             more = self._empty(old)
             self.finals = {name: torch.cat([v, more[name]]) for name, v in self.finals.items()}
             self._free.extend(range(old, 2 * old))

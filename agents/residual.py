@@ -59,9 +59,12 @@ class Residual:
             correlated: False leaves out what is below the diagonal.
         """
         raw = gaussian.unpack_lower(packed)
+        log_diagonal = raw.diagonal(dim1=-2, dim2=-1)
+        # Clamped for whoever acts; what lies beyond still has a gradient, or it would stay there.
+        beyond = (log_diagonal.clamp(*_LOG_SCALE) - log_diagonal).detach()
         return cls(
             _MOST_SHIFT * torch.tanh(shift / _MOST_SHIFT),
-            raw.diagonal(dim1=-2, dim2=-1).clamp(*_LOG_SCALE),
+            log_diagonal + beyond,
             raw.tril(-1) if correlated else None,
         )
 

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from gymnasium import spaces
 from stable_baselines3 import SAC
+from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.noise import ActionNoise
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import DictReplayBufferSamples, GymEnv, Schedule
@@ -15,9 +16,13 @@ from stable_baselines3.common.utils import update_learning_rate
 from torch.nn import functional
 
 from agents.policy import LatentPriorActor, LatentPriorCritic, LatentPriorPolicy
+from agents.replay import TensorReplayBuffer
 from agents.residual import State
 from bmvtrack import gaussian
 from bmvtrack.arrays import FloatArray
+from bmvtrack.errors import UserError
+from bmvtrack.motion import COORDINATES
+from envs.state import action_space
 
 
 class LatentPriorSAC(SAC):
@@ -57,10 +62,55 @@ class LatentPriorSAC(SAC):
         **kwargs: Any,
     ) -> None:
         self.target_kl, self.truth_share = target_kl, truth_share
-        self.actor_learning_rate = actor_learning_rate or learning_rate
+        self.actor_learning_rate = (
+            learning_rate if actor_learning_rate is None else actor_learning_rate
+        )
         super().__init__(
             policy, env, learning_rate=learning_rate, target_entropy=-target_kl, **kwargs
         )
+
+    def _setup_model(self) -> None:
+        self._check()
+        super()._setup_model()
+
+    def _check(self) -> None:
+        """Refuse what would make the prior another one, or what this agent has no use for.
+
+        Raises:
+            UserError: saying what, and what to do instead.
+        """
+        if self.action_space not in [action_space(coordinates) for coordinates in COORDINATES]:
+            raise UserError(
+                "actions must be those of BMVTrack-v0, in which the prior is told: leave out wrappers "
+                "that rescale them"
+            )
+        normalize = self._vec_normalize_env
+        if normalize is not None and normalize.norm_obs:
+            raise UserError(
+                "VecNormalize would make another prior of what is observed: give it norm_obs=False"
+            )
+        if normalize is not None and issubclass(
+            self.replay_buffer_class or ReplayBuffer, TensorReplayBuffer
+        ):
+            raise UserError(
+                "TensorReplayBuffer takes no VecNormalize: rewards lie in [0, 1] already"
+            )
+        if self.use_sde or self.n_steps > 1:
+            raise UserError("use_sde and n_steps are not for the latent prior: leave them out")
+        if not 0 <= self.truth_share <= 1:
+            raise UserError(f"truth_share must lie in [0, 1], not {self.truth_share}")
+        if self.truth_share and (
+            self.env is None or not self.env.has_attr("true_motion") or not self._followers
+        ):
+            raise UserError(
+                f"truth_share {self.truth_share} of {self.n_envs} environments is none of them, or "
+                "they do not know the truth; StableBaselinesEnv over BMVTrackVectorEnv does"
+            )
+
+    @property
+    def _followers(self) -> int:
+        """Environments that act by the truth."""
+        return round(self.truth_share * self.n_envs)
 
     def train(self, gradient_steps: int, batch_size: int = 64) -> None:
         """See ``SAC``; logs the KL to the prior as well."""
@@ -141,9 +191,8 @@ class LatentPriorSAC(SAC):
     ) -> tuple[FloatArray, FloatArray]:
         # 0: no uniform warm-up. Before the first update the policy is the prior itself.
         action, scaled = super()._sample_action(0, action_noise, n_envs)
-        count = round(self.truth_share * n_envs)
-        if count:
-            self._follow_the_truth(action, scaled, count)
+        if self._followers:
+            self._follow_the_truth(action, scaled, self._followers)
         return action, scaled
 
     def _follow_the_truth(self, action: FloatArray, scaled: FloatArray, count: int) -> None:

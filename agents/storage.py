@@ -20,7 +20,7 @@ from torch import nn
 from agents.policy import Inputs, LatentPriorActor, StateExtractor
 from agents.replay import TensorReplayBuffer
 from bmvtrack.errors import UserError
-from bmvtrack.files import whole_file, write_text
+from bmvtrack.files import whole_file, write_json
 from bmvtrack.motion import Coordinates
 from envs.state import action_space, observation_space
 
@@ -66,7 +66,7 @@ def save_actor(actor: Actor, policy: PolicyName, coordinates: Coordinates, folde
     }
     with whole_file(folder / "agent.safetensors") as temporary:
         save_file(tensors, temporary)
-    write_text(folder / "agent.json", json.dumps(config, indent=2) + "\n")
+    write_json(folder / "agent.json", config)
 
 
 def load_actor(folder: Path) -> StoredActor:

@@ -14,10 +14,10 @@ from pathlib import Path
 
 import cv2
 import torch
-from rich.console import Console
 from rich.table import Table
 
 from bmvtrack import __version__
+from bmvtrack.console import output_console
 
 _WEIGHTS = Path(__file__).parent / "weights"
 _COMMAND = "agents.cli"  # by name: nothing here imports agents
@@ -33,9 +33,7 @@ def main() -> None:
     if sys.argv[1:]:
         import_module(_COMMAND).main()
         return
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console.width = 120  # a pipe has no width: keep a row on its line
+    console = output_console()
     for title, rows in (
         ("versions", versions()),
         ("device", {device(): "" if torch.cuda.is_available() else "no CUDA device"}),

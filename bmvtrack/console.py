@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
+import os
 import shutil
 import textwrap
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TypeVar
@@ -16,7 +19,7 @@ from bmvtrack.errors import UserError
 
 Options = TypeVar("Options")
 
-_PIPE_WIDTH = 160  # a pipe has no width: keep a row on its line
+_PIPE_WIDTH = 160
 
 
 def parse_options(
@@ -68,25 +71,38 @@ def progress_bar() -> Progress:
     )
 
 
-def print_results(*tables: Table, out: Path) -> None:
-    """Print tables on stdout, and where the files are."""
-    console = Console()
+def output_console() -> Console:
+    """A console on stdout that keeps a table's row on one line where that is a pipe or a file."""
+    console = Console(highlight=False)
     if not console.is_terminal:
         console.width = _PIPE_WIDTH
+    return console
+
+
+def print_results(*tables: Table, out: Path) -> None:
+    """Print tables on stdout, and where the files are."""
+    console = output_console()
     for table in tables:
         console.print(table)
     console.print(f"written to {out}", soft_wrap=True, markup=False)
 
 
 def check_output_folder(out: Path) -> None:
-    """Refuse a folder that cannot be made.
+    """Refuse a folder that cannot be made or written to.
 
     Raises:
-        UserError: if it, or what it would lie in, is a file.
+        UserError: if it, or what it would lie in, is a file, or may not be written to.
     """
     existing = next(path for path in (out, *out.absolute().parents) if path.exists())
     if not existing.is_dir():
         raise UserError(f"--out {out}: {existing} is a file; give a folder")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise UserError(f"--out {out}: {existing} may not be written to; give another folder")
+
+
+def deadline(max_minutes: float | None) -> float:
+    """When work that may take so long has to stop, by :func:`time.monotonic`; None is no limit."""
+    return time.monotonic() + 60 * (math.inf if max_minutes is None else max_minutes)
 
 
 def check_minutes(max_minutes: float | None) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
+import threading
 from collections.abc import Callable
 
 
@@ -17,9 +19,12 @@ class UserError(Exception):
 def run_script(main: Callable[[], None]) -> None:
     """Run ``main``; print a :class:`UserError` as one line and exit with status 2.
 
-    Exits with the shell's status for what stopped it: 130 after Ctrl-C, 141 where nobody reads the
-    output any more (``| head``).
+    So are errors of the system that name a file: a folder that may not be written to, a full disk.
+    Exits with the shell's status for what stopped it: 130 after Ctrl-C, 143 after SIGTERM (as batch
+    systems send it), 141 where nobody reads the output any more (``| head``).
     """
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, _terminate)
     try:
         try:
             main()
@@ -35,3 +40,13 @@ def run_script(main: Callable[[], None]) -> None:
         # What is still to be written at exit goes nowhere (Python's documentation of SIGPIPE).
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(141) from None
+    except OSError as error:
+        if error.filename is None:
+            raise
+        print(f"error: {error.filename}: {error.strerror}", file=sys.stderr)
+        raise SystemExit(2) from None
+
+
+def _terminate(number: int, frame: object) -> None:
+    """Leaves by way of every ``finally``, so that nothing half written stays."""
+    raise SystemExit(128 + number)

@@ -2,12 +2,39 @@
 
 from __future__ import annotations
 
+import csv
+import json
 import os
+import pickle
+import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+import zipfile
+import zlib
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
+from io import StringIO
 from pathlib import Path
+from typing import Any
+
+from bmvtrack.errors import UserError
+
+DAMAGED = (
+    *(zipfile.BadZipFile, zlib.error, pickle.UnpicklingError, RuntimeError, OSError, EOFError),
+    *(ValueError, LookupError, AttributeError, TypeError),
+)
+"""What :mod:`zipfile` and ``torch.load`` raise on damaged files."""
+
+
+def check_sums(path: Path) -> None:
+    """Raise one of :data:`DAMAGED` if a byte of what ``torch.save`` wrote has changed.
+
+    ``torch.load`` does not look.
+    """
+    with zipfile.ZipFile(path) as archive:
+        damaged = archive.testzip()
+    if damaged is not None:
+        raise zipfile.BadZipFile(damaged)
 
 
 @contextmanager
@@ -38,11 +65,26 @@ def whole_folder(path: Path) -> Iterator[Path]:
     try:
         yield temporary
         temporary.chmod(0o777 & ~_umask())
-        if path.exists():
-            shutil.rmtree(path)
-        temporary.replace(path)
+        _swap(temporary, path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _swap(new: Path, path: Path) -> None:
+    """Put a folder in the place of another, which comes back if that fails."""
+    if not path.exists():
+        new.replace(path)
+        return
+    aside = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}-"))
+    try:
+        path.replace(aside / path.name)
+        try:
+            new.replace(path)
+        except BaseException:
+            (aside / path.name).replace(path)
+            raise
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
 
 
 def listed(folder: Path, pattern: str = "*") -> list[Path]:
@@ -50,10 +92,59 @@ def listed(folder: Path, pattern: str = "*") -> list[Path]:
     return sorted(path for path in folder.glob(pattern) if not path.name.startswith("."))
 
 
+def read_lines(path: Path) -> list[str]:
+    """The lines of a text file, UTF-8 with or without a byte order mark.
+
+    Raises:
+        UserError: if it cannot be read, or is no such text.
+    """
+    try:
+        return path.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"cannot read {path}: it is missing or not UTF-8 text") from error
+
+
+def numbered_files(folder: Path, suffixes: Collection[str]) -> list[Path]:
+    """The files of a folder with one of the suffixes, hidden ones left out; 2.png before 10.png.
+
+    Args:
+        folder: that is there.
+        suffixes: in lower case, like ``.png``.
+    """
+
+    def key(path: Path) -> list[str | int]:
+        parts = re.split(r"(\d+)", path.name)
+        return [int(part) if i % 2 else part for i, part in enumerate(parts)]
+
+    files = (path for path in listed(folder) if path.suffix.lower() in suffixes and path.is_file())
+    return sorted(files, key=key)
+
+
+def folder_name(folder: Path) -> str:
+    """The name that a person gave a folder: a link's own, and the real one of ``.`` and ``..``."""
+    return folder.name if folder.name not in ("", "..") else folder.resolve().name
+
+
 def write_text(path: Path, text: str) -> None:
     """Write UTF-8 text, whole or not at all."""
     with whole_file(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write indented JSON, whole or not at all.
+
+    Raises:
+        ValueError: if ``value`` holds NaN or an infinity, which JSON has no word for.
+    """
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def csv_text(rows: Iterable[Iterable[Any]]) -> str:
+    """Rows as CSV; cells with commas or quotes in them are quoted."""
+    text = StringIO()
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    return text.getvalue()
 
 
 def _umask() -> int:

@@ -21,6 +21,8 @@ from bmvtrack.arrays import Array, FloatArray, namespace
 QUARTER_TURN = math.pi / 2
 MINIMUM_SIDE = 1.0
 """Shortest side of a box, in pixels."""
+MAXIMUM_SIDE = 4.0
+"""Longest side of a box, in sides of the frame (the longer one)."""
 
 
 def corners(rbbox: Array) -> Array:
@@ -233,7 +235,7 @@ def clamp(rbbox: Array, width: float | Array, height: float | Array) -> Array:
     xp = namespace(rbbox)
     x, y, w, h, angle = (rbbox[..., i] for i in range(5))
     width, height = width + xp.zeros_like(x), height + xp.zeros_like(y)
-    longest = 4.0 * xp.maximum(width, height)
+    longest = MAXIMUM_SIDE * xp.maximum(width, height)
     shortest = MINIMUM_SIDE + xp.zeros_like(longest)
     result: Array = xp.stack(
         [

@@ -25,6 +25,7 @@ from numpy.typing import ArrayLike
 from PIL import Image
 
 from bmvtrack.arrays import ByteArray, FloatArray
+from bmvtrack.data.sequence import upright_image
 from bmvtrack.perception import DEFAULT_WEIGHTS
 from bmvtrack.tracker import Tracker
 
@@ -89,7 +90,7 @@ class ToolkitTracker:
         boxes[0] = box
         for i, path in enumerate(img_files):
             with Image.open(path) as file:
-                image = file.convert("RGB")
+                image = upright_image(file).convert("RGB")
             began = time.perf_counter()
             if i == 0:
                 self.init(image, boxes[0])

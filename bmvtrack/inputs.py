@@ -54,13 +54,17 @@ def rotated_box(box: Any, width: int, height: int) -> FloatArray:
         ``(5,)`` float64.
 
     Raises:
-        UserError: if it is none of these, not finite, under a pixel wide or high, or outside the
-            frame; if the mask is empty or not of the frame's size.
+        UserError: if it is none of these, not finite, under a pixel wide or high, over four times as
+            large as the frame, or outside it; if the mask is empty or not of the frame's size.
     """
     try:
         values = np.asarray(_of_opencv(box))
+        if values.shape in ((1, 4), (1, 5)) and (height, width) != values.shape:
+            values = values[0]  # the one box of cv2.selectROIs
         if values.ndim == 2:
             return _box_of_mask(values, width, height)
+        if np.iscomplexobj(values):
+            raise TypeError("complex numbers")
         numbers = values.astype(np.float64)
     except (TypeError, ValueError) as error:
         raise UserError(
@@ -78,6 +82,12 @@ def rotated_box(box: Any, width: int, height: int) -> FloatArray:
         raise UserError(f"a box is at least a pixel wide and high: {text}")
     if len(numbers) == 5 and abs(numbers[4]) > 2 * np.pi:
         raise UserError(f"the angle of a box is in radians, within one turn: {text}")
+    most = geometry.MAXIMUM_SIDE * max(width, height)
+    if numbers[2:4].max() > most:
+        raise UserError(
+            f"the box {text} is larger than any that is followed in a frame of {width}×{height}: "
+            f"its sides may be {most:g} at most"
+        )
     rbbox = numbers if len(numbers) == 5 else upright_box(numbers)
     if not meets_frame(rbbox, width, height):
         raise UserError(f"the box {text} lies outside the frame, which is {width}×{height}")
@@ -86,8 +96,10 @@ def rotated_box(box: Any, width: int, height: int) -> FloatArray:
 
 def can_start(rbbox: FloatArray, width: int, height: int) -> bool:
     """Whether a tracker takes a box ``(5,)`` to start from: see :func:`rotated_box`."""
-    large = bool(rbbox[2:4].min() >= geometry.MINIMUM_SIDE)
-    return large and meets_frame(rbbox, width, height)
+    shortest, longest = rbbox[2:4].min(), rbbox[2:4].max()
+    fits = shortest >= geometry.MINIMUM_SIDE
+    fits = fits and longest <= geometry.MAXIMUM_SIDE * max(width, height)
+    return bool(fits) and meets_frame(rbbox, width, height)
 
 
 def meets_frame(rbbox: FloatArray, width: int, height: int) -> bool:

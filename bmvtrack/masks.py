@@ -185,5 +185,8 @@ def patch_in_frame(
         to_patch,
         (width, height),
         flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
+        borderMode=cv2.BORDER_REPLICATE,  # not blended with 0 up to the edge, where the frame may end
     )
-    return np.asarray(warped, dtype=np.float32)
+    x, y = np.arange(width), np.arange(height)[:, None]
+    within = (left <= x) & (x <= right) & (top <= y) & (y <= bottom)
+    return np.where(within, warped, 0).astype(np.float32)

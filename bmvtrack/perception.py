@@ -18,11 +18,16 @@ import torch
 from bmvtrack import geometry
 from bmvtrack.arrays import ByteArray, FloatArray
 from bmvtrack.data import patches
-from bmvtrack.data.patches import normalize
 from bmvtrack.devices import checked_device, warn_of_emulation
 from bmvtrack.errors import UserError
 from bmvtrack.masks import mask_geometry
-from bmvtrack.models import MultivariationalNetwork, Template, folded, load_network
+from bmvtrack.models import (
+    MultivariationalNetwork,
+    Template,
+    folded,
+    foreground_probability,
+    load_network,
+)
 
 Precision = Literal["float32", "bfloat16"]
 DEFAULT_WEIGHTS = "davis16-duts"
@@ -160,7 +165,7 @@ class Perception:
         with self._autocast():
             output = self._folded(inputs, template=template)
         posterior = self._folded.bottleneck.to_motion(output.posterior)
-        probabilities = 1 - output.logits.float().softmax(dim=1)[:, 0]
+        probabilities = foreground_probability(output.logits)
         mean, covariance = as_labelled(
             posterior.mean.double(), posterior.covariance.double(), boxes
         )
@@ -222,9 +227,8 @@ class Perception:
         """What the network is given, and the windows it lies in."""
         size = self.network.input_size
         windows = patches.window(boxes)
-        images = normalize(patches.crop(frames, windows, size, sizes, fill))
-        channel = 2 * patches.fill_box(boxes, windows, size) - 1
-        inputs = torch.cat([images, channel], dim=1)
+        images = patches.crop(frames, windows, size, sizes, fill)
+        inputs = patches.network_input(images, boxes, windows, self.network.input_channels)
         return inputs.contiguous(memory_format=torch.channels_last), windows
 
     def _batch(

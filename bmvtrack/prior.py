@@ -19,11 +19,12 @@ import torch
 from bmvtrack import gaussian, geometry, motion
 from bmvtrack.arrays import FloatArray
 from bmvtrack.errors import UserError
-from bmvtrack.files import write_text
+from bmvtrack.files import write_json
 from bmvtrack.motion import COORDINATES, Coordinates
 
 Labels = Literal["opencv", "continuous"]
 LABELS: tuple[Labels, ...] = get_args(Labels)
+_LEAST_EIGENVALUE = 1e-9  # of the correlations
 _BUNDLED = Path(__file__).parent / "priors"
 
 
@@ -64,7 +65,7 @@ class MotionPrior:
             )
         if not (np.isfinite(mean).all() and np.isfinite(covariance).all()):
             raise ValueError("the numbers of a motion prior must be finite")
-        if not np.allclose(covariance, covariance.T) or np.linalg.eigvalsh(covariance).min() <= 0:
+        if not np.allclose(covariance, covariance.T) or not _positive_definite(covariance):
             raise ValueError("the covariance of a motion prior must be symmetric positive definite")
         object.__setattr__(self, "mean", mean)
         object.__setattr__(self, "covariance", covariance)
@@ -154,7 +155,7 @@ class MotionPrior:
 
     def save(self, path: Path) -> None:
         """Write the prior as JSON, whole or not at all."""
-        write_text(path, json.dumps(self.to_json(), indent=2, ensure_ascii=False) + "\n")
+        write_json(path, self.to_json())
 
     def _tensors(self, value: FloatArray) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         tensor = torch.as_tensor(np.asarray(value, dtype=np.float64))
@@ -278,3 +279,13 @@ def load(name_or_path: str) -> MotionPrior:
         raise UserError(
             f"{path} is not a motion prior ({error}); make one with scripts/fit_prior.py"
         ) from error
+
+
+def _positive_definite(covariance: FloatArray) -> bool:
+    """By its correlations, so that units do not matter, and by more than rounding."""
+    variances = np.diag(covariance)
+    if not (variances > 0).all():
+        return False
+    deviations = np.sqrt(variances)
+    correlations = covariance / np.outer(deviations, deviations)
+    return bool(np.linalg.eigvalsh(correlations)[0] > _LEAST_EIGENVALUE)

@@ -161,9 +161,11 @@ class Tracker:
                 f"the frame is {width}×{height} but the other objects are followed in frames of "
                 f"{self._size[0]}×{self._size[1]}; for another video, make another tracker"
             )
-        self._boxes[object_id] = rotated_box(box, width, height)
+        rbbox = rotated_box(box, width, height)
+        template = self._perception.remember(rgb, rbbox)  # may fail, so nothing is kept before it
+        self._boxes[object_id] = rbbox
         self._motions[object_id] = np.array(AT_REST)
-        self._templates[object_id] = self._perception.remember(rgb, self._boxes[object_id])
+        self._templates[object_id] = template
         self._size = width, height
 
     def update(self, frame: Any) -> Result:
@@ -244,7 +246,7 @@ def _results(
     means, covariances, probabilities, windows = (tensor.cpu().numpy() for tensor in tensors)
     return [
         Result(
-            rbbox=after[i],
+            rbbox=after[i].copy(),  # the tracker goes on from its own
             score=scores[i],
             mean=means[i],
             covariance=covariances[i],

@@ -14,6 +14,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from bmvtrack import geometry
 from bmvtrack.arrays import BoolArray, ByteArray, FloatArray
+from bmvtrack.errors import UserError
 from bmvtrack.files import whole_file
 
 Colour = tuple[int, int, int]
@@ -22,6 +23,7 @@ TRUE_COLOUR: Colour = (60, 220, 90)
 PREDICTED_COLOUR: Colour = (255, 140, 20)
 MASK_COLOUR: Colour = (70, 150, 255)
 _MASK_OPACITY = 0.45
+_LARGEST_FRAME = 16384  # pixels on a side, H.264's limit
 _FRAMES_PER_KEYFRAME = 24  # few enough to jump to any frame of a video at once
 _SUBPIXEL_BITS = 4  # cv2 takes fixed-point coordinates
 
@@ -141,6 +143,11 @@ def video_writer(path: Path, fps: float) -> Iterator[Callable[[ByteArray], None]
 
             def append(frame: ByteArray) -> None:
                 height, width = frame.shape[:2]
+                if max(height, width) > _LARGEST_FRAME:
+                    raise UserError(
+                        f"frames of {width}×{height} are too large for a video: H.264 takes sides of "
+                        f"{_LARGEST_FRAME} pixels at most; reduce them first"
+                    )
                 even = ((0, height % 2), (0, width % 2), (0, 0))
                 writer.append_data(np.pad(frame, even, mode="edge"))
 

@@ -2,5 +2,6 @@
 
 from envs.bmvtrack_env import BMVTrackEnv
 from envs.vector_env import BMVTrackVectorEnv
+from envs.wrappers import ToNumpy
 
-__all__ = ["BMVTrackEnv", "BMVTrackVectorEnv"]
+__all__ = ["BMVTrackEnv", "BMVTrackVectorEnv", "ToNumpy"]

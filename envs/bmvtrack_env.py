@@ -179,9 +179,11 @@ class BMVTrackEnv(gym.Env[Observation, NDArray[np.float32]]):
 
         Raises:
             ValueError: if the action is of another shape or contains NaN.
-            gymnasium.error.ResetNeeded: before the first reset.
+            gymnasium.error.ResetNeeded: before the first reset, and after the sequence's last frame.
         """
         sequence = self._current()
+        if self.frame_index + 1 >= len(sequence):
+            raise gym.error.ResetNeeded("the sequence has ended: call reset() before step()")
         width, height = sequence.size
         self.rbbox, self._previous_motion = move(
             self.rbbox, checked_action(action), width, height, self.coordinates
@@ -265,7 +267,10 @@ class BMVTrackEnv(gym.Env[Observation, NDArray[np.float32]]):
 
         height, width = picture.shape[:2]
         try:
-            if self._window is None:
+            if (
+                self._window is None or not pygame.display.get_init()
+            ):  # another one may have closed it
+                self._window = None
                 pygame.display.init()
                 pygame.display.set_caption("BMVTrack-v0")
                 self._clock = pygame.time.Clock()

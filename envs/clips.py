@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import cycle, pairwise
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -69,6 +71,9 @@ class ClipSource:
         Raises:
             UserError: if the chosen sequence or start is not there, or has no object.
         """
+        if not isinstance(sequence, str):
+            sequence = _whole_number("sequence", sequence)
+        start = _whole_number("start", start)
         chosen = self._sequence(rng, sequence)
         starts = usable_starts(chosen)
         if not starts.size:
@@ -123,6 +128,22 @@ class ClipSource:
             f"no sequence {wanted!r}; there are {len(self.sequences)}: "
             f"{', '.join(s.name for s in self.sequences[:20])}"
         )
+
+
+def _whole_number(option: str, value: Any) -> int | None:
+    """An option of ``reset``.
+
+    Raises:
+        UserError: if it is no whole number.
+    """
+    if value is None:
+        return None
+    try:
+        if isinstance(value, bool):
+            raise TypeError
+        return operator.index(value)
+    except TypeError:
+        raise UserError(f"the option {option} of reset is a whole number, not {value!r}") from None
 
 
 def usable_starts(sequence: VideoSequence) -> NDArray[np.intp]:

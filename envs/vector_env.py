@@ -95,7 +95,7 @@ class BMVTrackVectorEnv(VectorEnv[Any, Any, Any]):
         coordinates: Coordinates = "frame",
         reward: Reward = "rotated",
         lost_after: int = 10,
-        cache_bytes: int = 4 * GIBIBYTE,
+        cache_bytes: float = 4 * GIBIBYTE,
         clips: Sequence[Clip] | None = None,
     ) -> None:
         if num_envs < 1:
@@ -161,11 +161,11 @@ class BMVTrackVectorEnv(VectorEnv[Any, Any, Any]):
         """
         if options:
             raise UserError(f"unknown options of reset: {', '.join(options)}; there are none")
-        seeds = [seed + i for i in range(self.num_envs)] if isinstance(seed, int) else seed
+        seeds = self._seeds(seed)
         if seeds is not None and len(seeds) != self.num_envs:
             raise UserError(f"{len(seeds)} seeds for {self.num_envs} environments")
         if seeds is not None or not self._generators:
-            seeds = seeds or [None] * self.num_envs
+            seeds = [None] * self.num_envs if seeds is None else seeds
             self._generators = [seeding.np_random(number)[0] for number in seeds]
         if self.clips is not None:
             self._dealt = dealt(self.clips, self.num_envs)
@@ -185,6 +185,8 @@ class BMVTrackVectorEnv(VectorEnv[Any, Any, Any]):
         """
         if not self._clips:
             raise error.ResetNeeded("call reset() before step()")
+        if not isinstance(actions, torch.Tensor):
+            actions = np.ascontiguousarray(actions)  # torch takes no negative strides
         chosen = torch.as_tensor(actions, device=self.device).detach().double()
         if chosen.shape != (self.num_envs, 5):
             raise ValueError(
@@ -234,11 +236,21 @@ class BMVTrackVectorEnv(VectorEnv[Any, Any, Any]):
 
     def true_motion(self) -> torch.Tensor:
         """``(N, 5)`` actions that move the present boxes to the true ones; NaN without object."""
+        if not self._clips:
+            raise error.ResetNeeded("call reset() before true_motion()")
         truth = self._truths[self._rows, self._steps + 1]
         width, height = self._sizes.unbind(-1)
         target = geometry.nearest_label(truth, self._boxes)
         result: torch.Tensor = motion.solve(self._boxes, target, width, height, self.coordinates)
         return result
+
+    def _seeds(self, seed: int | Sequence[int | None] | None) -> list[int | None] | None:
+        """One of each environment, or none at all."""
+        if seed is None:
+            return None
+        if isinstance(seed, (int, np.integer)):
+            return [int(seed) + i for i in range(self.num_envs)]
+        return [None if one is None else int(one) for one in seed]
 
     def _all_sequences(self) -> Sequence[VideoSequence]:
         """Those that frames can come from; one stands for all synthetic ones."""
@@ -342,8 +354,8 @@ class BMVTrackVectorEnv(VectorEnv[Any, Any, Any]):
         info = {
             "sequence": np.array([clip.sequence.name for clip in self._clips], dtype=object),
             "frame": self._index.copy(),
-            "rbbox": self._boxes,
+            "rbbox": self._boxes.clone(),  # not what the next step goes on from
             "truth": self._truths[self._rows, self._steps],
-            "iou": self._iou,
+            "iou": self._iou.clone(),
         }
         return info | {f"_{name}": np.ones(self.num_envs, dtype=bool) for name in info}

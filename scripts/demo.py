@@ -9,7 +9,6 @@ from __future__ import annotations
 import html
 import time
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +19,14 @@ from agents.options import TrainOptions
 from agents.tracker import agent_tracker
 from agents.training import train_agent
 from bmvtrack.console import parse_options
+from bmvtrack.data.sequence import VideoSequence
 from bmvtrack.data.synthetic import synthetic_sequences
 from bmvtrack.errors import UserError, run_script
 from bmvtrack.files import write_text
 from bmvtrack.tracking.evaluation import evaluate, write_overlay
 from bmvtrack.tracking.learned import learned_tracker
 from bmvtrack.tracking.plots import write_plots
+from bmvtrack.tracking.protocols import Run
 from bmvtrack.tracking.report import build_summary, write_report
 from bmvtrack.tracking.trackers import OracleTracker, TrackerFactory, static_tracker
 from bmvtrack.training import PretrainOptions, pretrain
@@ -63,6 +64,8 @@ def main() -> None:
         raise UserError("--test-sequences, --pretrain-steps and --agent-steps are at least 1")
     if options.synthetic_count < 4:
         raise UserError(f"--synthetic-count must be at least 4, not {options.synthetic_count}")
+    if not min(options.pretrain_minutes, options.agent_minutes) > 0:
+        raise UserError("--pretrain-minutes and --agent-minutes must be positive")
     console, started = Console(), time.monotonic()
     run = options.out / time.strftime("run-%Y%m%d-%H%M%S")
     console.rule("1 of 3: pretraining the encoder")
@@ -117,9 +120,13 @@ def track(options: Options, run: Path, console: Console) -> dict[str, Any]:
         "oracle": OracleTracker,
     }
     sequences = synthetic_sequences(options.test_sequences, TEST_SEED)
+
+    def draw_agent(name: str, shown: Run, sequence: VideoSequence) -> None:
+        if name == "agent":  # the page shows one of its videos
+            write_overlay(run / "tracking" / "videos", name, shown, sequence)
+
     with console.status("tracking"):
-        draw = partial(write_overlay, run / "tracking" / "videos")
-        outcome = evaluate(factories, sequences, watchers=[draw])
+        outcome = evaluate(factories, sequences, watchers=[draw_agent])
     summary = build_summary(f"synthetic, seed {TEST_SEED}", "ope", outcome, options.seed)
     write_report(run / "tracking", summary, outcome)
     write_plots(run / "tracking", outcome)

@@ -1,3 +1,4 @@
+import os
 import runpy
 import sys
 from collections.abc import Callable
@@ -5,6 +6,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # as many processes as processors, of one thread each
+    os.environ["OMP_NUM_THREADS"] = "1"
+
 import torch
 
 from bmvtrack import prior

@@ -338,3 +338,13 @@ def test_equal_rows_do_not_break_it():
 def test_the_prior_is_not_among_the_weights():
     """It is in the configuration; float16 weights would round it."""
     assert all("head" in name for name in make().state_dict())
+
+
+def test_heads_stay_in_float32_under_autocast():
+    bottleneck = Bottleneck(64, prior.named("davis16"), covariance="frame")
+    features = torch.randn(4, 64, generator=torch.Generator().manual_seed(1))
+    expected = bottleneck(features)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = bottleneck(features)
+    assert torch.equal(found.mean, expected.mean)
+    assert torch.equal(found.covariance, expected.covariance)

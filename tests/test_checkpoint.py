@@ -114,3 +114,24 @@ def test_what_a_killed_run_left_unfinished_goes(tmp_path):
     tmp_path.joinpath(".step-00000001-abc.pt").write_bytes(b"half")
     save_checkpoint(tmp_path, 2, {"step": 2})
     assert [path.name for path in tmp_path.iterdir()] == ["step-00000002.pt"]
+
+
+def test_a_damaged_one_that_was_passed_over_does_not_count(tmp_path):
+    paths = save(tmp_path, 10, 20)
+    paths[1].write_bytes(paths[1].read_bytes()[:1000])
+    assert load_checkpoint(tmp_path)["step"] == 10
+    later = save(tmp_path, 12, 14)  # as the run goes on from 10
+    assert checkpoints(tmp_path) == later
+    later[1].write_bytes(b"")
+    assert load_checkpoint(tmp_path)["step"] == 12
+
+
+def test_no_damage_ends_otherwise_than_with_the_one_before(tmp_path):
+    """Every bit of the archive's directory, where names and check sums are not yet checked."""
+    _, newest = save(tmp_path, 10, 20)
+    data = newest.read_bytes()
+    for position in range(len(data) - 400, len(data)):
+        damaged = bytearray(data)
+        damaged[position] ^= 1 << position % 8
+        newest.write_bytes(damaged)
+        assert load_checkpoint(tmp_path)["step"] in (10, 20)

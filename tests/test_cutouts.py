@@ -121,3 +121,19 @@ def test_are_data_by_name(tmp_path):
     assert made[0].frame(29).shape == (240, 320, 3)
     with pytest.raises(UserError, match="needs a folder: cutouts:FOLDER"):
         sources.parse("cutouts")
+
+
+def test_validation_shows_no_still_of_training(tmp_path, monkeypatch):
+    write_stills(tmp_path, 8)
+    shown = []
+    monkeypatch.setattr(
+        sources, "cutout_sequences", lambda stills, count, seed: shown.append((stills, count, seed))
+    )
+    sources.split_cutouts(f"cutouts:{tmp_path}", 0.3, 3, count=8, made_from=5)
+    (training, *first), (validation, *second) = shown
+    assert (first, second) == ([8, 5], [2, 5])
+    names = [{still.name for still in stills} for stills in (training, validation)]
+    assert [len(part) for part in names] == [6, 2]
+    assert not names[0] & names[1]
+    with pytest.raises(UserError, match="need at least 2 on either side"):
+        sources.split_cutouts(f"cutouts:{tmp_path}", 0.01, 3, count=8, made_from=5)

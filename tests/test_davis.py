@@ -1,5 +1,8 @@
+import os
 import re
 import shutil
+import sys
+import zlib
 
 import numpy as np
 import pytest
@@ -7,7 +10,7 @@ from numpy.testing import assert_allclose
 from PIL import Image
 
 from bmvtrack.data.davis import load_davis16, read_mask
-from bmvtrack.data.sequence import VideoSequence
+from bmvtrack.data.sequence import VideoSequence, read_image
 from bmvtrack.errors import UserError
 
 WIDTH, HEIGHT = 64, 36
@@ -223,3 +226,67 @@ def test_hidden_files_are_nobodys_data(tmp_path):
         (folder / "._00000.jpg").write_bytes(b"not an image")
     after = load_davis16(tmp_path)
     assert [(s.name, len(s)) for s in after] == [(s.name, len(s)) for s in before]
+
+
+def test_frames_are_in_the_order_of_their_numbers(tmp_path):
+    write_davis(tmp_path, names=["dog"], frames=12)
+    for folder in ("JPEGImages", "Annotations"):
+        for path in (tmp_path / folder / "480p" / "dog").iterdir():
+            path.rename(path.with_stem(str(int(path.stem))))  # 0, 1, 10, 11, 2, …
+    (sequence,) = load_davis16(tmp_path)
+    assert (np.diff(sequence.boxes[:, 0]) == 3).all()
+
+
+@pytest.mark.parametrize("lines", [["\ufeffown dog"], frame_paths("480p", ["own dog"])])
+def test_a_split_may_name_a_sequence_with_a_space(tmp_path, lines):
+    write_davis(tmp_path, names=["own", "own dog"])
+    write_split(tmp_path, "480p", "val", lines)
+    assert [sequence.name for sequence in load_davis16(tmp_path, "val")] == ["own dog"]
+
+
+def test_a_split_that_is_no_text_is_named(tmp_path):
+    write_davis(tmp_path)
+    write_split(tmp_path, "480p", "val", ["bear"])
+    (tmp_path / "ImageSets" / "480p" / "val.txt").write_bytes(b"b\xe4r\n")
+    with pytest.raises(UserError, match=r"val\.txt: it is missing or not UTF-8 text"):
+        load_davis16(tmp_path, "val")
+
+
+def test_object_numbers_in_grey_are_all_object(tmp_path):
+    numbers = np.zeros((8, 8), np.uint8)
+    numbers[2, 2:5], numbers[5, 5:7] = 1, 3
+    Image.fromarray(numbers).save(tmp_path / "mask.png")
+    assert (read_mask(tmp_path / "mask.png") == (numbers > 0)).all()
+
+
+def test_frames_and_masks_obey_the_same_orientation(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # a quarter turn
+    mask = object_mask(1)
+    Image.fromarray(np.stack([mask * np.uint8(255)] * 3, axis=-1)).save(
+        tmp_path / "frame.jpg", exif=exif, quality=100
+    )
+    Image.fromarray(mask * np.uint8(255)).save(tmp_path / "mask.png", exif=exif)
+    turned = read_mask(tmp_path / "mask.png")
+    assert turned.shape == (WIDTH, HEIGHT)
+    assert ((read_image(tmp_path / "frame.jpg")[..., 0] > 127) == turned).mean() > 0.98
+
+
+def test_an_image_that_tells_absurd_sizes_is_damaged(tmp_path):
+    path = tmp_path / "huge.png"
+    Image.new("L", (4, 4)).save(path)
+    data = bytearray(path.read_bytes())
+    data[16:24] = (100_000).to_bytes(4, "big") * 2
+    data[29:33] = zlib.crc32(data[12:29]).to_bytes(4, "big")
+    path.write_bytes(data)
+    for read, what in ((read_image, "image"), (read_mask, "mask")):
+        with pytest.raises(UserError, match=f"cannot read the {what} .*huge.png"):
+            read(path)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="file names are bytes on Linux")
+def test_names_of_images_need_not_be_text(tmp_path):
+    path = tmp_path / os.fsdecode(b"caf\xe9.png")
+    Image.new("RGB", (4, 4), (7, 8, 9)).save(str(tmp_path / "plain.png"))
+    (tmp_path / "plain.png").rename(path)
+    assert (read_image(path) == (7, 8, 9)).all()

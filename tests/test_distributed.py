@@ -76,9 +76,8 @@ def test_the_mean_of_the_ranks_losses_is_the_loss_of_the_whole_batch(both, reduc
 
 def test_stopped_and_resumed_on_two_ranks_equals_not_stopped(both):
     out, printed = both
-    assert (
-        printed.count("time is up at step 2") == 1
-    )  # all stop when the first says so, and it says so
+    # All stop when the first says so, and it says so.
+    assert printed.count("time is up at step 2") == 1
     assert printed.count("at step 2 of 4") == 1
     assert printed.count("step 4: ") == 2
     states = [final_state(out / name) for name in ("straight", "stopped")]

@@ -21,6 +21,7 @@ from bmvtrack.data.sequence import VideoSequence
 from bmvtrack.data.synthetic import synthetic_sequences
 from bmvtrack.errors import UserError
 from bmvtrack.iou import bounds_iou, rotated_iou
+from bmvtrack.motion import AT_REST
 from bmvtrack.perception import Perception
 from envs.bmvtrack_env import BMVTrackEnv, true_motion
 from envs.state import ACTION_BOUNDS, action_space, move
@@ -220,6 +221,9 @@ def test_bad_arguments_are_refused(
         ({"sequence": 9}, "no sequence 9"),
         ({"sequence": 0, "start": 29}, "cannot start"),
         ({"seq": 0}, "unknown options of reset: seq; there are sequence and start"),
+        ({"start": 2.0}, "the option start of reset is a whole number, not 2.0"),
+        ({"start": True}, "whole number, not True"),
+        ({"sequence": [1]}, r"the option sequence of reset is a whole number, not \[1\]"),
     ],
 )
 def test_bad_reset_options_are_refused(
@@ -239,3 +243,12 @@ def test_make_by_name_with_arguments(perception: Perception) -> None:
     make = partial(gym.make, "BMVTrack-v0", weights=perception)
     assert make(coordinates="object").action_space.high[3] == pytest.approx(1.8)
     assert make(clip_length=3).unwrapped.source.length == 3
+
+
+def test_nothing_moves_after_the_last_frame(env: BMVTrackEnv) -> None:
+    env.reset(options={"sequence": 0, "start": 28})
+    env.step(np.array(AT_REST, np.float32))
+    before = env.rbbox.copy()
+    with pytest.raises(gym.error.ResetNeeded, match="the sequence has ended"):
+        env.step(np.array([1, 1, 0, 0.2, 0.2], np.float32))
+    assert (env.rbbox == before).all()

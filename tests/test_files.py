@@ -1,9 +1,12 @@
+import csv
+import json
 import stat
 from contextlib import suppress
+from pathlib import Path
 
 import pytest
 
-from bmvtrack.files import whole_file, whole_folder, write_text
+from bmvtrack.files import csv_text, whole_file, whole_folder, write_json, write_text
 
 
 def test_a_file_is_written_whole_in_folders_made_as_needed(tmp_path):
@@ -59,3 +62,33 @@ def test_others_may_read_what_was_written_as_they_may_read_any_file(tmp_path):
     assert modes["whole"] == modes["plain"]
     assert modes["whole folder"] == modes["plain folder"]
     assert (tmp_path / "whole").read_text(encoding="utf-8") == "μ\n"
+
+
+def test_a_folder_that_cannot_be_put_in_place_leaves_the_old_one(tmp_path, monkeypatch):
+    path = tmp_path / "weights"
+    with whole_folder(path) as temporary:
+        (temporary / "old").touch()
+    replace = Path.replace
+
+    def failing(source, target):
+        if target == path and (source / "new").exists():
+            raise OSError("the disk is gone")
+        return replace(source, target)
+
+    monkeypatch.setattr(Path, "replace", failing)
+    with pytest.raises(OSError, match="the disk is gone"), whole_folder(path) as temporary:
+        (temporary / "new").touch()
+    assert [p.name for p in path.iterdir()] == ["old"]
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_json_says_no_to_what_it_cannot_hold(tmp_path):
+    write_json(tmp_path / "x.json", {"β": [1, None]})
+    assert json.loads((tmp_path / "x.json").read_text(encoding="utf-8")) == {"β": [1, None]}
+    with pytest.raises(ValueError, match="JSON"):
+        write_json(tmp_path / "x.json", {"loss": float("nan")})
+
+
+def test_cells_with_commas_are_quoted():
+    rows = [["name", "iou"], ["ant, left", "0.5"], ['a "b"', ""]]
+    assert list(csv.reader(csv_text(rows).splitlines())) == rows

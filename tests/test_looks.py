@@ -71,3 +71,14 @@ def test_where_nothing_is_found_there_is_no_second_look(network, frames, monkeyp
         assert found.shape == frame.shape[:2]
         assert (found < -50).all()  # one look: two would be below twice that
         assert (found > -150).all()
+
+
+def test_a_patch_is_put_back_up_to_its_edge():
+    """A window that ends at the frame's edge says as much there as anywhere."""
+    values = torch.full((64, 64), 0.7)
+    found = patch_in_frame(values, torch.tensor([-0.5, -0.5, 255.5, 191.5]), 256, 192)
+    np.testing.assert_allclose(found, 0.7, rtol=1e-6)
+    inside = patch_in_frame(values, torch.tensor([9.5, 19.5, 49.5, 39.5]), 256, 192)
+    expected = np.zeros((192, 256))
+    expected[20:40, 10:50] = 0.7
+    np.testing.assert_allclose(inside, expected, rtol=1e-6)

@@ -246,3 +246,24 @@ def test_mistakes_get_one_line(tmp_path, monkeypatch, capsys, arguments, message
     assert error.count("\n") == 1
     assert message in error
     assert not list(tmp_path.iterdir())
+
+
+def test_frames_are_in_the_order_of_their_numbers(tmp_path):
+    write_otb(tmp_path, lines=["12,21,20,10"] * 12)
+    for path in (tmp_path / "Ball" / "img").iterdir():
+        path.rename(path.with_stem(str(int(path.stem))))  # 1, 10, 11, 12, 2, …
+    (sequence,) = load_otb(tmp_path)
+    grey = [sequence.frame(t)[0, 0, 0] for t in range(12)]
+    assert np.abs(np.array(grey) - np.arange(1, 13)).max() <= 1
+
+
+def test_links_to_sequences_have_names_of_their_own(tmp_path):
+    write_otb(tmp_path / "data" / "a", "frames")
+    write_otb(tmp_path / "data" / "b", "frames")
+    (tmp_path / "links").mkdir()
+    for name in "ab":
+        (tmp_path / "links" / name).symlink_to(tmp_path / "data" / name / "frames")
+    assert [sequence.name for sequence in load_otb(tmp_path / "links")] == ["a", "b"]
+    assert [sequence.name for sequence in load_otb(tmp_path / "data" / "a" / "frames")] == [
+        "frames"
+    ]

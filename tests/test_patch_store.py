@@ -210,7 +210,11 @@ def test_only_a_damaged_shard_is_remade(data, store, tmp_path, monkeypatch, dama
         ("index.npz", Path.unlink, r"index.npz is missing, damaged or of another preparation"),
         ("store.json", Path.unlink, r"is not a finished store of patches: it has no store.json"),
         ("store.json", lambda p: p.write_text("{}"), r"does not describe a store: 'format'; run"),
-        ("store.json", lambda p: p.write_text('{"format": 9}'), r"its format is 9, not 2; run"),
+        (
+            "store.json",
+            lambda p: p.write_text('{"format": 9}'),
+            r"is a store of format 9, .* reads format 2: run",
+        ),
         ("store.json", lambda p: p.write_text('{"format": 2}'), r"not describe a store: 'size'"),
     ],
 )
@@ -236,7 +240,7 @@ def test_another_preparation_is_not_overwritten(data, tmp_path):
     make(data, out)
     before = files(out)
     for other, size in ((data, 128), (dataclasses.replace(data, clips=data.clips[:2]), SIZE)):
-        with pytest.raises(UserError, match="was begun with another --size or other data"):
+        with pytest.raises(UserError, match="was begun with another --size, other data"):
             prepare(other, out, size, 1)
     assert files(out) == before
 
@@ -327,3 +331,26 @@ def test_the_scripts_mistakes_get_one_line(tmp_path, monkeypatch, run_script, ar
     assert status == 2
     assert message in errors
     assert not list(tmp_path.iterdir())
+
+
+def test_changed_annotations_are_other_data(tmp_path):
+    small = small_youtube_vos(tmp_path / "data")
+    make(small, tmp_path / "store")
+    path = small.clips[0].annotations[0]
+    path.write_bytes(path.read_bytes() + b"more")
+    with pytest.raises(UserError, match="was begun with another"):
+        prepare(small, tmp_path / "store", SIZE, 1)
+
+
+def test_a_store_of_another_format_is_not_mended(data, tmp_path):
+    store = make(data, tmp_path / "store")
+    description = store.folder / "store.json"
+    description.write_text(description.read_text().replace('"format": 2', '"format": 1'))
+    with pytest.raises(UserError, match=r"of format 1, .* to a new folder"):
+        PatchStore(store.folder)
+
+
+def test_what_a_file_browser_leaves_is_nobodys_data(data, tmp_path):
+    (tmp_path / "store").mkdir()
+    (tmp_path / "store" / ".DS_Store").write_bytes(b"1")
+    assert len(make(data, tmp_path / "store"))

@@ -13,7 +13,7 @@ from rectangles import write_rectangles
 from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from bmvtrack import prior
+from bmvtrack import console, prior
 from bmvtrack.errors import UserError
 from bmvtrack.models import BetaMVAE, BetaMVUNet, load_network
 from bmvtrack.training import PretrainOptions, pretrain
@@ -179,7 +179,8 @@ def test_stopped_by_the_clock_and_resumed_equals_not_stopped(options, tmp_path, 
     minutes = iter(range(100))  # every look at the clock takes a minute
     clock = SimpleNamespace(monotonic=lambda: 60.0 * next(minutes))
     with monkeypatch.context() as patch:
-        patch.setattr(LOOP, "time", clock)
+        for module in (LOOP, console):
+            patch.setattr(module, "time", clock)
         metrics, printed = train(options, mode=mode, max_minutes=2.5)
     assert "time is up at step 2; go on with --resume" in printed
     assert json.loads((options.out / "metrics.json").read_text()) == {"step": 2, **metrics}

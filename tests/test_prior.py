@@ -222,3 +222,13 @@ def test_opencv_labels_widen_the_prior():
 def test_what_cannot_be_fitted_is_refused(sequences, frames_apart, message):
     with pytest.raises(UserError, match=message):
         prior.fit(sequences, frames_apart=frames_apart)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_boxes_that_do_not_vary_in_all_five_ways_give_no_prior(seed):
+    """Of fixed aspect both scales are one; rounding made about half of such fits pass."""
+    rng = np.random.default_rng(seed)
+    boxes = rng.uniform((20, 20, 10, 10, -0.2), (200, 100, 40, 40, 0.2), (20, 5))
+    boxes[:, 3] = boxes[:, 2] / 2
+    with pytest.raises(UserError, match="positive definite"):
+        prior.fit([(boxes, 240, 120)], frames_apart=1, labels="continuous", coordinates="object")

@@ -374,3 +374,12 @@ def test_a_file_without_a_state_dict_is_refused(tmp_path, content):
 
 def test_a_missing_file_is_named(tmp_path):
     refused(tmp_path / "nowhere.ckpt", "no file .*nowhere.ckpt")
+
+
+def test_a_changed_bit_is_noticed(tmp_path):
+    path = write(tmp_path, mvae_tensors())
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 64
+    path.write_bytes(data)
+    with pytest.raises(UserError, match="is no checkpoint, or damaged"):
+        load_published(path)

@@ -1,5 +1,6 @@
 """Replay as tensors: what comes out is what went in, each observation stored once."""
 
+import copy
 from collections import namedtuple
 
 import gymnasium as gym
@@ -161,3 +162,29 @@ def test_what_follows_a_reset_is_not_what_the_step_before_led_to(loaded):
     ended = batch.next_observations["features"][:, 2].bool()  # what was a last observation still is
     assert torch.equal(ended, (now == 1) & (batch.observations["features"][:, 1] == 1))
     assert (buffer.final_slots >= 0).sum() == 2
+
+
+def test_a_used_buffer_takes_the_contents_of_another():
+    """Nothing of its own is left, and what it was given stays as it is."""
+    nothing, everything = np.zeros((9, 2), dtype=bool), np.ones((9, 2), dtype=bool)
+    used, other = filled(9, 2, everything), filled(9, 2, nothing[:3])
+    state = copy.deepcopy(other.state())
+    finals = {name: value.clone() for name, value in state["finals"].items()}
+    used.load_state(state)
+    for t in range(3, 20):
+        for one in (used, other):
+            done = np.array([t % 2 == 0, True])
+            states = observation(t, 2), observation(t + 1, 2, kind=1)
+            one.add(*states, np.zeros((2, 5)), np.zeros(2), done, [{}, {}])
+        torch.manual_seed(t)
+        first = used.sample(64)
+        torch.manual_seed(t)
+        assert torch.equal(
+            first.next_observations["features"], other.sample(64).next_observations["features"]
+        )
+    assert all(torch.equal(value, finals[name]) for name, value in state["finals"].items())
+
+
+def test_what_it_cannot_do_is_refused():
+    with pytest.raises(UserError, match="leave optimize_memory_usage out"):
+        TensorReplayBuffer(8, SPACE, ACTIONS, "cpu", 2, optimize_memory_usage=True)

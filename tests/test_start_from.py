@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from bmvtrack import prior
 from bmvtrack.errors import UserError
 from bmvtrack.models import BetaMVUNet
 from bmvtrack.training.options import PretrainOptions
@@ -66,3 +67,30 @@ def test_a_resumed_run_does_not_need_them_any_more(
 ) -> None:
     gone = dataclasses.replace(options, start_from=tmp_path / "gone", resume=True)
     assert build_network(gone).input_size == 64
+
+
+def test_units_of_another_prior_are_refused(options: PretrainOptions, tmp_path: Path) -> None:
+    tracking = dataclasses.replace(options, mode="tracking", covariance="frame", prior="davis16")
+    build_network(tracking).save_weights(tmp_path / "weights")
+    other = prior.named("davis16")
+    wider = dataclasses.replace(other, covariance=4 * other.covariance)
+    wider.save(tmp_path / "wide.json")
+    changed = dataclasses.replace(
+        tracking, prior=str(tmp_path / "wide.json"), start_from=tmp_path / "weights"
+    )
+    with pytest.raises(UserError, match="in units of another prior"):
+        build_network(changed)
+
+
+def test_the_alignment_of_published_weights_is_kept(
+    options: PretrainOptions, tmp_path: Path
+) -> None:
+    large = dataclasses.replace(options, architecture="beta-mvunet", mode="paper", input_size=256)
+    large = dataclasses.replace(large, prior="paper", covariance="batch")
+    start = BetaMVUNet(
+        prior.named("paper"), width=4, input_size=256, classes=2, samples=6, alignment="padded"
+    )
+    start.save_weights(tmp_path / "weights", half=False)
+    network = build_network(dataclasses.replace(large, start_from=tmp_path / "weights"))
+    assert isinstance(network, BetaMVUNet)
+    assert network.alignment == "padded"

@@ -243,3 +243,24 @@ def test_each_object_of_a_video_has_its_template(clips, reading):  # noqa: F811
             np.testing.assert_allclose(
                 results[i].rbbox, tracker.update(video_.frame(t)).rbbox, rtol=1e-3, atol=1e-2
             )
+
+
+def test_a_background_has_no_border_of_its_own():
+    """However far it is shifted, all of it is picture."""
+    images, masks = torch.full((4, 3, 32, 32), 200.0), torch.zeros(4, 1, 32, 32)
+    chance = torch.tensor([[0.2] * 4, [0.5] * 4, [0.0, 0, 1, 1], [0.0, 1, 0, 1]])
+    result = with_others(images, masks, torch.full((4,), 0.5), chance, Jitter(backgrounds=1))
+    torch.testing.assert_close(result, images)
+
+
+def test_an_object_is_not_put_behind_itself_as_another(monkeypatch):
+    """Of one video, whatever would be put behind an object is that object."""
+    crowded = []
+    behind = Sampler._augmented
+    monkeypatch.setattr(
+        Sampler, "_augmented", lambda s, v, c, g: crowded.append(c) or behind(s, v, c, g)
+    )
+    for bank, expected in ((build(video()), 0), (build(video(), several(), several()), 1)):
+        targets = torch.arange(len(bank))
+        draw(Sampler(bank, targets, SIZE, 4, "tracking", Jitter(distractors=1)), 64)
+        assert crowded.pop().any() == expected

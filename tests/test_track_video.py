@@ -338,6 +338,16 @@ def test_truth_must_fit_the_video(clip: Path, weights: str, tmp_path: Path) -> N
     write_image(masks / "0.png", np.zeros(size, dtype=np.uint8))
     with pytest.raises(UserError, match="the mask is empty"):
         track_video(options)
-    (masks / "9.png").unlink()
-    with pytest.raises(UserError, match=r"9 \.png masks, but clip has 10 frames"):
+    (masks / "9.png").unlink()  # how long a video file is, nobody knows before
+    shutil.copy(clip.parent / "masks" / "0.png", masks)
+    shutil.copy(clip.parent / "masks" / "4.png", masks)
+    with pytest.raises(UserError, match="there are 9 true masks, and none of frame 9"):
         track_video(options)
+    frames = TrackOptions(
+        str(clip.parent / "frames"), truth=masks, weights=weights, out=tmp_path / "out"
+    )
+    with pytest.raises(UserError, match=r"9 \.png masks, but frames has 10 frames"):
+        track_video(frames)
+    shutil.copy(clip.parent / "masks" / "9.png", masks / "10.png")
+    with pytest.raises(UserError, match=r"10\.png would be the mask of 9\.png"):
+        track_video(frames)

@@ -143,3 +143,13 @@ def test_kl_needs_the_covariance_head(tmp_path, run_script):
 def test_logs_of_a_folder_without_any_are_missed(tmp_path):
     with pytest.raises(UserError, match="no TensorBoard logs below"):
         read_scalars(tmp_path)
+
+
+def test_a_step_that_is_logged_in_part_is_left_out(tmp_path, drawn):
+    """As a run leaves it that is killed, or goes on while it is drawn."""
+    write_run(tmp_path / "run", count=5)
+    with SummaryWriter(str(tmp_path / "run" / "tensorboard")) as writer:
+        writer.add_scalar("train/cross_entropy", 1.0, 1000)
+    plot_runs({"run": read_scalars(tmp_path / "run" / "tensorboard")}, LOSSES, tmp_path / "x.png")
+    (construction,) = (a for a in drawn[0].axes if "construction" in a.get_title())
+    assert construction.lines[0].get_xdata().max() == 100

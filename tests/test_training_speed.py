@@ -1,5 +1,6 @@
 """What makes training fast changes nothing of it."""
 
+import copy
 from dataclasses import replace
 from functools import partial
 
@@ -8,8 +9,10 @@ import torch
 from rectangles import write_rectangles
 from torch.utils.flop_counter import FlopCounterMode
 
-from bmvtrack.models import load_network
+from bmvtrack.models import ResNetUNet, load_network
+from bmvtrack.prior import named
 from bmvtrack.training import PretrainOptions, pretrain
+from bmvtrack.training.parts import compile_network
 from bmvtrack.training.pretrain import PretrainRun
 from bmvtrack.training.speed import training_profile, training_rates
 
@@ -30,10 +33,11 @@ def options(data, tmp_path):
 
 
 @pytest.mark.parametrize("template", [False, True])
-def test_a_compiled_run_is_the_same_run(options, tmp_path, monkeypatch, template):
+def test_a_compiled_network_is_the_same_network(monkeypatch, template):
     """Traced whole, without graph breaks; the code generator itself would take minutes here."""
-    options = replace(options, template=template)
-    expected = pretrain(options)
+    torch.manual_seed(0)
+    plain = ResNetUNet(named("davis16"), width=4, input_size=64, samples=10, template=template)
+    compiled = copy.deepcopy(plain)
     compile_eagerly = partial(torch.compile, backend="eager", fullgraph=True)
     names = []
 
@@ -42,12 +46,31 @@ def test_a_compiled_run_is_the_same_run(options, tmp_path, monkeypatch, template
         return compile_eagerly(function)
 
     monkeypatch.setattr(torch, "compile", record)
-    compiled = pretrain(replace(options, out=tmp_path / "compiled", compile=True))
-    assert compiled == pytest.approx(expected, rel=1e-4)
+    compile_network(compiled)
     given = ["encode_given", "memorize"] if template else []
     assert names == ["encode", *given, "decode"]
-    for out in (options.out, tmp_path / "compiled"):
-        assert load_network(out / "last").input_size == 64
+    patches = torch.randn(4, 4, 64, 64)
+    shown = torch.randn(4, 4, 64, 64) if template else None
+    outputs = []
+    for network in (plain, compiled):
+        output = network(patches, stochastic=False, template=shown)
+        (output.logits.square().mean() + output.posterior.mean.square().mean()).backward()
+        outputs.append(output)
+    first, second = outputs
+    torch.testing.assert_close(second.logits, first.logits, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(second.posterior.mean, first.posterior.mean, rtol=1e-4, atol=1e-5)
+    for (name, one), other in zip(plain.named_parameters(), compiled.parameters(), strict=True):
+        if one.grad is not None:
+            torch.testing.assert_close(other.grad, one.grad, rtol=1e-3, atol=1e-5, msg=name)
+
+
+def test_compiling_is_an_option_of_a_run(options, monkeypatch):
+    """What is saved has the names of the network as it is."""
+    names = []
+    monkeypatch.setattr(torch, "compile", lambda function: names.append(function) or function)
+    pretrain(replace(options, compile=True))
+    assert len(names) == 2
+    assert load_network(options.out / "last").input_size == 64
 
 
 def test_arithmetic_is_counted_per_patch(options):

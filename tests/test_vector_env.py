@@ -2,11 +2,13 @@
 
 from dataclasses import replace
 
+import cloudpickle
 import gymnasium as gym
 import numpy as np
 import pytest
 import torch
 from gymnasium.vector import AutoresetMode
+from gymnasium.wrappers import vector
 
 import bmvtrack  # noqa: F401
 from bmvtrack.data.davis import load_davis16
@@ -14,7 +16,8 @@ from bmvtrack.data.frame_cache import FrameCache, make_frame_cache
 from bmvtrack.data.sequence import VideoSequence
 from bmvtrack.data.synthetic import SyntheticOptions, synthetic_sequence
 from bmvtrack.errors import UserError
-from envs import BMVTrackEnv, BMVTrackVectorEnv
+from bmvtrack.motion import AT_REST
+from envs import BMVTrackEnv, BMVTrackVectorEnv, ToNumpy
 from envs.clips import ClipSource
 
 TOLERANCE = 1e-4
@@ -237,6 +240,8 @@ def test_the_cache_keeps_what_was_used_last_within_its_bytes(sequences):
         return sequences[0].frame(t)
 
     watched = VideoSequence("watched", 9, counted, given_boxes=sequences[0].boxes)
+    assert watched.size == (96, 72)
+    reads.clear()
     for t in (0, 1, 2, 3, 0, 4, 0, 1):  # 4 takes the room of 1, the one not used for longest
         (slot,) = cache.slots([(watched, t)])
         frame = watched.frame(t)
@@ -264,3 +269,72 @@ def test_a_frame_larger_than_the_others_of_its_sequence():
     cache = make_frame_cache([odd], 1, 10**6, torch.device("cpu"))
     with pytest.raises(UserError, match="frame 1 of sequence 'odd' is 96×73"):
         cache.slots([(odd, 1)])
+
+
+def test_a_frame_smaller_than_the_others_of_its_sequence():
+    """Its slot would show what lay there before beside it."""
+    odd = VideoSequence(
+        "odd",
+        2,
+        lambda t: np.zeros((72 - t, 96, 3), np.uint8),
+        given_boxes=np.tile([40.0, 30, 20, 10, 0], (2, 1)),
+    )
+    cache = make_frame_cache([odd], 1, 1e6, torch.device("cpu"))
+    with pytest.raises(
+        UserError, match=r"frame 1 of sequence 'odd' is 96×71 and its first one 96×72"
+    ):
+        cache.slots([(odd, 1)])
+
+
+def test_infos_can_be_written_to(sequences, perception):
+    many = BMVTrackVectorEnv(2, sequences, perception, clip_length=4)
+    _, info = many.reset(seed=0)
+    before = info["rbbox"].clone()
+    info["rbbox"] += 100
+    info["iou"] *= 0
+    _, info = many.reset(seed=0)
+    assert torch.equal(info["rbbox"], before)
+    rest = torch.tensor(AT_REST).expand(2, 5)
+    first = many.step(rest)[4]["rbbox"].clone()
+    _, info = many.reset(seed=0)
+    info["rbbox"] += 100
+    assert torch.equal(many.step(rest)[4]["rbbox"], first)
+
+
+@pytest.mark.parametrize(
+    "wrapper", [vector.RecordEpisodeStatistics, vector.DictInfoToList, vector.NormalizeReward]
+)
+def test_gymnasium_s_wrappers_work_on_arrays(sequences, perception, wrapper):
+    many = wrapper(ToNumpy(BMVTrackVectorEnv(2, sequences, perception, clip_length=3)))
+    observations, _ = many.reset(seed=0)
+    rewards, infos = [], []
+    for _ in range(3):
+        observations, reward, _, _, info = many.step(observations["prior_mean"])
+        rewards.append(reward)
+        infos.append(info)
+    assert all(isinstance(value, np.ndarray) for value in observations.values())
+    if wrapper is vector.RecordEpisodeStatistics:
+        np.testing.assert_allclose(infos[-1]["episode"]["r"], np.sum(rewards, axis=0), rtol=1e-6)
+
+
+def test_seeds_and_actions_come_in_any_form(sequences, perception):
+    many = BMVTrackVectorEnv(2, sequences, perception, clip_length=4)
+    with pytest.raises(gym.error.ResetNeeded):
+        many.true_motion()
+    expected = many.reset(seed=[7, 8])[0]["box"]
+    for seed in (7, np.int64(7), np.array([7, 8]), (7, 8)):
+        assert torch.equal(many.reset(seed=seed)[0]["box"], expected)
+    actions = np.tile(AT_REST, (2, 1)).astype(np.float32)
+    after = many.step(actions)[4]["rbbox"]
+    many.reset(seed=7)
+    backwards = np.ascontiguousarray(actions[:, ::-1])[:, ::-1]
+    assert torch.equal(many.step(backwards)[4]["rbbox"], after)
+
+
+def test_it_can_be_sent_to_another_process(sequences, perception):
+    many = BMVTrackVectorEnv(2, sequences, perception, clip_length=4)
+    expected, _ = many.reset(seed=3)
+    copy = cloudpickle.loads(cloudpickle.dumps(many))
+    found, _ = copy.reset(seed=3)
+    assert torch.equal(found["box"], expected["box"])
+    assert torch.equal(copy.step(found["prior_mean"])[1], many.step(expected["prior_mean"])[1])

@@ -16,7 +16,7 @@ from bmvtrack import geometry
 from bmvtrack.data.sequence import VideoSequence
 from bmvtrack.data.synthetic import synthetic_sequence
 from bmvtrack.errors import UserError
-from bmvtrack.inputs import corner_and_size, rotated_box
+from bmvtrack.inputs import can_start, corner_and_size, rotated_box
 from bmvtrack.iou import rotated_iou
 from bmvtrack.masks import mask_in_frame
 from bmvtrack.motion import AT_REST, apply
@@ -301,3 +301,45 @@ def test_halfway_lies_between_the_posterior_and_the_mask(
     torch.testing.assert_close(by_both[2:4].square(), by_posterior[2:4] * by_mask[2:4])
     low, high = sorted([float(by_posterior[4]), float(by_mask[4])])
     assert low - 1e-9 <= float(by_both[4]) <= high + 1e-9
+
+
+def test_what_is_done_to_a_result_does_not_move_the_tracker(
+    tracker: Tracker, sequence: VideoSequence
+) -> None:
+    expected = [result.rbbox.copy() for result in follow(tracker, sequence)]
+    tracker.init(sequence.frame(0), sequence.boxes[0])
+    for t, box in enumerate(expected, start=1):
+        result = tracker.update(sequence.frame(t))
+        assert (result.rbbox == box).all()
+        np.multiply(result.rbbox, 0.5, out=result.rbbox)
+
+
+def test_an_object_that_cannot_be_started_leaves_the_others_as_they_are(
+    tracker: Tracker,
+    sequence: VideoSequence,
+    perception: Perception,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fail(*arguments: Any) -> None:
+        raise RuntimeError("out of memory")
+
+    tracker.init(sequence.frame(0), sequence.boxes[0])
+    with monkeypatch.context() as patch:
+        patch.setattr(perception, "remember", fail)
+        with pytest.raises(RuntimeError, match="out of memory"):
+            tracker.init(sequence.frame(0), sequence.boxes[0], object_id=2)
+    assert tracker.update(sequence.frame(1)).rbbox.shape == (5,)
+
+
+def test_a_box_out_of_all_proportion_is_refused() -> None:
+    with pytest.raises(UserError, match=r"larger than any that is followed .* may be 256 at most"):
+        rotated_box((0, 0, 1e6, 20), 64, 48)
+    assert not can_start(np.array([20.0, 20, 1000, 10, 0]), 64, 48)
+    assert can_start(np.array([20.0, 20, 200, 10, 0]), 64, 48)
+
+
+def test_the_one_box_of_select_rois_is_a_box() -> None:
+    several = np.array([[3, 4, 20, 10]])
+    assert (rotated_box(several, 64, 48) == rotated_box(several[0], 64, 48)).all()
+    with pytest.raises(UserError, match="a box is"):
+        rotated_box(np.array([1, 2, 3, 4 + 1j]), 64, 48)

@@ -11,7 +11,7 @@ from rich.console import Console
 from torch import distributed
 from torch.nn.parallel import DistributedDataParallel
 
-from bmvtrack import prior
+from bmvtrack import console, prior
 from bmvtrack.data.batch import Batch
 from bmvtrack.errors import UserError
 from bmvtrack.models import ResNetUNet
@@ -62,9 +62,9 @@ def stopped_and_resumed(options):
     pretrain(replace(options, out=options.out / "straight"), Console())
     slow, clock = options.out / "stopped", loop.time
     minutes = count() if distributed.get_rank() == 0 else iter(lambda: 0, None)
-    loop.time = SimpleNamespace(monotonic=lambda: 60.0 * next(minutes))
+    loop.time = console.time = SimpleNamespace(monotonic=lambda: 60.0 * next(minutes))
     pretrain(replace(options, out=slow, max_minutes=2.5), Console())
-    loop.time = clock
+    loop.time = console.time = clock
     pretrain(replace(options, out=slow, resume=True), Console())
 
 

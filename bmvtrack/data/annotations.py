@@ -12,7 +12,7 @@ from bmvtrack import geometry
 from bmvtrack.arrays import ByteArray, FloatArray
 from bmvtrack.data.sequence import VideoSequence, read_image
 from bmvtrack.errors import UserError
-from bmvtrack.files import listed
+from bmvtrack.files import listed, numbered_files, read_lines
 from bmvtrack.inputs import upright_box
 
 NO_BOX = np.full(5, np.nan)
@@ -29,11 +29,7 @@ def read_rows(path: Path) -> list[FloatArray]:
     Raises:
         UserError: if the file can't be read or holds anything but numbers.
     """
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read the boxes {path}: it is missing or not text") from error
-    numbered = [(i, line.strip(" \t,;")) for i, line in enumerate(lines, start=1)]
+    numbered = [(i, line.strip(" \t,;")) for i, line in enumerate(read_lines(path), start=1)]
     return [_numbers(line, path, i) for i, line in numbered if line]
 
 
@@ -53,10 +49,8 @@ def annotated_box(numbers: FloatArray) -> FloatArray:
 
 
 def images(folder: Path) -> list[Path]:
-    """The images in a folder, by name; none where there is no such folder."""
-    if not folder.is_dir():
-        return []
-    return [path for path in listed(folder) if path.suffix.lower() in _IMAGES]
+    """The images in a folder, by their numbers; none where there is no such folder."""
+    return numbered_files(folder, _IMAGES) if folder.is_dir() else []
 
 
 def subfolders(root: Path) -> list[Path]:

@@ -88,9 +88,10 @@ def with_others(
         jitter: the shares.
     """
     whole = chosen >= jitter.distractors
-    # A distractor is 1/factor times as large as in its own patch; a background is enlarged, to cover all.
+    # A distractor is 1/factor times as large as in its own patch; a background is enlarged, to cover
+    # all: between the middles of its outermost pixels, beyond which sampling fades to black.
     factor = torch.where(whole, 0.5 + 0.5 * chance[1], 0.8 + 1.2 * chance[1])
-    reach = torch.where(whole, 1 - factor, 0.8 * factor)
+    reach = torch.where(whole, (1 - factor) * (1 - 1 / images.shape[-1]), 0.8 * factor)
     flip = torch.where(chance[0] < 0.5, -1.0, 1.0)
     layers = torch.cat([images, masks], dim=1).roll(1, 0)
     other = _placed(layers, factor, flip, reach[:, None] * (2 * chance[2:].T - 1))

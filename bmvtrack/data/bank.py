@@ -23,7 +23,7 @@ _LEFT_OVER = 255  # object id of parts that are not objects of their own
 _WHOLE_SHARE = 0.3  # of the draws of an image with several parts
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class FrameBank:
     """Frames on a common canvas, and the table of targets in them.
 
@@ -77,12 +77,26 @@ class FrameBank:
             seed: of the shuffle.
         """
         groups = torch.unique(self.group.cpu())
-        if len(groups) < 2:
-            raise UserError("one sequence cannot be split into training and validation; give more")
-        order = torch.randperm(len(groups), generator=torch.Generator().manual_seed(seed))
-        held_out = groups[order[: max(1, min(len(groups) - 1, round(share * len(groups))))]]
+        held_out = groups[held_out_of(len(groups), share, seed)]
         validation = torch.isin(self.group, held_out.to(self.group.device))
         return (~validation).nonzero()[:, 0], validation.nonzero()[:, 0]
+
+
+def held_out_of(count: int, share: float, seed: int) -> torch.Tensor:
+    """Indices ``(K,)`` of those of ``count`` sequences that are held out from training.
+
+    Args:
+        count: of the sequences.
+        share: that is held out, in (0, 1); at least one is, and one is not.
+        seed: of the shuffle.
+
+    Raises:
+        UserError: if there is only one.
+    """
+    if count < 2:
+        raise UserError("one sequence cannot be split into training and validation; give more")
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
+    return order[: max(1, min(count - 1, round(share * count)))]
 
 
 @dataclass

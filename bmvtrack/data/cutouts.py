@@ -32,9 +32,8 @@ from bmvtrack.data.synthetic import SEEDS_PER_SET
 from bmvtrack.errors import UserError
 
 _AREA = (0.02, 0.7)  # of an object's mask over its picture, to be cut out
-_MOST_CUT = (
-    0.1  # of the mask's bounds: more of it at the picture's edge, and the object is not whole
-)
+# Of the mask's bounds: with more of it at the picture's edge, the object is not whole.
+_MOST_CUT = 0.1
 _TRIES = 64
 _BEND = 0.05  # typical size of bends, over the object's own
 

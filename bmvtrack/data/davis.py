@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from functools import partial
 from pathlib import Path
 
@@ -9,9 +10,11 @@ import numpy as np
 from PIL import Image
 
 from bmvtrack.arrays import BoolArray, ByteArray
-from bmvtrack.data.sequence import VideoSequence, read_image
+from bmvtrack.data.sequence import NO_IMAGE, VideoSequence, read_image, upright_image
 from bmvtrack.errors import UserError
-from bmvtrack.files import listed
+from bmvtrack.files import listed, numbered_files, read_lines
+
+_FEWEST_GREYS = 64  # a brightest value under it is an object's number
 
 
 def read_mask(path: Path) -> BoolArray:
@@ -19,15 +22,16 @@ def read_mask(path: Path) -> BoolArray:
 
     In a palette image (object numbers) everything but 0 is object. In grey, grey with alpha (some
     DAVIS16 files) and colour images it is what is brighter than half the brightest value, in any
-    channel but alpha: 0/1, 0/255 and smoothed borders are all understood.
+    channel but alpha: 0/1, 0/255 and smoothed borders are all understood. Where the brightest value is
+    under 64, these are object numbers, too. A file's own orientation (EXIF) is obeyed, as in frames.
 
     Raises:
         UserError: if the file is missing or not an image.
     """
     try:
         with Image.open(path) as image:
-            values, bands, mode = np.asarray(image), image.getbands(), image.mode
-    except (OSError, SyntaxError, ValueError) as error:  # Pillow raises all three
+            values, bands, mode = np.asarray(upright_image(image)), image.getbands(), image.mode
+    except NO_IMAGE as error:
         raise UserError(
             f"cannot read the mask {path}: it is missing, damaged or not an image"
         ) from error
@@ -35,7 +39,8 @@ def read_mask(path: Path) -> BoolArray:
         return np.asarray(values != 0)
     colours = [i for i, band in enumerate(bands) if band != "A"]
     values = np.atleast_3d(values)[..., colours]
-    return np.asarray((values > values.max() / 2).any(axis=-1))
+    brightest = values.max()
+    return np.asarray((values > (brightest / 2 if brightest >= _FEWEST_GREYS else 0)).any(axis=-1))
 
 
 def load_davis16(
@@ -87,16 +92,20 @@ def _split_names(root: Path, resolution: str, split: str) -> set[str]:
     candidates = [root / "ImageSets" / folder / f"{split}.txt" for folder in (resolution, "2016")]
     for path in candidates:
         if path.is_file():
-            lines = path.read_text(encoding="utf-8").split("\n")
-            first_words = [line.split()[0] for line in lines if line.strip()]
-            return {Path(w).parent.name if "/" in w else w for w in first_words}
+            return {_sequence_of(line.strip()) for line in read_lines(path) if line.strip()}
     raise UserError(
         f"no split {split!r} in {root}: neither {candidates[0]} nor {candidates[1]} is there"
     )
 
 
+def _sequence_of(line: str) -> str:
+    """The sequence that a line of a split names: by itself, or by the path of a frame of its own."""
+    path = re.match(r"/?JPEGImages/[^/]+/([^/]+)/", line)
+    return path[1] if path else line
+
+
 def _sequence(name: str, images: Path, annotations: Path) -> VideoSequence:
-    frames = listed(images, "*.jpg")
+    frames = numbered_files(images, (".jpg",))
     if not frames:
         raise UserError(f"sequence {name!r} has no frames: {images} holds no .jpg files")
     masks = [annotations / f"{frame.stem}.png" for frame in frames]

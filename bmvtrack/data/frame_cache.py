@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Sequence
 from itertools import count
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import cv2
@@ -38,6 +39,12 @@ class FrameCache:
         self._next_number = count()
         self._free = list(range(slots))
 
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_numbers": list(self._numbers.items())}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__ |= state | {"_numbers": WeakKeyDictionary(state["_numbers"])}
+
     @property
     def nbytes(self) -> int:
         """Bytes held on the device."""
@@ -66,10 +73,10 @@ class FrameCache:
     def _read(self, sequence: VideoSequence, t: int) -> int:
         frame = sequence.frame(t)
         height, width = frame.shape[:2]
-        if height > self.frames.shape[1] or width > self.frames.shape[2]:
+        if (width, height) != sequence.size:
             raise UserError(
-                f"frame {t} of sequence {sequence.name!r} is {width}×{height}, larger than the "
-                f"cache's {self.frames.shape[2]}×{self.frames.shape[1]}: its frames differ in size"
+                f"frame {t} of sequence {sequence.name!r} is {width}×{height} and its first one "
+                f"{sequence.size[0]}×{sequence.size[1]}; all frames of a sequence must have one size"
             )
         slot = self._free.pop() if self._free else self._slot_of.popitem(last=False)[1]
         self.frames[slot, :height, :width] = torch.from_numpy(frame).to(self.frames.device)
@@ -78,7 +85,7 @@ class FrameCache:
 
 
 def make_frame_cache(
-    sequences: Sequence[VideoSequence], at_once: int, limit: int, device: torch.device
+    sequences: Sequence[VideoSequence], at_once: int, limit: float, device: torch.device
 ) -> FrameCache:
     """A cache for all frames of ``sequences``, or for as many as the limit allows.
 
@@ -91,6 +98,7 @@ def make_frame_cache(
     Raises:
         UserError: if the limit holds fewer than ``at_once`` frames.
     """
+    limit = int(limit)
     width = max(sequence.size[0] for sequence in sequences)
     height = max(sequence.size[1] for sequence in sequences)
     frame_bytes = width * height * 3

@@ -21,7 +21,8 @@ Views = Literal["all", "upside-down", "none"]
 def mirrored_views(sequence: VideoSequence, views: Views = "all") -> list[VideoSequence]:
     """The sequence mirrored left to right, top to bottom and in time, in all combinations.
 
-    Frames, and masks where there are any, are still read when asked for.
+    Frames, and masks where there are any, are still read when asked for; boxes are mirrored now, for
+    which all masks are read once.
 
     Args:
         sequence: of any kind.

@@ -10,6 +10,7 @@ from bmvtrack.arrays import FloatArray
 from bmvtrack.data.annotations import annotated_box, boxed_sequence, images, read_rows, subfolders
 from bmvtrack.data.sequence import VideoSequence
 from bmvtrack.errors import UserError
+from bmvtrack.files import folder_name
 
 ANNOTATION = "groundtruth_rect"
 ANNOTATED_FRAMES = {
@@ -40,7 +41,7 @@ def load_otb(root: Path) -> list[VideoSequence]:
         read = {path: read_rows(path) for path in sorted(folder.glob(f"{ANNOTATION}*.txt"))}
         annotations = {path: rows for path, rows in read.items() if rows}
         for path, rows in annotations.items():
-            name = folder.resolve().name
+            name = folder_name(folder)
             frames = _annotated(name, images(folder / "img"), len(rows))
             if len(annotations) > 1:
                 name += path.stem.removeprefix(ANNOTATION)

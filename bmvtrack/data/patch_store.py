@@ -33,12 +33,13 @@ from numpy.typing import NDArray
 
 from bmvtrack.arrays import BoolArray, ByteArray, FloatArray
 from bmvtrack.errors import UserError
-from bmvtrack.files import whole_file, write_text
+from bmvtrack.files import whole_file, write_json
 
 Split = Literal["train", "validation"]
 IntArray = NDArray[np.int64]
 
-_FORMAT = 2  # 1: windows not clipped at the frame's edge
+FORMAT = 2
+"""Of a store; in the first, windows were not clipped at the frame's edge."""
 _STORE, _INDEX, _SHARDS = "store.json", "index.npz", "shards"
 _REMEDY = "run prepare_youtube_vos.py again: it remakes only what is missing or damaged"
 
@@ -196,7 +197,7 @@ def write_store(
     with whole_file(folder / _INDEX) as temporary:
         np.savez(temporary, validation=validation, **table.columns())
     description = {
-        "format": _FORMAT,
+        "format": FORMAT,
         "size": size,
         "patches": len(table),
         **about,
@@ -204,7 +205,7 @@ def write_store(
         "index_checksum": _checksum(folder / _INDEX),
         "shard_bytes": [shard.nbytes for shard in shards],
     }
-    write_text(folder / _STORE, json.dumps(description, indent=2, ensure_ascii=False) + "\n")
+    write_json(folder / _STORE, description)
 
 
 class PatchStore:
@@ -306,8 +307,11 @@ def _read_description(folder: Path) -> _Description:
         )
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-        if found["format"] != _FORMAT:
-            raise ValueError(f"its format is {found['format']}, not {_FORMAT}")
+        if found["format"] != FORMAT:
+            raise UserError(
+                f"{folder} is a store of format {found['format']}, made by another version of bmvtrack; "
+                f"this one reads format {FORMAT}: run prepare_youtube_vos.py again, to a new folder"
+            )
         return _Description(
             int(found["size"]),
             tuple(found["categories"]),

@@ -231,6 +231,27 @@ def normalize(images: torch.Tensor) -> torch.Tensor:
     return images / 63.75 - 2
 
 
+def network_input(
+    images: torch.Tensor, rbbox: torch.Tensor, windows: torch.Tensor, channels: int
+) -> torch.Tensor:
+    """What a network takes: the normalised patch and, as a fourth channel, the box from −1 to 1.
+
+    Args:
+        images: ``(B, 3, S, S)`` RGB in [0, 255].
+        rbbox: ``(B, 5)`` boxes through which one looks.
+        windows: ``(B, 4)`` of the patches.
+        channels: of the network's input, 3 or 4; with 3 it is not told the box.
+
+    Returns:
+        ``(B, channels, S, S)`` float32.
+    """
+    normalized = normalize(images)
+    if channels == 3:
+        return normalized
+    box = 2 * fill_box(rbbox, windows, images.shape[-1]) - 1
+    return torch.cat([normalized, box], dim=1)
+
+
 def _filters(
     start: torch.Tensor, stop: torch.Tensor, size: int, extent: int, limits: torch.Tensor
 ) -> torch.Tensor:

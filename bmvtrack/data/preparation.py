@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from bmvtrack.arrays import BoolArray, FloatArray
 from bmvtrack.data import patches
 from bmvtrack.data.patch_store import (
+    FORMAT,
     PatchTable,
     Shard,
     read_shard,
@@ -35,7 +36,7 @@ from bmvtrack.data.patch_store import (
 from bmvtrack.data.sequence import VideoSequence
 from bmvtrack.data.youtube_vos import Clip, YouTubeVOS, single_object_sequences
 from bmvtrack.errors import UserError
-from bmvtrack.files import write_text
+from bmvtrack.files import listed, write_text
 
 SplitBy = Literal["video", "sequence"]
 CLIPS_PER_SHARD = 16
@@ -174,12 +175,17 @@ def held_out(groups: NDArray[np.str_], share: float, seed: int) -> BoolArray:
 
 
 def _fingerprint(data: YouTubeVOS, size: int) -> str:
-    """What the shards depend on, as text."""
+    """What the shards depend on, as text: format, options, and the annotations' names and sizes."""
     digest = hashlib.sha256(repr(data.categories).encode())
     for clip in data.clips:
-        frames = [path.stem for path in clip.annotations]
+        frames = [(path.stem, path.stat().st_size) for path in clip.annotations]
         digest.update(repr((clip.name, frames, sorted((clip.categories or {}).items()))).encode())
-    content = {"size": size, "clips": len(data.clips), "of": digest.hexdigest()}
+    content = {
+        "format": FORMAT,
+        "size": size,
+        "clips": len(data.clips),
+        "of": digest.hexdigest(),
+    }
     return json.dumps(content, indent=2) + "\n"
 
 
@@ -191,9 +197,10 @@ def _begin(out: Path, fingerprint: str) -> None:
     if begun.is_file():
         if begun.read_text(encoding="utf-8") != fingerprint:
             raise UserError(
-                f"{out} was begun with another --size or other data; give another folder"
+                f"{out} was begun with another --size, other data or another version of bmvtrack; "
+                "give another folder, or delete it"
             )
-    elif out.is_dir() and any(out.iterdir()):
+    elif out.is_dir() and listed(out):
         raise UserError(f"{out} holds something else; give an empty or a new folder")
     else:
         write_text(begun, fingerprint)

@@ -13,7 +13,9 @@ from rich.table import Table
 
 from bmvtrack import prior
 from bmvtrack.arrays import FloatArray
+from bmvtrack.console import check_output_folder, output_console
 from bmvtrack.data.davis import load_davis16
+from bmvtrack.errors import UserError
 from bmvtrack.motion import PARAMETERS, Coordinates
 from bmvtrack.prior import Labels, MotionPrior
 
@@ -51,7 +53,26 @@ class FitOptions:
     out: Path | None = None
     """JSON file to write the prior to."""
     table: bool = False
-    """Print the prior five and one frames apart, with both labels, in both coordinates."""
+    """Print the prior five and one frames apart, with both labels, in both coordinates, instead of the
+    one asked for."""
+
+    def check(self) -> None:
+        """Refuse what cannot be.
+
+        Raises:
+            UserError: naming the option.
+        """
+        asked = (self.frames_apart, self.labels, self.coordinates)
+        default = (FitOptions.frames_apart, FitOptions.labels, FitOptions.coordinates)
+        if self.table and self.out is None and asked != default:
+            raise UserError(
+                "--table prints the same settings always; leave out --frames-apart, --labels and "
+                "--coordinates, or add --out to write the prior that they ask for"
+            )
+        if self.out is not None:
+            if self.out.is_dir():
+                raise UserError(f"--out {self.out} is a folder; give a JSON file")
+            check_output_folder(self.out.parent)
 
 
 def fit_prior(options: FitOptions) -> None:
@@ -63,6 +84,7 @@ def fit_prior(options: FitOptions) -> None:
     Raises:
         UserError: if the folder is not as it should be, or there are too few pairs.
     """
+    options.check()
     sequences = load_davis16(options.root, options.split)
     progress = track(sequences, "reading masks", console=Console(stderr=True), transient=True)
     boxes = [(sequence.opencv_boxes, *sequence.size) for sequence in progress]
@@ -95,7 +117,4 @@ def _show(rows: list[tuple[Setting, MotionPrior, int]]) -> None:
         numbers = (fitted.mean, fitted.standard_deviations)
         columns = (" ".join(f"{number:.3f}" for number in vector) for vector in numbers)
         table.add_row(str(frames_apart), labels, coordinates, *columns, str(pairs))
-    console = Console()
-    if not console.is_terminal:
-        console.width = 120  # a pipe has no width: keep a row on its line
-    console.print(table)
+    output_console().print(table)

@@ -82,7 +82,8 @@ class Sampler:
             views.append(self._seen(other, seen_through, bank.object_id[other]))
         moved = motion.solve(box, geometry.nearest_label(truth, box), 1.0, 1.0, "object").float()
         if self.augment:
-            views = self._augmented(views, ~whole, generator)
+            group = bank.group[target]  # of the same sequence, the other object may be this one
+            views = self._augmented(views, ~whole & (group != group.roll(1)), generator)
         seen, *templates = [self._patches(view) for view in views]
         batch = Batch(
             seen,
@@ -127,7 +128,8 @@ class Sampler:
     ) -> list[_View]:
         """Other things behind the objects, the same ones in all views, and other colours.
 
-        Those that are not ``crowded`` (they show their image whole) get nothing behind theirs.
+        Those that are not ``crowded`` (they show their image whole, or the sample before is of the same
+        sequence) get nothing behind theirs.
         """
         jitter, count, device = self.jitter, len(views[0].box), views[0].images.device
 
@@ -146,10 +148,7 @@ class Sampler:
 
     def _patches(self, view: _View) -> torch.Tensor:
         """What the network is given of a view."""
-        channels = [patches.normalize(view.images)]
-        if self.channels == 4:
-            channels.append(2 * patches.fill_box(view.box, view.windows, self.size) - 1)
-        return torch.cat(channels, dim=1)
+        return patches.network_input(view.images, view.box, view.windows, self.channels)
 
     def _moved(self, target: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
         """The box to look through: last frame's where there is one, moved, with a level label."""

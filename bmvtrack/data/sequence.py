@@ -9,6 +9,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+from PIL import Image, ImageOps
 
 from bmvtrack import geometry
 from bmvtrack.arrays import BoolArray, ByteArray, FloatArray
@@ -137,7 +138,19 @@ def read_image(path: Path) -> ByteArray:
     Raises:
         UserError: if the file is missing or not an image.
     """
-    image = cv2.imread(str(path), cv2.IMREAD_COLOR)
+    try:  # not cv2.imread, which crashes on names that are not UTF-8
+        image = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_COLOR)
+    except (OSError, cv2.error):  # OpenCV's if the file is empty, or tells absurd sizes
+        image = None
     if image is None:
         raise UserError(f"cannot read the image {path}: it is missing, damaged or not an image")
     return np.asarray(cv2.cvtColor(image, cv2.COLOR_BGR2RGB), dtype=np.uint8)
+
+
+NO_IMAGE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
+"""What Pillow raises on reading what is missing, damaged or no image."""
+
+
+def upright_image(image: Image.Image) -> Image.Image:
+    """As its EXIF orientation says, which OpenCV obeys by itself."""
+    return ImageOps.exif_transpose(image)

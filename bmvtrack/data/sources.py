@@ -13,7 +13,7 @@ from pathlib import Path
 
 from rich.progress import track
 
-from bmvtrack.data.bank import FrameBank, build_bank
+from bmvtrack.data.bank import FrameBank, build_bank, held_out_of
 from bmvtrack.data.cutouts import cutout_sequences
 from bmvtrack.data.davis import load_davis16
 from bmvtrack.data.otb import load_otb
@@ -46,6 +46,8 @@ def parse(source: str) -> tuple[str, str]:
             f"unknown data {source!r}: it starts with its kind, like davis16:FOLDER; the kinds are "
             f"{', '.join(KINDS)}"
         )
+    if kind == "synthetic" and source != kind:
+        raise UserError(f"data {source!r}: synthetic sequences are of no folder; write synthetic")
     if kind != "synthetic" and not where:
         raise UserError(f"data {source!r} needs a folder: {kind}:FOLDER")
     return kind, where
@@ -89,7 +91,41 @@ def load_sequences(source: str, *, synthetic_count: int = 64, seed: int = 0) -> 
     if kind in _READERS:
         return _READERS[kind](Path(where))
     folder, colon, split = where.rpartition(":")
-    return load_davis16(Path(folder), split) if colon else load_davis16(Path(where))
+    if colon and not Path(where).is_dir():
+        return load_davis16(Path(folder), split)
+    return load_davis16(Path(where))
+
+
+def split_cutouts(
+    source: str, share: float, seed: int, *, count: int, made_from: int
+) -> tuple[list[VideoSequence], list[VideoSequence]]:
+    """Cut-out sequences to train on, and others, of stills that are held out from these.
+
+    The stills held out are those that :meth:`~bmvtrack.data.bank.FrameBank.split` holds out of
+    ``stills:FOLDER`` with the same share and seed (where every still has an object).
+
+    Args:
+        source: ``cutouts:FOLDER``.
+        share: of the stills, and of as many sequences as ``count``, that are held out.
+        seed: of the choice.
+        count: of sequences to train on.
+        made_from: seed of the sequences.
+
+    Raises:
+        UserError: if the folder is not as it should be, or has too few images.
+    """
+    stills = load_stills(Path(parse(source)[1]))
+    held_out = set(held_out_of(len(stills), share, seed).tolist())
+    apart = [still for i, still in enumerate(stills) if i in held_out]
+    rest = [still for i, still in enumerate(stills) if i not in held_out]
+    few = min(len(apart), len(rest))
+    if few < 2:
+        raise UserError(
+            f"{source}: of {len(stills)} images {len(apart)} are held out, and cut-outs need at least 2 "
+            "on either side; give more images, or another --validation-share"
+        )
+    others = max(1, round(share * count))
+    return cutout_sequences(rest, count, made_from), cutout_sequences(apart, others, made_from)
 
 
 def load_store(source: str) -> PatchStore | None:

@@ -33,6 +33,8 @@ from bmvtrack.errors import UserError
 SEEDS_PER_SET = 1_000_000
 """Seeds set aside for each ``seed`` of :func:`synthetic_sequences`."""
 
+SEED_STRIDE = 1_000
+"""Between the sets of runs with neighbouring seeds, so that no run is trained on another's test set."""
 _SMALLEST_AREA = 0.012  # of the object's mask in frame 0, over that of the frame
 
 

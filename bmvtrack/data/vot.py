@@ -19,6 +19,7 @@ from bmvtrack.data.annotations import (
 )
 from bmvtrack.data.sequence import VideoSequence
 from bmvtrack.errors import UserError
+from bmvtrack.files import folder_name, read_lines
 
 ANNOTATION = "groundtruth.txt"
 
@@ -65,7 +66,7 @@ def _folders(root: Path) -> list[Path]:
     listing = root / "list.txt"
     if not listing.is_file():
         return found
-    names = {line.strip() for line in listing.read_text(encoding="utf-8").splitlines()} - {""}
+    names = {line.strip() for line in read_lines(listing)} - {""}
     missing = sorted(name for name in names if not (root / name / ANNOTATION).is_file())
     if missing:
         raise UserError(f"{root} lacks sequences that {listing} names: {', '.join(missing)}")
@@ -81,7 +82,7 @@ def _sequence(folder: Path) -> VideoSequence:
             )
     boxes = [_box(row, path, i) for i, row in enumerate(read_rows(path), start=1)]
     frames = images(folder / "color") or images(folder)
-    return boxed_sequence(folder.resolve().name, frames, boxes)
+    return boxed_sequence(folder_name(folder), frames, boxes)
 
 
 def _box(row: FloatArray, path: Path, number: int) -> FloatArray:

@@ -20,9 +20,9 @@ import numpy as np
 from PIL import Image
 
 from bmvtrack.arrays import BoolArray, ByteArray
-from bmvtrack.data.sequence import VideoSequence, read_image
+from bmvtrack.data.sequence import NO_IMAGE, VideoSequence, read_image, upright_image
 from bmvtrack.errors import UserError
-from bmvtrack.files import listed
+from bmvtrack.files import listed, numbered_files
 
 LARGEST = 0.7
 """Share of the frame's width and height that a kept object stays below."""
@@ -91,7 +91,7 @@ def load_youtube_vos(root: Path) -> YouTubeVOS:
     meta = _read_meta(folder / "meta.json")
     clips = []
     for path in (folder for folder in listed(annotations) if folder.is_dir()):
-        masks = tuple(listed(path, "*.png"))
+        masks = tuple(numbered_files(path, (".png",)))
         frames = tuple(images / path.name / f"{mask.stem}.jpg" for mask in masks)
         missing = [frame for frame in frames if not frame.is_file()]
         if missing:
@@ -133,8 +133,8 @@ def read_annotation(path: Path) -> ByteArray:
     """
     try:
         with Image.open(path) as image:
-            numbers, mode = np.asarray(image), image.mode
-    except (OSError, SyntaxError, ValueError) as error:  # Pillow raises all three
+            numbers, mode = np.asarray(upright_image(image)), image.mode
+    except NO_IMAGE as error:
         raise UserError(f"cannot read the annotation {path}: it is missing or damaged") from error
     if mode not in ("P", "L"):
         raise UserError(

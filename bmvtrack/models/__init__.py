@@ -1,6 +1,13 @@
 """The networks of the family, by name."""
 
-from bmvtrack.models.base import Encoding, MultivariationalNetwork, Output, load_network
+from bmvtrack.models.base import (
+    Encoding,
+    MultivariationalNetwork,
+    Output,
+    foreground_log_odds,
+    foreground_probability,
+    load_network,
+)
 from bmvtrack.models.bottleneck import Bottleneck, Posterior
 from bmvtrack.models.flows import FlowBottleneck, FlowPosterior
 from bmvtrack.models.folding import folded
@@ -27,5 +34,7 @@ __all__ = [
     "ResNetUNet",
     "Template",
     "folded",
+    "foreground_log_odds",
+    "foreground_probability",
     "load_network",
 ]

@@ -54,6 +54,17 @@ class Output:
     features: torch.Tensor
 
 
+def foreground_probability(logits: torch.Tensor) -> torch.Tensor:
+    """Probability of not being background: ``(B, C, S, S)`` scores → ``(B, S, S)`` float32."""
+    return 1 - logits.float().softmax(dim=1)[:, 0]
+
+
+def foreground_log_odds(logits: torch.Tensor) -> torch.Tensor:
+    """Log-odds of :func:`foreground_probability`: ``(B, C, S, S)`` scores → ``(B, S, S)`` float32."""
+    logits = logits.float()
+    return logits[:, 1:].logsumexp(dim=1) - logits[:, 0]
+
+
 class MultivariationalNetwork(
     nn.Module,
     PyTorchModelHubMixin,

@@ -104,9 +104,10 @@ class Bottleneck(nn.Module):
                 this one has no use for it.
         """
         shape = VARIABLES, self.samples
-        rows = self.mean_head(features).float().unflatten(-1, shape)  # (B, 5, S)
-        spread = self.covariance_head(features).float().unflatten(-1, shape)
         with torch.autocast(features.device.type, enabled=False):
+            features = features.float()
+            rows = self.mean_head(features).unflatten(-1, shape)  # (B, 5, S)
+            spread = self.covariance_head(features).unflatten(-1, shape)
             if self.covariance_kind == "batch":
                 spread = self._reduce(spread)[None]  # (1, 5, S)
             covariance = sample_covariance(spread)

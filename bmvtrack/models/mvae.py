@@ -168,9 +168,8 @@ class _MirroredBlock(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         y = self.relu(self.bn1(self.conv1(x)))
         if self.upsample is not None:
-            x = self.upsample(
-                x
-            )  # 1×1: enlarging afterwards gives the same at a quarter of the work
+            # 1×1: enlarging afterwards gives the same at a quarter of the work.
+            x = self.upsample(x)
         if self.enlarge:
             x, y = _doubled(x), _doubled(y)
         result: torch.Tensor = self.relu(self.bn2(self.conv2(y)) + x)

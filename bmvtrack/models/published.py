@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 import pickle
 import re
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ import torch
 
 from bmvtrack import prior
 from bmvtrack.errors import UserError
+from bmvtrack.files import DAMAGED, check_sums
 from bmvtrack.models.base import MultivariationalNetwork
 from bmvtrack.models.bottleneck import VARIABLES
 from bmvtrack.models.mvae import BetaMVAE
@@ -79,13 +81,15 @@ def _read(path: Path) -> Tensors:
     if not path.is_file():
         raise UserError(f"no file {path}")
     try:
+        if zipfile.is_zipfile(path):  # older ones are no archives, and have no check sums
+            check_sums(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise UserError(
             f"{path} holds Python objects beside tensors, or is damaged, and is not unpickled here; "
             "where you trust it, save {'state_dict': …} of it alone with torch.save"
         ) from error
-    except (RuntimeError, OSError, EOFError, ValueError, KeyError) as error:
+    except DAMAGED as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(f"{path} is no checkpoint, or damaged: {reason}") from error
     tensors = content.get("state_dict") if isinstance(content, dict) else None
@@ -94,6 +98,10 @@ def _read(path: Path) -> Tensors:
     for name, value in tensors.items():
         if not isinstance(name, str) or not isinstance(value, torch.Tensor):
             raise UserError(f"{path}: {name!r} in its state_dict is no tensor")
+        if value.layout != torch.strided or value.is_meta or value.is_complex():
+            raise UserError(
+                f"{path}: {name!r} in its state_dict is no dense tensor of real numbers"
+            )
     return tensors
 
 

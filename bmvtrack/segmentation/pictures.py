@@ -7,14 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from bmvtrack.data.davis import read_mask
 from bmvtrack.data.sequence import VideoSequence
-from bmvtrack.files import whole_file
-from bmvtrack.models import MultivariationalNetwork
+from bmvtrack.figures import save_figure
+from bmvtrack.models import MultivariationalNetwork, foreground_probability
 from bmvtrack.segmentation.evaluation import sequence_generator
 from bmvtrack.segmentation.protocols import encode, stochastic
 from bmvtrack.segmentation.views import view_objects
@@ -53,7 +52,7 @@ def write_stochastic_masks(
         for axes, picture in zip(row, _draws(network, sequence, numbers, draws, seed), strict=True):
             axes.imshow(picture, cmap="gray", vmin=0, vmax=1)
         row[0].set_ylabel(sequence.name, fontsize="small")
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def write_masks_along_sequences(
@@ -78,7 +77,7 @@ def write_masks_along_sequences(
             rows[0][column].set_title(f"{sequence.name} {t}", fontsize="x-small", pad=2)
         for row, label in zip(rows, ("frame", "truth", "mask"), strict=True):
             row[0].set_ylabel(label, fontsize="x-small")
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def _draws(
@@ -95,7 +94,7 @@ def _draws(
     device = views.inputs.device
     generator = sequence_generator(sequence.name, seed, device)
     logits, _ = stochastic(network, encode(network, views), 0, draws, generator)
-    masks = (logits.softmax(dim=1)[:, 0] < 0.5).float().cpu().numpy()
+    masks = (foreground_probability(logits) > 0.5).float().cpu().numpy()
     return [
         views.images[0].cpu().numpy(),
         views.true[0].cpu().numpy(),
@@ -121,9 +120,3 @@ def _grid(rows: int, columns: int, aspect: float) -> tuple[Figure, Any]:
         axes.set(xticks=[], yticks=[])
         axes.spines[:].set_visible(False)
     return figure, grid
-
-
-def _save(figure: Figure, path: Path) -> None:
-    FigureCanvasAgg(figure)
-    with whole_file(path) as temporary:
-        figure.savefig(temporary, dpi=150)

@@ -21,7 +21,13 @@ import torch
 from torch.nn import functional
 
 from bmvtrack.devices import checked_device
-from bmvtrack.models import Encoding, MultivariationalNetwork, Posterior, load_network
+from bmvtrack.models import (
+    Encoding,
+    MultivariationalNetwork,
+    Posterior,
+    foreground_log_odds,
+    load_network,
+)
 from bmvtrack.perception import weights_folder
 from bmvtrack.segmentation.views import Views
 
@@ -77,8 +83,7 @@ def honest(network: MultivariationalNetwork, encoding: Encoding) -> torch.Tensor
     """Log-odds ``(B, S, S)`` of the honest protocol."""
     # The mean is each frame's own; only the covariance may be one for the batch, and is not used.
     latents = network.bottleneck.center(network.bottleneck(encoding.features))
-    logits = network.decode(latents, encoding).float()
-    return logits[:, 1:].logsumexp(dim=1) - logits[:, 0]
+    return foreground_log_odds(network.decode(latents, encoding))
 
 
 @torch.inference_mode()

@@ -7,10 +7,8 @@ The summary is ``{"dataset", "weights", "draws", "seed", "frames", "mahalanobis"
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +16,7 @@ import numpy as np
 from rich import box
 from rich.table import Table
 
-from bmvtrack.files import write_text
+from bmvtrack.files import csv_text, write_json, write_text
 from bmvtrack.segmentation.evaluation import PER_FRAME, SequenceScores
 from bmvtrack.segmentation.metrics import average
 
@@ -53,8 +51,7 @@ def write_report(folder: Path, summary: dict[str, Any], results: Results) -> Non
             path = folder / "results" / protocol / f"{scores.sequence}.csv"
             write_text(path, frames_csv(scores))
     write_text(folder / "sequences.csv", sequences_csv(results))
-    text = json.dumps(summary, indent=2, ensure_ascii=False, allow_nan=False)
-    write_text(folder / "summary.json", text + "\n")
+    write_json(folder / "summary.json", summary)
 
 
 def frames_csv(scores: SequenceScores) -> str:
@@ -62,27 +59,23 @@ def frames_csv(scores: SequenceScores) -> str:
 
     The first and the last frame are in it, but not in J and F of the sequence.
     """
-    text = StringIO()
-    print("frame", *PER_FRAME, sep=",", file=text)
+    rows: list[list[Any]] = [["frame", *PER_FRAME]]
     for t in range(len(scores.values["J"])):
-        numbers = (_cell(name, scores.values[name][t]) for name in PER_FRAME)
-        print(t, *numbers, sep=",", file=text)
-    return text.getvalue()
+        rows.append([t, *(_cell(name, scores.values[name][t]) for name in PER_FRAME)])
+    return csv_text(rows)
 
 
 def sequences_csv(results: Results) -> str:
     """A line a sequence and protocol."""
-    text = StringIO()
     measures = [f"{measure}_{name}" for measure in "JF" for name in _STATISTICS]
-    print("sequence,protocol", *measures, *_ON_THE_PATCH, sep=",", file=text)
+    rows = [["sequence", "protocol", *measures, *_ON_THE_PATCH]]
     for pair in zip(*results.values(), strict=True):
         for protocol, scores in zip(results, pair, strict=True):
             parts = asdict(scores.region), asdict(scores.contour)
             numbers = [part[name] for part in parts for name in _STATISTICS]
             numbers += [scores.mean(name) for name in _ON_THE_PATCH]
-            cells = (f"{number:.6g}" for number in numbers)
-            print(scores.sequence, protocol, *cells, sep=",", file=text)
-    return text.getvalue()
+            rows.append([scores.sequence, protocol, *(f"{number:.6g}" for number in numbers)])
+    return csv_text(rows)
 
 
 def sequence_table(summary: dict[str, Any]) -> Table:

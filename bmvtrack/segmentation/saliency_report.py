@@ -7,9 +7,7 @@ at the thresholds 0, 1/255 … 1.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
-from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +16,7 @@ from rich import box
 from rich.table import Table
 
 from bmvtrack.figures import line_style, save_figure, tidy
-from bmvtrack.files import write_text
+from bmvtrack.files import csv_text, write_json, write_text
 from bmvtrack.segmentation.saliency import SaliencyScores, average
 
 Results = Mapping[str, Mapping[str, SaliencyScores]]
@@ -46,17 +44,15 @@ def write_report(folder: Path, summary: dict[str, Any], results: Results) -> Non
     for protocol, scores in results.items():
         write_text(folder / "results" / f"{protocol}.csv", images_csv(scores))
     _write_plot(folder / "precision_recall.png", summary)
-    text = json.dumps(summary, indent=2, ensure_ascii=False, allow_nan=False)
-    write_text(folder / "summary.json", text + "\n")
+    write_json(folder / "summary.json", summary)
 
 
 def images_csv(scores: Mapping[str, SaliencyScores]) -> str:
     """A line an image; max F and mean F are of the image's own curve."""
-    text = StringIO()
-    print("image", *_METRICS, sep=",", file=text)
+    rows = [["image", *_METRICS]]
     for name, part in scores.items():
-        print(name, *(f"{getattr(part, metric):.6f}" for metric in _METRICS), sep=",", file=text)
-    return text.getvalue()
+        rows.append([name, *(f"{getattr(part, metric):.6f}" for metric in _METRICS)])
+    return csv_text(rows)
 
 
 def summary_table(summary: dict[str, Any]) -> Table:

@@ -12,8 +12,6 @@ from bmvtrack.arrays import BoolArray, ByteArray, FloatArray
 from bmvtrack.data import patches
 from bmvtrack.models import MultivariationalNetwork
 
-_TOLD_THE_BOX = 4  # channels
-
 
 @dataclass(frozen=True)
 class Views:
@@ -52,7 +50,7 @@ def view_objects(
         masks: B true masks ``(H, W)``, for who wants to compare; None: nobody knows.
     """
     windows = patches.window(boxes)
-    if network.input_channels != _TOLD_THE_BOX:  # the paper's
+    if network.input_channels == 3:  # the paper's, which are not told the box
         windows = patches.clipped(windows, _sizes(frames))
     return _view(network, frames, boxes, windows, masks)
 
@@ -100,10 +98,8 @@ def _view(
     seen = patches.crop(
         layers.to(device), where, size, sizes.to(device), torch.tensor(means).float().to(device)
     )
-    channels = [patches.normalize(seen[:, :3])]
-    if network.input_channels == _TOLD_THE_BOX:
-        channels.append(2 * patches.fill_box(rbbox, where, size) - 1)
-    inputs = torch.cat(channels, dim=1).contiguous(memory_format=torch.channels_last)
+    inputs = patches.network_input(seen[:, :3], rbbox, where, network.input_channels)
+    inputs = inputs.contiguous(memory_format=torch.channels_last)
     images = (seen[:, :3] / 255).permute(0, 2, 3, 1)
     return Views(images, inputs, seen[:, 3] > 0.5, seen[:, 4] > 0.5, where)
 

@@ -34,6 +34,7 @@ _PREDICTED, _TRUE, _MASK = (line_style(i)[0] for i in (1, 2, 0))
 _LINES = {"rotated": 1, "axis-aligned": 3, "mask": 0, "box and mask": 6}
 """Number of the style of each curve; predicted box and mask keep their colours."""
 _TILE = 480  # pixels, of a strip's frame
+_LONGEST = 4  # times as high as wide, or the other way round, is a strip's view
 _ROOM = 0.4  # of what is seen of boxes, that a strip shows on each side of them
 
 
@@ -242,7 +243,9 @@ def _window(
     boxes = [failure.run.boxes[indices], sequence.boxes[failure.run.start + np.array(indices)]]
     limits = geometry.bounds(np.concatenate(boxes))
     low, high = np.nanmin(limits[:, :2], axis=0), np.nanmax(limits[:, 2:], axis=0)
-    room = _ROOM * (high - low)
+    sides = high - low
+    # A pole is shown with some of what stands beside it, not as a line.
+    room = np.maximum(_ROOM * sides, (sides.max() / _LONGEST - sides) / 2)
     size = np.array(sequence.size)
     left, top = np.clip(low - room, 0, size - 2).astype(int).tolist()
     right, bottom = np.clip(high + room, (left + 2, top + 2), size).astype(int).tolist()
@@ -251,4 +254,4 @@ def _window(
 
 def _write_jpeg(path: Path, image: ByteArray) -> None:
     with whole_file(path) as temporary:
-        cv2.imwrite(str(temporary), cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
+        temporary.write_bytes(cv2.imencode(".jpg", image[..., ::-1])[1].tobytes())

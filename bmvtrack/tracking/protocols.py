@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Literal, get_args
+from typing import Literal
 
 import cv2
 import numpy as np
@@ -35,7 +35,6 @@ from bmvtrack.tracking.metrics import (
 from bmvtrack.tracking.trackers import TrackerFactory
 
 Protocol = Literal["ope", "tre", "sre"]
-PROTOCOLS: tuple[Protocol, ...] = get_args(Protocol)
 
 _SHIFT = 0.1  # of the box's size, along its own axes
 _SCALES = (0.8, 0.9, 1.1, 1.2)

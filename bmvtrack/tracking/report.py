@@ -9,10 +9,8 @@ the paired difference, in both geometries.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import astuple
-from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +19,7 @@ from rich import box
 from rich.table import Table
 
 from bmvtrack.arrays import FloatArray
-from bmvtrack.files import write_text
+from bmvtrack.files import csv_text, whole_folder, write_json, write_text
 from bmvtrack.tracking.bootstrap import bootstrap_mean, paired_difference
 from bmvtrack.tracking.metrics import GEOMETRIES, Geometry, Scores, average
 from bmvtrack.tracking.protocols import Protocol, Run
@@ -30,7 +28,7 @@ Results = Mapping[str, Sequence[Run]]
 """The runs of each tracker, by its name: all on the same sequences in the same order."""
 
 _METRICS = ("ao", "sr50", "sr75", "auc", "precision20")
-_CSV_HEADER = "frame,x,y,w,h,angle,iou_rotated,iou_axis_aligned"
+_COLUMNS = ("frame", "x", "y", "w", "h", "angle", "iou_rotated", "iou_axis_aligned")
 
 
 def by_sequence(runs: Sequence[Run]) -> dict[str, list[Run]]:
@@ -75,12 +73,15 @@ def build_summary(
 
 
 def write_report(folder: Path, summary: dict[str, Any], results: Results) -> None:
-    """Write ``summary.json`` and, for each run, ``results/TRACKER/RUN.csv``, each file whole."""
-    for name, runs in results.items():
-        for run in runs:
-            write_text(folder / "results" / name / f"{run.name}.csv", run_csv(run))
-    text = json.dumps(summary, indent=2, ensure_ascii=False, allow_nan=False)
-    write_text(folder / "summary.json", text + "\n")
+    """Write ``summary.json`` and, for each run, ``results/TRACKER/RUN.csv``.
+
+    Results of an evaluation before, in the same folder, are replaced.
+    """
+    with whole_folder(folder / "results") as temporary:
+        for name, runs in results.items():
+            for run in runs:
+                write_text(temporary / name / f"{run.name}.csv", run_csv(run))
+    write_json(folder / "summary.json", summary)
 
 
 def run_csv(run: Run) -> str:
@@ -88,14 +89,13 @@ def run_csv(run: Run) -> str:
 
     The IoU of a frame that isn't scored is empty; the mean of the others is the run's AO.
     """
-    text = StringIO()
-    print(_CSV_HEADER, file=text)
+    rows: list[Iterable[Any]] = [_COLUMNS]
     ious = [run.overlaps[geometry].iou for geometry in ("rotated", "axis_aligned")]
     for i, rbbox in enumerate(run.boxes):
         numbers = [f"{value:.4f}" for value in rbbox]
         numbers += ["" if np.isnan(iou[i]) else f"{iou[i]:.6f}" for iou in ious]
-        print(run.start + i, *numbers, sep=",", file=text)
-    return text.getvalue()
+        rows.append([run.start + i, *numbers])
+    return csv_text(rows)
 
 
 def summary_table(summary: dict[str, Any]) -> Table:

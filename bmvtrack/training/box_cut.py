@@ -16,7 +16,7 @@ from bmvtrack.data import patches
 from bmvtrack.data.batch import Batch
 from bmvtrack.iou import rotated_iou
 from bmvtrack.masks import mask_boxes
-from bmvtrack.models import Output
+from bmvtrack.models import Output, foreground_probability
 
 CUTS = (0.02, 0.04, 0.08, 0.125, 0.25, 0.35, 0.5, 0.65, 0.8)
 """Probabilities that are compared."""
@@ -36,7 +36,7 @@ def box_overlaps(output: Output, batch: Batch) -> torch.Tensor:
     known = batch.motion.isfinite().all(dim=-1)
     boxes = batch.boxes[known]
     true = motion.apply(boxes, batch.motion[known].to(boxes), 1.0, 1.0, "object").cpu().numpy()
-    probabilities = 1 - output.logits[known].float().softmax(dim=1)[:, 0].cpu()
+    probabilities = foreground_probability(output.logits[known]).cpu()
     windows = patches.window(boxes).cpu()
     overlaps = [rotated_iou(mask_boxes(probabilities, windows, cut), true) for cut in CUTS]
     result = torch.full((len(known), len(CUTS)), torch.nan, dtype=torch.float64)

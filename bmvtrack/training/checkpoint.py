@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import pickle
-import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +10,15 @@ import torch
 
 from bmvtrack.console import check_output_folder
 from bmvtrack.errors import UserError
-from bmvtrack.files import whole_file
+from bmvtrack.files import DAMAGED, check_sums, whole_file
 
 KEPT = 2
 
 
 def save_checkpoint(folder: Path, step: int, state: dict[str, Any]) -> Path:
-    """Write ``step-NNNNNNNN.pt`` and remove all but the last :data:`KEPT`.
+    """Write ``step-NNNNNNNN.pt``; of those before it the last is kept, so that there are :data:`KEPT`.
+
+    Those after it go as well: the run has gone on from before them, because they were damaged.
 
     Args:
         folder: of checkpoints; made if missing.
@@ -30,8 +30,9 @@ def save_checkpoint(folder: Path, step: int, state: dict[str, Any]) -> Path:
     path = folder / f"step-{step:08d}.pt"
     with whole_file(path) as temporary:
         torch.save(state, temporary)
-    for old in checkpoints(folder)[:-KEPT]:
-        old.unlink()
+    there = checkpoints(folder)
+    for stale in (*there[there.index(path) + 1 :], *there[: there.index(path) + 1][:-KEPT]):
+        stale.unlink()
     return path
 
 
@@ -50,20 +51,12 @@ def load_checkpoint(folder: Path, device: torch.device | str = "cpu") -> dict[st
     """
     for path in reversed(checkpoints(folder)):
         try:
-            _check_sums(path)
+            check_sums(path)
             state: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
-        except (zipfile.BadZipFile, RuntimeError, OSError, ValueError, pickle.UnpicklingError):
+        except DAMAGED:
             continue
         return state
     raise UserError(f"{folder} holds no checkpoint that can be read; start over elsewhere")
-
-
-def _check_sums(path: Path) -> None:
-    """Raise ``BadZipFile`` if a byte has changed; ``torch.load`` does not look."""
-    with zipfile.ZipFile(path) as archive:
-        damaged = archive.testzip()
-    if damaged is not None:
-        raise zipfile.BadZipFile(damaged)
 
 
 def check_run_folder(out: Path, resume: bool) -> None:

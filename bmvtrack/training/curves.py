@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import reduce
 from pathlib import Path
 
 import numpy as np
@@ -90,11 +91,17 @@ def plot_runs(
 
 
 def _sum(scalars: Mapping[str, Curve], tags: Sequence[str]) -> Curve | None:
-    """The sum of curves that were logged together; None if one is missing."""
+    """The sum of curves that were logged together, where all of them are; None if one is missing.
+
+    A run that was killed, or goes on, may have logged only some of its last step.
+    """
     if any(tag not in scalars for tag in tags):
         return None
     curves = [scalars[tag] for tag in tags]
-    return curves[0][0], np.sum([values for _, values in curves], axis=0)
+    common = reduce(np.intersect1d, [steps for steps, _ in curves])
+    if not len(common):
+        return None
+    return common, np.sum([values[np.isin(steps, common)] for steps, values in curves], axis=0)
 
 
 def _draw(axes: Axes, curve: Curve, number: int, name: str) -> None:

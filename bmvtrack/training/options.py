@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -136,7 +137,8 @@ class PretrainOptions:
     def _check(self) -> None:
         for source in self.data:
             sources.parse(source)
-        if len(self.shares) != len(self.data) or min(self.shares, default=0) <= 0:
+        positive = all(0 < share < math.inf for share in self.shares)
+        if len(self.shares) != len(self.data) or not self.data or not positive:
             raise UserError(f"--shares needs one positive number for each of --data {self.data}")
         for name in ("steps", "batch_size", "synthetic_count", "validate_every", "width"):
             if getattr(self, name) < 1:
@@ -160,11 +162,13 @@ class PretrainOptions:
             raise UserError(
                 f"--resident-gigabytes must not be negative, not {self.resident_gigabytes}"
             )
-        if not self.jitter or min(self.jitter) < 0:
+        if not self.jitter or not all(0 <= factor < math.inf for factor in self.jitter):
             raise UserError(f"--jitter needs factors that are not negative, not {self.jitter}")
+        self._check_numbers()
         if self.template and (self.mode, self.architecture) != ("tracking", "resnet-unet"):
             raise UserError("--template is for --mode tracking --architecture resnet-unet")
-        if min(self.distractors, self.backgrounds) < 0 or self.distractors + self.backgrounds > 1:
+        both = self.distractors + self.backgrounds
+        if not (0 <= self.distractors <= both <= 1):
             raise UserError(
                 "--distractors and --backgrounds are shares: not negative, together at most 1, not "
                 f"{self.distractors} and {self.backgrounds}"
@@ -177,6 +181,22 @@ class PretrainOptions:
             )
         if self.longest_side < 32:
             raise UserError(f"--longest-side must be at least 32, not {self.longest_side}")
+
+    def _check_numbers(self) -> None:
+        assert self.learning_rate is not None
+        if not 0 < self.learning_rate < math.inf:
+            raise UserError(f"--learning-rate must be positive, not {self.learning_rate}")
+        for name, weight in (("beta", self.beta), ("likelihood", self.likelihood)):
+            assert weight is not None
+            if not 0 <= weight < math.inf:
+                raise UserError(f"--{name} must not be negative, not {weight}")
+        if self.mode == "paper" and self.likelihood:
+            raise UserError(
+                "--likelihood is for --mode tracking: in mode paper patches are seen through the true "
+                "box, and there is no motion to explain"
+            )
+        if not 0 <= self.seed < _SEEDS:
+            raise UserError(f"--seed must lie in [0, 2⁶²), not {self.seed}")
 
     def _check_flow(self) -> None:
         flow = f"--bottleneck {self.bottleneck}"
@@ -203,6 +223,7 @@ def _to_json(value: Any) -> Any:
     return str(value) if isinstance(value, Path) else value
 
 
+_SEEDS = 2**62  # torch takes 64 bits; ranks and streams of numbers add to a seed
 _MODE_DEFAULTS: dict[Mode, dict[str, Any]] = {
     "paper": {
         "prior": "paper",

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from bmvtrack import prior as priors
 from bmvtrack.data import sources
 from bmvtrack.data.augmentation import Jitter
+from bmvtrack.data.bank import FrameBank
 from bmvtrack.data.batch import BatchSource
 from bmvtrack.data.patch_sampler import store_samplers
 from bmvtrack.data.samples import HostSampler, MixedSampler, Sampler
+from bmvtrack.data.synthetic import SEED_STRIDE
 from bmvtrack.devices import room_for_data
 from bmvtrack.errors import UserError
 from bmvtrack.models import (
@@ -49,7 +53,12 @@ def build_network(options: PretrainOptions, classes: int = 2) -> Multivariationa
             f"--prior {options.prior} is in {prior.coordinates} coordinates, and --mode tracking "
             "needs `object`; fit one with fit_prior.py --coordinates object"
         )
-    special = {"template": True} if options.template else {}
+    start = None
+    if options.start_from is not None and not options.resume:  # a checkpoint has all weights
+        start = load_network(options.start_from)
+    special: dict[str, Any] = {"template": True} if options.template else {}
+    if isinstance(start, BetaMVUNet) and options.architecture == "beta-mvunet":
+        special["alignment"] = start.alignment
     network = _NETWORKS[options.architecture](
         prior=prior,
         width=options.width,
@@ -64,8 +73,7 @@ def build_network(options: PretrainOptions, classes: int = 2) -> Multivariationa
         bottleneck=options.bottleneck,
         **special,
     )
-    if options.start_from is not None and not options.resume:  # a checkpoint has all weights
-        start = load_network(options.start_from)
+    if start is not None:
         known = network.fitted(start.state_dict())
         if network.uses_template and not start.uses_template:
             known |= {k: v for k, v in network.state_dict().items() if k.startswith("recalls.")}
@@ -76,6 +84,12 @@ def build_network(options: PretrainOptions, classes: int = 2) -> Multivariationa
             raise UserError(
                 f"--start-from {options.start_from} is of another network: {reason}"
             ) from error
+        for name in ("offset", "scale"):  # of the heads' units
+            if not torch.equal(*(getattr(n.bottleneck, name) for n in (network, start))):
+                raise UserError(
+                    f"--start-from {options.start_from} speaks in units of another prior or mode; "
+                    "give the same --prior and --mode"
+                )
     return network
 
 
@@ -135,13 +149,9 @@ def _samplers_of(
                 "what lies around them; give --mode paper"
             )
         return store_samplers(store, options.input_size, device, limit)
-    sequences = sources.load_sequences(
-        source, synthetic_count=options.synthetic_count, seed=options.seed
-    )
-    bank = sources.load_bank(source, sequences, options.longest_side)
-    parts = bank.split(options.validation_share, options.seed)
-    home = home_of(bank.nbytes, device, limit)
-    bank = bank.to(home)
+    parts = _banks_of(source, options)
+    home = home_of(sum(bank.nbytes for bank in {bank for bank, _ in parts}), device, limit)
+    moved = {bank: bank.to(home) for bank, _ in parts}
     channels = 4 if options.mode == "tracking" else 3
     jitter = Jitter(
         strengths=options.jitter,
@@ -151,7 +161,7 @@ def _samplers_of(
     )
     train, validation = (
         Sampler(
-            bank,
+            moved[bank],
             targets.to(home),
             options.input_size,
             channels,
@@ -160,11 +170,24 @@ def _samplers_of(
             augment,
             options.template,
         )
-        for targets, augment in zip(parts, (True, False), strict=True)
+        for (bank, targets), augment in zip(parts, (True, False), strict=True)
     )
     if home != device:
         return HostSampler(train, device), HostSampler(validation, device)
     return train, validation
+
+
+def _banks_of(source: str, options: PretrainOptions) -> list[tuple[FrameBank, torch.Tensor]]:
+    """Bank and targets to train on, and those to validate on; often one bank for both."""
+    share, count = options.validation_share, options.synthetic_count
+    longest, made = options.longest_side, SEED_STRIDE * options.seed
+    if sources.parse(source)[0] == sources.CUTOUTS:
+        halves = sources.split_cutouts(source, share, options.seed, count=count, made_from=made)
+        banks = [sources.load_bank(source, half, longest) for half in halves]
+        return [(bank, torch.arange(len(bank))) for bank in banks]
+    sequences = sources.load_sequences(source, synthetic_count=count, seed=made)
+    bank = sources.load_bank(source, sequences, longest)
+    return [(bank, targets) for targets in bank.split(share, options.seed)]
 
 
 def home_of(size: int, device: torch.device, limit: float | None = None) -> torch.device:

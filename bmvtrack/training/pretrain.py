@@ -10,12 +10,13 @@ from typing import Any
 import torch
 from rich.console import Console
 
+from bmvtrack.console import deadline
 from bmvtrack.data import sources
 from bmvtrack.data.batch import Batch
 from bmvtrack.data.samples import state_seed
 from bmvtrack.distributed import gathered
 from bmvtrack.errors import UserError
-from bmvtrack.files import write_text
+from bmvtrack.files import write_json
 from bmvtrack.models import Output
 from bmvtrack.training.box_cut import best_cut, box_overlaps
 from bmvtrack.training.checkpoint import check_run_folder, resumed_state, save_checkpoint
@@ -84,16 +85,16 @@ class PretrainRun:
     def train(self, console: Console) -> dict[str, float]:
         """Train to the last step or until the time is up; returns the last validation."""
         options, first = self.options, self.fabric.is_global_zero
-        deadline = time.monotonic() + 60 * (options.max_minutes or float("inf"))
+        end = deadline(options.max_minutes)
         metrics: dict[str, float] = {}
         validated = -1
         folder = options.out / "tensorboard"
         if first:
-            write_text(options.out / "options.json", json.dumps(options.fixed(), indent=2) + "\n")
+            write_json(options.out / "options.json", options.fixed())
         with Journal(folder, console, options.steps, self.step, first) as journal:
             if options.resume:
                 journal.say(f"resuming {options.out} at step {self.step} of {options.steps}")
-            while self.step < options.steps and not self._time_is_up(deadline):
+            while self.step < options.steps and not self._time_is_up(end):
                 terms = self.training_step()
                 if self.step % _LOG_EVERY == 0:
                     self._log(journal, terms)
@@ -205,11 +206,11 @@ class PretrainRun:
             options.class_weights,
         )
 
-    def _time_is_up(self, deadline: float) -> bool:
+    def _time_is_up(self, end: float) -> bool:
         """By the first rank's clock, for all. Several ranks look rarely: they must wait for it."""
         if self.fabric.world_size > 1 and self.step % _LOG_EVERY:
             return False
-        return bool(self.fabric.broadcast(time.monotonic() >= deadline))
+        return bool(self.fabric.broadcast(time.monotonic() >= end))
 
     def _log(self, journal: Journal, terms: dict[str, torch.Tensor]) -> None:
         stacked = torch.stack(list(terms.values())).detach()
@@ -240,7 +241,7 @@ class PretrainRun:
         if better:
             self.network.save_weights(out / "best")
         save_checkpoint(out / "checkpoints", self.step, state)
-        write_text(out / "metrics.json", json.dumps({"step": self.step} | metrics, indent=2) + "\n")
+        write_json(out / "metrics.json", {"step": self.step} | metrics)
 
     def _check_finite(self, loss: float) -> None:
         if not math.isfinite(loss):

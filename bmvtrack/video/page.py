@@ -6,6 +6,7 @@ import base64
 import html
 import json
 import math
+import re
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
@@ -36,7 +37,8 @@ def report_page(video: TrackedVideo, clip: Path, patch_clips: Sequence[Path]) ->
     # A script element ends at "</", wherever it stands.
     text = json.dumps(data, ensure_ascii=False, allow_nan=False).replace("<", "\\u003c")
     template = resources.files("bmvtrack.video").joinpath("report.html").read_text("utf-8")
-    return template.replace("@TITLE@", html.escape(video.name)).replace("@DATA@", text)
+    parts = {"@TITLE@": html.escape(video.name), "@DATA@": text}
+    return re.sub("@TITLE@|@DATA@", lambda mark: parts[mark[0]], template)
 
 
 def page_data(video: TrackedVideo) -> dict[str, Any]:

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import os
-import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from itertools import repeat
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
@@ -16,7 +14,7 @@ import numpy as np
 from bmvtrack.arrays import ByteArray
 from bmvtrack.data.sequence import read_image
 from bmvtrack.errors import UserError
-from bmvtrack.files import listed
+from bmvtrack.files import folder_name, numbered_files
 
 DEFAULT_FPS = 25.0
 _PLAUSIBLE_FPS = (1.0, 1000.0)  # some cameras and streams say 0, or their clock's rate
@@ -71,6 +69,10 @@ class CapturedVideo(VideoSource):
 
     def __init__(self, video: Path | int, fps: float | None = None) -> None:
         live = isinstance(video, int)
+        if isinstance(video, Path) and os.fsdecode(video).encode("utf-8", "ignore") != os.fsencode(
+            video
+        ):
+            raise UserError(f"OpenCV opens no file whose name is not UTF-8: rename {video.name!a}")
         self._capture = _opened_quietly(video)
         if not self._capture.isOpened():
             raise UserError(
@@ -110,18 +112,21 @@ class FrameFolder(VideoSource):
         folder: with .jpg, .png, .bmp, .webp or .tif files; others are ignored.
         fps: frames per second; None: 25.
 
+    Attributes:
+        paths: of the images.
+
     Raises:
         UserError: if there are no images.
     """
 
     def __init__(self, folder: Path, fps: float | None = None) -> None:
-        self._paths = numbered_files(folder, _IMAGES)
-        if not self._paths:
+        self.paths = numbered_files(folder, _IMAGES)
+        if not self.paths:
             raise UserError(f"no images in {folder}: it holds no file ending in {_IMAGES}")
-        super().__init__(folder.resolve().name, fps or DEFAULT_FPS, len(self._paths))
+        super().__init__(folder_name(folder), fps or DEFAULT_FPS, len(self.paths))
 
     def _read(self) -> Iterator[ByteArray | None]:
-        for path in self._paths:
+        for path in self.paths:
             try:
                 yield read_image(path)
             except UserError:
@@ -135,7 +140,8 @@ def _opened_quietly(video: Path | int) -> cv2.VideoCapture:
     before = logging.getLogLevel()
     logging.setLogLevel(logging.LOG_LEVEL_SILENT)
     try:
-        return cv2.VideoCapture(video if isinstance(video, int) else str(video))
+        # Absolute: FFmpeg takes what stands before a colon for a protocol.
+        return cv2.VideoCapture(video if isinstance(video, int) else str(video.absolute()))
     finally:
         logging.setLogLevel(before)
 
@@ -158,14 +164,3 @@ def open_source(video: str, fps: float | None = None) -> VideoSource:
     if video.isdecimal():
         return CapturedVideo(int(video), fps)
     raise UserError(f"no video {video}: neither a file, nor a folder of images, nor a camera index")
-
-
-def numbered_files(folder: Path, suffixes: tuple[str, ...]) -> list[Path]:
-    """The files of a folder with one of the suffixes; 2.png comes before 10.png."""
-
-    def key(path: Path) -> list[Any]:
-        parts = re.split(r"(\d+)", path.name)
-        return [int(part) if i % 2 else part for i, part in enumerate(parts)]
-
-    files = (path for path in listed(folder) if path.is_file())
-    return sorted((path for path in files if path.suffix.lower() in suffixes), key=key)

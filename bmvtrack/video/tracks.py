@@ -3,20 +3,20 @@
 All pixels are those of the frame. Boxes are ``x, y, w, h`` of the upper left corner, axis-aligned;
 rotated boxes are centre, size and angle in radians. The motion's mean and covariance are those of
 :class:`bmvtrack.tracker.Result`. In an object's first frame there is only the box that was given.
+Seconds are the frame's number over the video's frames per second; where these vary (phones), only on average.
 """
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
-from io import StringIO
 from typing import Any
 
 import numpy as np
 
 from bmvtrack import geometry
 from bmvtrack.arrays import FloatArray
+from bmvtrack.files import csv_text
 from bmvtrack.inputs import corner_and_size
 from bmvtrack.tracker import Result
 from bmvtrack.video.truth import Overlap
@@ -99,11 +99,7 @@ class TrackedVideo:
 
     def to_csv(self) -> str:
         """A line a frame and object; what does not apply is empty."""
-        text = StringIO()
-        writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(_COLUMNS)
-        writer.writerows(self._rows())
-        return text.getvalue()
+        return csv_text([_COLUMNS, *self._rows()])
 
     def to_dict(self) -> dict[str, Any]:
         """Everything, as ``json`` can write it; positions are those of :class:`Position`."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,9 +10,10 @@ from bmvtrack import geometry
 from bmvtrack.arrays import BoolArray, FloatArray
 from bmvtrack.data.davis import read_mask
 from bmvtrack.errors import UserError
+from bmvtrack.files import numbered_files
 from bmvtrack.iou import bounds_iou, rotated_iou
 from bmvtrack.tracker import Result
-from bmvtrack.video.sources import VideoSource, numbered_files
+from bmvtrack.video.sources import FrameFolder, VideoSource
 
 
 @dataclass(frozen=True)
@@ -55,18 +57,31 @@ class Truth:
         source: that they belong to; a mask is found by the frame's number.
 
     Raises:
-        UserError: if there is no such folder, or not as many masks as frames.
+        UserError: if there is no such folder, or no mask in it; if the video is a folder of frames,
+            and masks and frames do not have the same numbers.
     """
 
     def __init__(self, folder: Path, source: VideoSource) -> None:
         if not folder.is_dir():
             raise UserError(f"no folder {folder}; --truth takes a folder of mask images")
         self._paths = numbered_files(folder, (".png",))
-        if not self._paths or source.length not in (None, len(self._paths)):
+        if not self._paths:
+            raise UserError(f"{folder} holds no .png masks")
+        if isinstance(source, FrameFolder):  # a video file only guesses how many frames it has
+            self._check_numbers(folder, source)
+
+    def _check_numbers(self, folder: Path, source: FrameFolder) -> None:
+        if len(source.paths) != len(self._paths):
             raise UserError(
                 f"{folder} holds {len(self._paths)} .png masks, but {source.name} has "
-                f"{source.length} frames; there must be one for each"
+                f"{len(source.paths)} frames; there must be one for each"
             )
+        for frame, mask in zip(source.paths, self._paths, strict=True):
+            if _last_number(frame) != _last_number(mask):
+                raise UserError(
+                    f"{mask} would be the mask of {frame.name}, which has another number; there must "
+                    "be one for each frame"
+                )
 
     def mask(self, number: int) -> BoolArray:
         """The mask ``(H, W)`` of a frame.
@@ -92,3 +107,9 @@ class Truth:
             )
         rbbox = geometry.from_mask(mask)
         return None if rbbox is None else TrueBox(rbbox, geometry.mask_bounds(mask))
+
+
+def _last_number(path: Path) -> int | None:
+    """Of a file's name; None if there is none in it."""
+    digits = re.findall(r"\d+", path.stem)
+    return int(digits[-1]) if digits else None
