@@ -9,6 +9,7 @@ import pytest
 from numpy.testing import assert_allclose
 from PIL import Image
 
+from bmvtrack.data import sources
 from bmvtrack.data.davis import load_davis16, read_mask
 from bmvtrack.data.sequence import VideoSequence, read_image
 from bmvtrack.errors import UserError
@@ -290,3 +291,12 @@ def test_names_of_images_need_not_be_text(tmp_path):
     Image.new("RGB", (4, 4), (7, 8, 9)).save(str(tmp_path / "plain.png"))
     (tmp_path / "plain.png").rename(path)
     assert (read_image(path) == (7, 8, 9)).all()
+
+
+def test_a_folder_may_have_a_colon_in_its_name(tmp_path):
+    write_davis(tmp_path / "a:b", names=["dog"])
+    write_split(tmp_path / "a:b", "480p", "val", ["dog"])
+    for source in (f"davis16:{tmp_path}/a:b", f"davis16:{tmp_path}/a:b:val"):
+        assert [sequence.name for sequence in sources.load_sequences(source)] == ["dog"]
+    with pytest.raises(UserError, match="synthetic sequences are of no folder"):
+        sources.parse("synthetic:5")

@@ -1,5 +1,6 @@
 """Where a track breaks, and the pages that show it."""
 
+import dataclasses
 import json
 import re
 
@@ -17,7 +18,7 @@ from bmvtrack.data.sequence import VideoSequence
 from bmvtrack.data.synthetic import synthetic_sequence
 from bmvtrack.tracking.evaluation import evaluate
 from bmvtrack.tracking.failure_atlas import SHOWN, FailureAtlas, draw_strip, shown_indices
-from bmvtrack.tracking.failures import breaking_index, find_failure
+from bmvtrack.tracking.failures import Failure, breaking_index, find_failure
 from bmvtrack.tracking.protocols import one_pass
 from bmvtrack.tracking.trackers import OracleTracker, StaticTracker, static_tracker
 
@@ -131,6 +132,17 @@ def test_a_strip_shows_the_frames_cut_to_the_boxes(sequence):
     assert strip.shape[1] == 3 * 480
     assert strip.dtype == np.uint8
     assert len(np.unique(strip.reshape(-1, 3), axis=0)) > 100
+
+
+def test_a_pole_is_shown_with_something_beside_it(sequence):
+    """Cut to the pole alone its strip would be too high for any picture format."""
+    boxes = np.tile([300.0, 250, 2, 490, 0], (len(sequence), 1))
+    image = np.zeros((500, 600, 3), np.uint8)
+    pole = VideoSequence("pole", len(sequence), lambda t: image, given_boxes=boxes)
+    run = one_pass(static_tracker, pole)
+    lost = dataclasses.replace(run, boxes=run.boxes + np.array([4, 0, 0, 0, 0]))
+    strip = draw_strip(Failure("static", lost, "rotated", 1, {}), pole)
+    assert strip.shape[0] < 5 * strip.shape[1]
 
 
 def test_the_atlas_has_a_page_and_two_pictures_of_each_failure(tmp_path):

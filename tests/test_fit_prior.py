@@ -46,13 +46,21 @@ def test_the_bundled_prior_is_what_the_script_writes(run, shared_data, tmp_path)
         (["--root", ".", "--frames-apart", "0"], "error: the boxes of a pair"),
         (["--root", ".", "--split", "val"], "error: no split 'val'"),
         (["--root", ".", "--labels", "mine"], "mine"),
+        (["--root", ".", "--out", "."], "error: --out . is a folder"),
         ([], "--root"),
     ],
 )
 def test_mistakes_end_in_a_message_and_status_2(run, tmp_path, monkeypatch, arguments, message):
     write_davis(tmp_path)
     monkeypatch.chdir(tmp_path)
-    status, _, errors = run(*arguments, "--out", "prior.json")
+    status, _, errors = run("--out", "prior.json", *arguments)
     assert status == 2
     assert message in errors
     assert not Path("prior.json").exists()
+
+
+def test_settings_beside_the_table_are_of_what_is_written(run, tmp_path):
+    write_davis(tmp_path, frames=8)
+    status, _, errors = run("--root", tmp_path, "--table", "--labels", "opencv")
+    assert status == 2
+    assert "--table prints the same settings always" in errors

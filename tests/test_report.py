@@ -11,6 +11,7 @@ from rich.console import Console
 
 from bmvtrack import visualization
 from bmvtrack.data.davis import load_davis16
+from bmvtrack.errors import UserError
 from bmvtrack.tracking import report
 from bmvtrack.tracking.evaluation import evaluate
 from bmvtrack.tracking.plots import write_plots
@@ -244,3 +245,20 @@ def test_unknown_trackers_are_refused(run, davis, tmp_path):
     assert status == 2
     assert "sort" in error
     assert not (tmp_path / "out").exists()
+
+
+def test_results_of_an_evaluation_before_are_replaced(results, tmp_path):
+    tmp_path = tmp_path / "out"
+    summary = report.build_summary("a", "ope", results, 0)
+    report.write_report(tmp_path, summary, results)
+    (name, runs), *_ = results.items()
+    first = {name: runs[:1]}
+    report.write_report(tmp_path, report.build_summary("b", "ope", first, 0), first)
+    files = [path.relative_to(tmp_path) for path in tmp_path.rglob("*.csv")]
+    assert files == [Path("results") / name / f"{runs[0].name}.csv"]
+
+
+def test_frames_too_large_for_a_video_are_refused(tmp_path):
+    with pytest.raises(UserError, match=r"frames of 17000×16 are too large for a video"):
+        visualization.write_video(tmp_path / "wide.mp4", [np.zeros((16, 17000, 3), np.uint8)], 10)
+    assert list(tmp_path.iterdir()) == []

@@ -59,7 +59,7 @@ def test_the_page_holds_everything_and_loads_nothing(
 
 def test_no_name_breaks_the_page(reported: tuple[TrackedVideo, Path]) -> None:
     video, path = reported
-    name = '</script><b title="x">&amp;'
+    name = '</script><b title="x">&amp;@DATA@'
     renamed = TrackedVideo(name, video.size, video.fps, name, video.objects)
     clip = path.with_suffix(".mp4")
     page = Page(report_page(renamed, clip, [clip]))
