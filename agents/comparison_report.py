@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from agents.comparison import METHODS, UNTRAINED, Curve
 from bmvtrack.arrays import FloatArray
 from bmvtrack.figures import line_style, save_figure, tidy
-from bmvtrack.files import whole_file
+from bmvtrack.files import atomic_file
 from bmvtrack.tracking.bootstrap import CONFIDENCE, RESAMPLES, Estimate
 
 COLUMNS = (
@@ -101,7 +101,7 @@ def rows(curves: Sequence[Curve], path: Path) -> list[tuple[str, ...]]:
         reached = "" if goal is None else _reached(runs, goal)
         score = _shown(crossed_bootstrap(scores))
         result.append((method, str(len(runs)), score, gain, behind, reached))
-    with whole_file(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+    with atomic_file(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(COLUMNS)
         writer.writerows(result)

@@ -11,7 +11,7 @@ from agents.policy import Inputs
 from agents.storage import PolicyName
 from bmvtrack.console import check_minutes
 from bmvtrack.data import sources
-from bmvtrack.data.mirrored import Views
+from bmvtrack.data.mirrored import Mirroring
 from bmvtrack.errors import UserError
 from bmvtrack.motion import Coordinates
 from bmvtrack.perception import DEFAULT_WEIGHTS, Precision
@@ -98,7 +98,7 @@ class TrainOptions:
     learns how far to follow the mask, parameter by parameter, and nothing else (`latent-prior`)"""
     critic_hidden: tuple[int, ...] = (128, 128)
     """sizes of the hidden layers of the critics"""
-    mirror: Views = "all"
+    mirror: Mirroring = "all"
     """how the sequences of a folder are shown. `all`: as they are, and mirrored left to right, upside
     down and in time. `upside-down`: always so, and mirrored left to right and in time as well, to
     choose the best agent, too: where the encoder was trained on the same sequences, it errs there as

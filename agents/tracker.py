@@ -18,23 +18,6 @@ from bmvtrack.tracking.trackers import BoxTracker, TrackerFactory
 from envs.state import checked_action, move, observe
 
 
-class AgentTracker(PerceptionTracker):
-    """Moves the box by the agent's mean action.
-
-    Args:
-        perception: the encoder the agent was trained with.
-        stored: the agent.
-
-    Raises:
-        UserError: if encoder and agent do not fit.
-    """
-
-    name = "agent"
-
-    def __init__(self, perception: Perception, stored: StoredActor) -> None:
-        super().__init__(Tracker(perception, agent_mover(perception, stored)))
-
-
 def agent_mover(perception: Perception, stored: StoredActor) -> Mover:
     """Moves boxes by an agent's mean actions.
 
@@ -79,7 +62,7 @@ def load_agent_mover(folder: Path, perception: Perception) -> Mover:
 
 
 def agent_tracker(weights: str | Path = DEFAULT_WEIGHTS, device: str = "cpu") -> TrackerFactory:
-    """A factory of :class:`AgentTracker`.
+    """A factory of trackers that move by an agent.
 
     Args:
         weights: a folder with encoder and agent, or bundled weights by name.
@@ -89,7 +72,8 @@ def agent_tracker(weights: str | Path = DEFAULT_WEIGHTS, device: str = "cpu") ->
         UserError: if weights are missing or do not fit each other.
     """
     folder = weights_folder(weights)
-    tracker = AgentTracker(Perception.load(folder, device), load_actor(folder))
+    perception = Perception.load(folder, device)
+    tracker = PerceptionTracker(Tracker(perception, load_agent_mover(folder, perception)))
 
     def factory(sequence: VideoSequence, start: int) -> BoxTracker:
         return tracker

@@ -36,12 +36,12 @@ def checked_device(device: str | torch.device) -> torch.device:
     return checked
 
 
-def room_for_data(device: torch.device) -> float:
+def data_capacity(device: torch.device) -> float:
     """Bytes of training data that may be kept on a device: half of a GPU's free memory, any on a CPU."""
     return torch.cuda.mem_get_info(device)[0] / 2 if device.type == "cuda" else math.inf
 
 
-def sent(values: torch.Tensor, device: torch.device) -> torch.Tensor:
+def to_device(values: torch.Tensor, device: torch.device) -> torch.Tensor:
     """A tensor on another device, without waiting for that: through pinned memory to a GPU."""
     if device.type == "cuda" and values.device.type == "cpu":
         values = values.pin_memory()

@@ -36,7 +36,7 @@ def all_sum(values: torch.Tensor) -> torch.Tensor:
     return result
 
 
-def gathered(values: torch.Tensor) -> torch.Tensor:
+def all_gather(values: torch.Tensor) -> torch.Tensor:
     """The values of all ranks, ``(ranks, …)``, in order of ranks; not differentiable."""
     if rank_count() == 1:
         return values[None]

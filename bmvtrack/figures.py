@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from bmvtrack.files import whole_file
+from bmvtrack.files import atomic_file
 
 # Okabe and Ito's colours, distinct for colour-blind readers; dashes tell them apart in grey print.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
@@ -30,5 +30,5 @@ def tidy(axes: Axes) -> None:
 def save_figure(figure: Figure, path: Path) -> None:
     """Write a PNG, whole or not at all."""
     FigureCanvasAgg(figure)
-    with whole_file(path) as temporary:
+    with atomic_file(path) as temporary:
         figure.savefig(temporary, dpi=150)

@@ -86,7 +86,7 @@ def mask_boxes(probabilities: torch.Tensor, windows: torch.Tensor, above: float)
     Args:
         probabilities: ``(B, S, S)``.
         windows: ``(B, 4)``, where the patches lie.
-        above: which probability a pixel counts; that of the weights is ``network.box_cut``.
+        above: which probability a pixel counts; that of the weights is ``network.box_threshold``.
 
     Returns:
         ``(B, 5)`` as OpenCV labels them; NaN where no pixel counts.

@@ -34,12 +34,12 @@ def move_by_mask(
 ) -> torch.Tensor:
     """To the box of the predicted mask, as true boxes are taken from true masks. A :data:`Mover`.
 
-    Pixels of probability over the percept's ``box_cut``, parts over a tenth of the largest,
+    Pixels of probability over the percept's ``box_threshold``, parts over a tenth of the largest,
     ``minAreaRect``, the label nearest to the last box, sides within a factor of 1.25 of it. Where
     there is no mask the box stays.
     """
     before = boxes.cpu().numpy()
-    moved = mask_boxes(percept.probabilities, percept.windows, percept.box_cut)
+    moved = mask_boxes(percept.probabilities, percept.windows, percept.box_threshold)
     moved = np.where(np.isnan(moved), before, geometry.nearest_label(moved, before))
     sides = before[:, 2:4]
     moved[:, 2:4] = np.clip(moved[:, 2:4], sides / _MOST_GROWTH, sides * _MOST_GROWTH)

@@ -24,7 +24,7 @@ from bmvtrack.masks import mask_geometry
 from bmvtrack.models import (
     MultivariationalNetwork,
     Template,
-    folded,
+    fold_batch_norms,
     foreground_probability,
     load_network,
 )
@@ -51,7 +51,7 @@ class Percept:
         windows: ``(B, 4)`` float64, where the patch lies in the frame.
         geometry: ``(B, 8)`` float32 soft-mask moments relative to the box, see
             :data:`bmvtrack.masks.GEOMETRY`.
-        box_cut: probability of object over which a pixel counts for the box of the mask.
+        box_threshold: probability of object over which a pixel counts for the box of the mask.
     """
 
     features: torch.Tensor
@@ -60,14 +60,14 @@ class Percept:
     probabilities: torch.Tensor
     windows: torch.Tensor
     geometry: torch.Tensor
-    box_cut: float
+    box_threshold: float
 
     @classmethod
     def cat(cls, parts: Sequence[Percept]) -> Percept:
         """Several batches seen by one network as one."""
-        names = [field.name for field in fields(cls) if field.name != "box_cut"]
+        names = [field.name for field in fields(cls) if field.name != "box_threshold"]
         tensors = {name: torch.cat([getattr(part, name) for part in parts]) for name in names}
-        return cls(**tensors, box_cut=parts[0].box_cut)
+        return cls(**tensors, box_threshold=parts[0].box_threshold)
 
 
 class Perception:
@@ -75,7 +75,7 @@ class Perception:
 
     Args:
         network: of the family, with 4 input channels (tracking mode) and ``frame`` covariance. It is
-            kept as it is; what looks is a copy with its batch norms folded into its convolutions.
+            kept as it is; what looks is a copy with its batch norms fold_batch_norms into its convolutions.
         device: to run on.
         precision: of the network's convolutions and products; ``bfloat16`` is about twice as fast for
             many frames at once where the device has instructions for it, and says nearly the same.
@@ -99,7 +99,9 @@ class Perception:
         if precision == "bfloat16":
             warn_of_emulation(self.device)
         self.network = network.eval()
-        self._folded = folded(network).to(self.device).to(memory_format=torch.channels_last)
+        self._folded = (
+            fold_batch_norms(network).to(self.device).to(memory_format=torch.channels_last)
+        )
 
     @classmethod
     def load(
@@ -178,7 +180,7 @@ class Perception:
             probabilities,
             windows,
             mask_geometry(probabilities, windows, boxes),
-            self.network.box_cut,
+            self.network.box_threshold,
         )
 
     @torch.inference_mode()

@@ -48,7 +48,7 @@ class Result:
         probabilities: ``(S, S)`` float32, of object, on the patch.
         window: ``(4,)`` float64: left, top, right, bottom of the patch in the frame, pixels.
         size: width and height of the frame.
-        box_cut: probability over which a pixel of the mask counts for ``limits``.
+        box_threshold: probability over which a pixel of the mask counts for ``limits``.
     """
 
     rbbox: FloatArray
@@ -59,7 +59,7 @@ class Result:
     probabilities: FloatArray
     window: FloatArray
     size: tuple[int, int]
-    box_cut: float
+    box_threshold: float
 
     @cached_property
     def mask(self) -> BoolArray:
@@ -71,7 +71,7 @@ class Result:
     def limits(self) -> FloatArray:
         """``(4,)`` axis-aligned bounds: left, top, right, bottom;
         see :func:`~bmvtrack.masks.bounds_of_mask`."""
-        return bounds_of_mask(self.probabilities, self.window, self.rbbox, self.box_cut)
+        return bounds_of_mask(self.probabilities, self.window, self.rbbox, self.box_threshold)
 
     @property
     def box(self) -> FloatArray:
@@ -254,7 +254,7 @@ def _results(
             probabilities=probabilities[i],
             window=windows[i],
             size=size,
-            box_cut=percept.box_cut,
+            box_threshold=percept.box_threshold,
         )
         for i in range(len(after))
     ]

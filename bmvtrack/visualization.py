@@ -15,7 +15,7 @@ from PIL import Image, ImageDraw, ImageFont
 from bmvtrack import geometry
 from bmvtrack.arrays import BoolArray, ByteArray, FloatArray
 from bmvtrack.errors import UserError
-from bmvtrack.files import whole_file
+from bmvtrack.files import atomic_file
 
 Colour = tuple[int, int, int]
 
@@ -128,9 +128,9 @@ def video_writer(path: Path, fps: float) -> Iterator[Callable[[ByteArray], None]
         A function that appends a frame ``(H, W, 3)``, uint8 RGB; all are of one size, and there is
         at least one. An odd side is extended by one pixel, as the format demands.
     """
-    import imageio.v2 as imageio  # brought by moviepy; only videos need it
+    import imageio.v2 as imageio  # only videos need it
 
-    with whole_file(path) as temporary:
+    with atomic_file(path) as temporary:
         writer = imageio.get_writer(
             temporary,
             format=cast(Any, "FFMPEG"),  # typed Format until imageio 2.38.0, str since

@@ -151,7 +151,7 @@ def usable_starts(sequence: VideoSequence) -> NDArray[np.intp]:
     return np.flatnonzero(sequence.present[:-1])
 
 
-def dealt(clips: Sequence[Clip], players: int) -> list[Iterator[Clip]]:
+def assign_clips(clips: Sequence[Clip], players: int) -> list[Iterator[Clip]]:
     """Clips shared out among players, who play theirs in endless rounds.
 
     Each gets a stretch of them, as many as the others or, the last ones, one more: as many as

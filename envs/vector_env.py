@@ -23,7 +23,7 @@ from bmvtrack.iou import bounds_iou, rotated_iou_torch
 from bmvtrack.models import Template
 from bmvtrack.motion import Coordinates
 from bmvtrack.perception import DEFAULT_WEIGHTS, Perception, perception_of
-from envs.clips import Clip, ClipSource, dealt
+from envs.clips import Clip, ClipSource, assign_clips
 from envs.state import (
     OVERLAP_OF_LOST,
     Reward,
@@ -77,7 +77,7 @@ class BMVTrackVectorEnv(VectorEnv[Any, Any, Any]):
         cache_bytes: that frames may take on the device; those used least recently make room.
         clips: play these in turn instead of random ones, from the first again after each call
             of :meth:`reset`; each environment plays a stretch of them, see
-            :func:`~envs.clips.dealt`.
+            :func:`~envs.clips.assign_clips`.
 
     Raises:
         UserError: on arguments that are not as they should be, before memory is taken.
@@ -121,7 +121,7 @@ class BMVTrackVectorEnv(VectorEnv[Any, Any, Any]):
         )
         self._generators: list[np.random.Generator] = []
         self._clips: list[Clip] = []
-        self._dealt: list[Iterator[Clip]] = []
+        self._assigned: list[Iterator[Clip]] = []
         self._index: NDArray[np.intp]  # of the present frame; what the host must know is an array
         self._last: NDArray[np.intp]
         self._rows: torch.Tensor  # (N,) 0, 1, …
@@ -168,7 +168,7 @@ class BMVTrackVectorEnv(VectorEnv[Any, Any, Any]):
             seeds = [None] * self.num_envs if seeds is None else seeds
             self._generators = [seeding.np_random(number)[0] for number in seeds]
         if self.clips is not None:
-            self._dealt = dealt(self.clips, self.num_envs)
+            self._assigned = assign_clips(self.clips, self.num_envs)
         self._allocate()
         everyone = np.arange(self.num_envs)
         self._start(everyone, [self._next_clip(i) for i in range(self.num_envs)])
@@ -259,7 +259,7 @@ class BMVTrackVectorEnv(VectorEnv[Any, Any, Any]):
         return self.source.sequences or [synthetic_sequence(0)]
 
     def _next_clip(self, i: int) -> Clip:
-        return next(self._dealt[i]) if self._dealt else self.source.draw(self._generators[i])
+        return next(self._assigned[i]) if self._assigned else self.source.draw(self._generators[i])
 
     def _allocate(self) -> None:
         """Room for the state of N environments."""

@@ -14,7 +14,7 @@ from agents.options import TrainOptions
 from agents.training import TRAINING_SEED
 from bmvtrack.console import check_minutes, parse_options
 from bmvtrack.data import sources
-from bmvtrack.data.mirrored import Views
+from bmvtrack.data.mirrored import Mirroring
 from bmvtrack.errors import UserError, run_script
 from bmvtrack.perception import DEFAULT_WEIGHTS, Precision
 
@@ -40,7 +40,7 @@ class Options:
     """synthetic sequences to learn on; a quarter as many, others, to evaluate on"""
     methods: tuple[Method, ...] = tuple(METHODS)
     """to train; all share the folder, so that some can be run first and others later"""
-    mirror: Views = "all"
+    mirror: Mirroring = "all"
     """views of the sequences of a folder to learn on: mirrored left to right, upside down and in time
     as well (`all`), `upside-down` alone, or `none`"""
     steps: int = 20_000

@@ -48,7 +48,7 @@ class Options:
     class_agnostic: bool = False
     """one class for all objects, as without meta.json; to train together with other data"""
     workers: int = os.cpu_count() or 1
-    """processes"""
+    """processes that read and cut out, side by side"""
 
 
 def main() -> None:

@@ -7,20 +7,22 @@ import pytest
 import torch
 
 from agents.storage import StoredActor, load_actor, make_actor, save_actor
-from agents.tracker import AgentTracker, agent_mover, agent_tracker
+from agents.tracker import agent_mover, agent_tracker
 from bmvtrack.data.synthetic import synthetic_sequence
 from bmvtrack.errors import UserError
 from bmvtrack.geometry import nearest_label
 from bmvtrack.motion import AT_REST
+from bmvtrack.movers import move_by_posterior
 from bmvtrack.perception import Perception
-from bmvtrack.tracking.learned import PosteriorTracker
+from bmvtrack.tracker import Tracker
+from bmvtrack.tracking.learned import PerceptionTracker
 from envs.state import move, observe
 
 
 def test_agent_of_another_encoder_is_refused(perception: Perception, tmp_path: Path) -> None:
     save_actor(make_actor("latent-prior", "frame", 6, []), "latent-prior", "frame", tmp_path)
     with pytest.raises(UserError, match="belong together"):
-        AgentTracker(perception, load_actor(tmp_path))
+        agent_mover(perception, load_actor(tmp_path))
 
 
 @pytest.mark.parametrize("coordinates", ["frame", "object"])
@@ -32,7 +34,7 @@ def test_untrained_agent_tracks_like_the_posterior_mean(
     save_actor(actor, "latent-prior", coordinates, tmp_path)
     sequence = synthetic_sequence(8)
     agent = agent_tracker(tmp_path)(sequence, 0)
-    posterior = PosteriorTracker(perception)
+    posterior = PerceptionTracker(Tracker(perception, move_by_posterior))
     for tracker in (agent, posterior):
         tracker.init(sequence.frame(0), sequence.boxes[0])
     for t in range(1, 6):

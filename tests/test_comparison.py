@@ -11,7 +11,8 @@ from agents import comparison
 from agents.comparison import METHODS, Curve, clip_overlaps, compare
 from agents.comparison_report import crossed_bootstrap, plot_curves, rows
 from agents.options import TrainOptions
-from bmvtrack.data.synthetic import SyntheticOptions, synthetic_sequence
+from bmvtrack.data.scene import SceneOptions
+from bmvtrack.data.synthetic import synthetic_sequence
 from bmvtrack.errors import UserError
 from bmvtrack.iou import rotated_iou
 from envs import BMVTrackEnv, BMVTrackVectorEnv
@@ -20,7 +21,7 @@ from envs.clips import ClipSource
 
 @pytest.fixture(scope="module")
 def sequences():
-    options = SyntheticOptions(width=96, height=72, length=7)
+    options = SceneOptions(width=96, height=72, length=7)
     return [synthetic_sequence(seed, options).in_memory() for seed in (1, 2, 3)]
 
 

@@ -12,7 +12,7 @@ from rectangles import write_rectangles
 from test_pretrain import assert_equal, final_state
 
 from bmvtrack import prior
-from bmvtrack.distributed import all_sum, gathered, rank, rank_count
+from bmvtrack.distributed import all_gather, all_sum, rank, rank_count
 from bmvtrack.errors import UserError
 from bmvtrack.models import ResNetUNet, load_network
 from bmvtrack.training import PretrainOptions, pretrain
@@ -113,7 +113,7 @@ def test_one_process_is_alone():
     values = torch.tensor([1.0, 2])
     assert (rank(), rank_count()) == (0, 1)
     assert all_sum(values) is values
-    assert torch.equal(gathered(values), values[None])
+    assert torch.equal(all_gather(values), values[None])
 
 
 def test_narrow_networks_keep_their_layout_on_a_cpu():

@@ -41,10 +41,10 @@ def test_a_batch_system_leaves_nothing_half_written(tmp_path) -> None:
         import sys, time
         from pathlib import Path
         from bmvtrack.errors import run_script
-        from bmvtrack.files import whole_file
+        from bmvtrack.files import atomic_file
 
         def main():
-            with whole_file(Path(sys.argv[1]) / "out.txt") as temporary:
+            with atomic_file(Path(sys.argv[1]) / "out.txt") as temporary:
                 temporary.write_text("half")
                 print("begun", flush=True)
                 time.sleep(60)

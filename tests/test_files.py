@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from bmvtrack.files import csv_text, whole_file, whole_folder, write_json, write_text
+from bmvtrack.files import atomic_file, atomic_folder, csv_text, write_json, write_text
 
 
 def test_a_file_is_written_whole_in_folders_made_as_needed(tmp_path):
     path = tmp_path / "a" / "b" / "result.json"
-    with whole_file(path) as temporary:
+    with atomic_file(path) as temporary:
         assert temporary.suffix == ".json"
         assert temporary.parent == path.parent
         temporary.write_text("new")
@@ -23,7 +23,7 @@ def test_a_file_is_written_whole_in_folders_made_as_needed(tmp_path):
 def test_a_folder_takes_the_place_of_the_old_one(tmp_path):
     path = tmp_path / "weights"
     for name in ("old", "new"):
-        with whole_folder(path) as temporary:
+        with atomic_folder(path) as temporary:
             (temporary / name).touch()
     assert [p.name for p in path.iterdir()] == ["new"]
     assert list(tmp_path.iterdir()) == [path]
@@ -34,7 +34,7 @@ def test_a_failed_file_leaves_nothing_behind(tmp_path, existing):
     path = tmp_path / "result.txt"
     if existing:
         path.write_text("old")
-    with suppress(KeyboardInterrupt), whole_file(path) as temporary:
+    with suppress(KeyboardInterrupt), atomic_file(path) as temporary:
         temporary.write_text("half")
         raise KeyboardInterrupt
     assert [p.read_text() for p in tmp_path.iterdir()] == ["old"] * existing
@@ -46,7 +46,7 @@ def test_a_failed_folder_leaves_nothing_behind(tmp_path, existing):
     if existing:
         path.mkdir()
         (path / "old").touch()
-    with suppress(KeyboardInterrupt), whole_folder(path) as temporary:
+    with suppress(KeyboardInterrupt), atomic_folder(path) as temporary:
         (temporary / "half").touch()
         raise KeyboardInterrupt
     assert [p.name for p in tmp_path.rglob("*")] == ["weights", "old"] * existing
@@ -56,7 +56,7 @@ def test_others_may_read_what_was_written_as_they_may_read_any_file(tmp_path):
     (tmp_path / "plain").touch()
     write_text(tmp_path / "whole", "μ\n")
     (tmp_path / "plain folder").mkdir()
-    with whole_folder(tmp_path / "whole folder"):
+    with atomic_folder(tmp_path / "whole folder"):
         pass
     modes = {p.name: stat.S_IMODE(p.stat().st_mode) for p in tmp_path.iterdir()}
     assert modes["whole"] == modes["plain"]
@@ -66,7 +66,7 @@ def test_others_may_read_what_was_written_as_they_may_read_any_file(tmp_path):
 
 def test_a_folder_that_cannot_be_put_in_place_leaves_the_old_one(tmp_path, monkeypatch):
     path = tmp_path / "weights"
-    with whole_folder(path) as temporary:
+    with atomic_folder(path) as temporary:
         (temporary / "old").touch()
     replace = Path.replace
 
@@ -76,7 +76,7 @@ def test_a_folder_that_cannot_be_put_in_place_leaves_the_old_one(tmp_path, monke
         return replace(source, target)
 
     monkeypatch.setattr(Path, "replace", failing)
-    with pytest.raises(OSError, match="the disk is gone"), whole_folder(path) as temporary:
+    with pytest.raises(OSError, match="the disk is gone"), atomic_folder(path) as temporary:
         (temporary / "new").touch()
     assert [p.name for p in path.iterdir()] == ["old"]
     assert list(tmp_path.iterdir()) == [path]

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from bmvtrack import prior
-from bmvtrack.models import BetaMVAE, BetaMVUNet, ResNetUNet, folded
+from bmvtrack.models import BetaMVAE, BetaMVUNet, ResNetUNet, fold_batch_norms
 from bmvtrack.perception import Perception
 
 
@@ -31,7 +31,7 @@ def network(architecture, **arguments):
 def test_a_folded_network_says_the_same(architecture):
     original = network(architecture)
     before = copy.deepcopy(original.state_dict())
-    result = folded(original)
+    result = fold_batch_norms(original)
     assert not any(isinstance(module, nn.BatchNorm2d) for module in result.modules())
     patches = torch.randn(3, original.input_channels, 64, 64)
     with torch.inference_mode():
@@ -46,7 +46,7 @@ def test_templates_are_folded_as_well():
     original = network(ResNetUNet, template=True)
     for recall in original.recalls:
         nn.init.normal_(recall.output.weight, std=0.1)
-    result = folded(original)
+    result = fold_batch_norms(original)
     shown, patches = torch.randn(2, 2, 4, 64, 64)
     with torch.inference_mode():
         expected = original(patches, template=original.memorize(shown))

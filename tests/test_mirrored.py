@@ -5,13 +5,14 @@ import pytest
 
 from bmvtrack import geometry, motion
 from bmvtrack.data.mirrored import mirrored_views, upside_down
-from bmvtrack.data.synthetic import SyntheticOptions, synthetic_sequence
+from bmvtrack.data.scene import SceneOptions
+from bmvtrack.data.synthetic import synthetic_sequence
 from bmvtrack.iou import rotated_iou
 
 
 @pytest.fixture(scope="module")
 def sequence():
-    return synthetic_sequence(3, SyntheticOptions(width=96, height=72, length=5)).in_memory()
+    return synthetic_sequence(3, SceneOptions(width=96, height=72, length=5)).in_memory()
 
 
 def test_eight_views_with_names_of_their_own(sequence):

@@ -8,7 +8,7 @@ import torch
 from patch_stores import SIZE, make, small_youtube_vos
 
 from bmvtrack.data import preparation, sources
-from bmvtrack.data.augmentation import Jitter
+from bmvtrack.data.augmentation import Augmentation
 from bmvtrack.data.patch_sampler import (
     PatchSampler,
     ResidentRecords,
@@ -23,7 +23,7 @@ from bmvtrack.training.checkpoint import load_checkpoint
 from bmvtrack.training.pretrain import PretrainRun
 
 CPU = torch.device("cpu")
-USUAL = Jitter()
+USUAL = Augmentation()
 
 
 @pytest.fixture(scope="module")
@@ -135,7 +135,7 @@ def test_every_patch_of_its_side_is_drawn_and_no_other(store):
 
 def test_half_are_mirrored_and_colours_change(store):
     plain, augmented = (
-        sampler(store, jitter=jitter).draw(200, generator()) for jitter in (None, Jitter())
+        sampler(store, jitter=jitter).draw(200, generator()) for jitter in (None, Augmentation())
     )
     same = (plain.labels == augmented.labels).all(dim=2).all(dim=1)
     mirrored = (plain.labels == augmented.labels.flip(-1)).all(dim=2).all(dim=1)
@@ -185,7 +185,7 @@ def test_a_store_up_to_the_limit_is_resident(store):
     ):
         pair = store_samplers(store, SIZE, CPU, limit)
         assert all(type(each.records) is kind for each in pair)
-        assert [each.jitter is None for each in pair] == [False, True]
+        assert [each.augmentation is None for each in pair] == [False, True]
 
 
 @pytest.fixture

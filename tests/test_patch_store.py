@@ -14,7 +14,7 @@ from patch_stores import SIZE, clip, make, small_youtube_vos
 from test_youtube_vos import write_youtube_vos
 
 from bmvtrack.data import preparation
-from bmvtrack.data.augmentation import Jitter
+from bmvtrack.data.augmentation import Augmentation
 from bmvtrack.data.bank import build_bank
 from bmvtrack.data.patch_sampler import PatchSampler
 from bmvtrack.data.patch_store import PatchStore, shard_path
@@ -70,7 +70,7 @@ def test_patches_are_what_the_sampler_of_frames_cuts_out(data, store):
     sequences = [s for c in data.clips for s in single_object_sequences(c)[0].values()]
     *_, bank = build_bank(sequences, 90)
     everything = torch.arange(len(bank))
-    frames = Sampler(bank, everything, SIZE, 3, "paper", Jitter(), augment=False)
+    frames = Sampler(bank, everything, SIZE, 3, "paper", Augmentation(), augment=False)
     stored = PatchSampler(store, "train", SIZE, torch.device("cpu"), True, None)
     seen = frames.draw(150, torch.Generator().manual_seed(0))
     batch = stored.draw(40, torch.Generator().manual_seed(0))

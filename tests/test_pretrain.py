@@ -22,7 +22,7 @@ from bmvtrack.training.pretrain import PretrainRun, build_network
 
 LOOP = sys.modules[PretrainRun.__module__]  # the package gives the function of that name
 MODES = pytest.mark.parametrize("mode", ["paper", "tracking"])
-TRACKING_METRICS = {"motion_nll", "motion_error", "box_iou", "box_cut"}
+TRACKING_METRICS = {"motion_nll", "motion_error", "box_iou", "box_threshold"}
 METRICS = {"loss", "mask_iou", "kl", "mahalanobis", "active_units"}
 
 
@@ -98,7 +98,7 @@ def test_a_run_leaves_weights_checkpoints_and_logs(options, mode, monkeypatch):
     assert "step 6: " in printed
     last, best = load_network(out / "last"), load_network(out / "best")
     assert last.input_channels == best.input_channels == (4 if mode == "tracking" else 3)
-    assert last.box_cut == metrics.get("box_cut", 0.125)
+    assert last.box_threshold == metrics.get("box_threshold", 0.125)
     state = load_checkpoint(out / "checkpoints")
     for name, value in last.state_dict().items():
         torch.testing.assert_close(value, state["network"][name], rtol=1e-3, atol=1e-4)

@@ -9,15 +9,15 @@ from test_bank import build, mask, sequence
 
 from bmvtrack import geometry, motion
 from bmvtrack.data import patches
-from bmvtrack.data.augmentation import Jitter
+from bmvtrack.data.augmentation import Augmentation
 from bmvtrack.data.patches import normalize
 from bmvtrack.data.samples import HostSampler, MixedSampler, Sampler
 from bmvtrack.iou import rotated_iou_torch
 from bmvtrack.training.parts import home_of
 
 SIZE = 64
-STILL = Jitter(log_scale=0, turn=0, shift=0)
-GENTLE = Jitter(strengths=(0.5,))
+STILL = Augmentation(log_scale=0, turn=0, shift=0)
+GENTLE = Augmentation(strengths=(0.5,))
 
 
 def rectangle(x, y, w, h, angle, width=160, height=120):
@@ -54,7 +54,7 @@ def draw(source, count=32, seed=0):
 
 
 def test_shapes_types_and_ranges():
-    batch = draw(sampler(build(video()), jitter=Jitter(), augment=True), 5)
+    batch = draw(sampler(build(video()), jitter=Augmentation(), augment=True), 5)
     assert batch.patches.shape == (5, 4, SIZE, SIZE)
     assert batch.patches.dtype == torch.float32
     assert batch.patches.abs().max() <= 2
@@ -105,7 +105,9 @@ def test_without_augmentation_the_patch_is_the_frame_through_the_window():
     torch.testing.assert_close(batch.patches[:, 3:], 2 * filled - 1)
 
 
-@pytest.mark.parametrize("jitter", [STILL, GENTLE, Jitter()], ids=["still", "gentle", "usual"])
+@pytest.mark.parametrize(
+    "jitter", [STILL, GENTLE, Augmentation()], ids=["still", "gentle", "usual"]
+)
 @pytest.mark.parametrize("target", [0, 1, 2])
 def test_the_motion_takes_the_box_to_the_true_one(target, jitter):
     bank = build(video())
@@ -118,7 +120,7 @@ def test_the_motion_takes_the_box_to_the_true_one(target, jitter):
 
 def test_a_still_is_seen_through_its_own_box_moved():
     bank = build(several())
-    batch = draw(sampler(bank, [1], jitter=Jitter(strengths=(1.0,))), 600)
+    batch = draw(sampler(bank, [1], jitter=Augmentation(strengths=(1.0,))), 600)
     offset = (batch.boxes[:, :2] - bank.boxes[1, :2]) / bank.boxes[1, 2:4].prod().sqrt()
     assert offset.mean(dim=0).abs().max() < 0.02
     torch.testing.assert_close(
@@ -128,7 +130,7 @@ def test_a_still_is_seen_through_its_own_box_moved():
 
 def test_a_video_is_seen_through_the_box_of_the_frame_before():
     bank = build(video())
-    batch = draw(sampler(bank, [2], jitter=Jitter(strengths=(1.0,))), 600)
+    batch = draw(sampler(bank, [2], jitter=Augmentation(strengths=(1.0,))), 600)
     offset = (batch.boxes[:, :2] - bank.boxes[1, :2]) / bank.boxes[1, 2:4].prod().sqrt()
     assert offset.mean(dim=0).abs().max() < 0.01
     spread = torch.full((2,), 0.5 * 0.11).double()
@@ -143,7 +145,7 @@ def test_a_video_is_seen_through_the_box_of_the_frame_before():
 
 def test_boxes_are_labelled_as_one_can_see_them():
     """With the other label the picture would be the same, and the scales swapped."""
-    batch = draw(sampler(build(video()), [0], jitter=Jitter(turn=0.6)), 400)
+    batch = draw(sampler(build(video()), [0], jitter=Augmentation(turn=0.6)), 400)
     assert batch.boxes[:, 4].abs().max() <= math.pi / 4 + 1e-9
     longer = (batch.boxes[:, 2] > batch.boxes[:, 3]).double().mean()
     assert 0.5 < longer < 1
@@ -151,7 +153,7 @@ def test_boxes_are_labelled_as_one_can_see_them():
 
 def test_paper_mode_is_centred_on_its_own_object():
     bank = build(video())
-    batch = draw(sampler(bank, [2], "paper", channels=3, jitter=Jitter()), 8)
+    batch = draw(sampler(bank, [2], "paper", channels=3, jitter=Augmentation()), 8)
     assert batch.patches.shape == (8, 3, SIZE, SIZE)
     torch.testing.assert_close(batch.boxes, bank.boxes[[2] * 8])
     still = torch.tensor([1.0, 1, 0, 0, 0]).expand(8, 5)
@@ -209,7 +211,7 @@ def test_the_frame_is_flipped_with_its_labels():
 def test_colours_change_and_geometry_does_not():
     bank = build(video())
     plain, augmented = (
-        draw(sampler(bank, [1], "paper", jitter=Jitter(), augment=augment), 64)
+        draw(sampler(bank, [1], "paper", jitter=Augmentation(), augment=augment), 64)
         for augment in (False, True)
     )
     mirrored = augmented.labels.ne(plain.labels).any(dim=1).any(dim=1)
@@ -221,7 +223,7 @@ def test_colours_change_and_geometry_does_not():
 
 
 def test_all_randomness_comes_from_the_generator():
-    source = sampler(build(video(), several()), jitter=Jitter(), augment=True)
+    source = sampler(build(video(), several()), jitter=Augmentation(), augment=True)
     torch.manual_seed(1)
     first, other = draw(source, seed=3), draw(source, seed=4)
     torch.manual_seed(2)

@@ -9,14 +9,15 @@ from stable_baselines3.common.vec_env import VecMonitor, VecNormalize
 
 from agents.policy import StateExtractor
 from agents.sb3_env import StableBaselinesEnv
-from bmvtrack.data.synthetic import SyntheticOptions, synthetic_sequence
+from bmvtrack.data.scene import SceneOptions
+from bmvtrack.data.synthetic import synthetic_sequence
 from envs import BMVTrackVectorEnv
 from envs.clips import ClipSource
 
 
 @pytest.fixture(scope="module")
 def sequences():
-    options = SyntheticOptions(width=96, height=72, length=8)
+    options = SceneOptions(width=96, height=72, length=8)
     return [synthetic_sequence(seed, options).in_memory() for seed in (1, 2)]
 
 

@@ -1,6 +1,7 @@
 """The scripts as a user starts them, small."""
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -57,6 +58,10 @@ def test_help_says_what_every_option_is(run, name: str) -> None:
     result = run(name, "--help")
     assert result.status == 0
     assert "(default:" in result.printed or "(required)" in result.printed
+    for block in re.split(r"^[│ ] (?=--)", result.printed, flags=re.MULTILINE)[1:]:
+        words = " ".join(re.sub(r"[│╭╰╮╯─]", " ", block).split())
+        said = re.sub(r"--\S+|\{[^}]*\}|\[[^\]]*\]", "", words.split("(default:")[0])
+        assert len(re.findall(r"[a-z]{2,}", said)) >= 2, block
 
 
 @pytest.mark.parametrize(

@@ -10,10 +10,11 @@ import pytest
 
 from bmvtrack import geometry, prior
 from bmvtrack.data import textures
-from bmvtrack.data.actors import Actor
+from bmvtrack.data.scene import SceneOptions
 from bmvtrack.data.sequence import VideoSequence
 from bmvtrack.data.silhouettes import FAMILIES, silhouette
-from bmvtrack.data.synthetic import SyntheticOptions, synthetic_sequence, synthetic_sequences
+from bmvtrack.data.sprites import TexturedSprite
+from bmvtrack.data.synthetic import synthetic_sequence, synthetic_sequences
 from bmvtrack.errors import UserError
 from bmvtrack.iou import rotated_iou
 
@@ -76,8 +77,8 @@ def test_first_frame_shows_all_of_the_object(sequences):
 
 
 def test_nothing_hides_the_object_in_the_first_frame():
-    crowded = SyntheticOptions(distractors=(6, 6), length=2)
-    lonely = SyntheticOptions(distractors=(0, 0), length=2)
+    crowded = SceneOptions(distractors=(6, 6), length=2)
+    lonely = SceneOptions(distractors=(0, 0), length=2)
     for seed in range(12):
         masks = [synthetic_sequence(seed, o).read_mask(0) for o in (crowded, lonely)]
         assert np.array_equal(*masks)
@@ -114,8 +115,8 @@ def test_objects_are_seldom_hidden(sequences):
 
 
 def test_distractors_are_counted():
-    none = synthetic_sequence(3, SyntheticOptions(distractors=(0, 0), length=2))
-    many = synthetic_sequence(3, SyntheticOptions(distractors=(4, 4), length=2))
+    none = synthetic_sequence(3, SceneOptions(distractors=(0, 0), length=2))
+    many = synthetic_sequence(3, SceneOptions(distractors=(4, 4), length=2))
     assert np.array_equal(none.mask(0), many.mask(0))
     changed = (none.frame(0) != many.frame(0)).any(axis=-1)
     assert changed.mean() > 0.02
@@ -124,7 +125,7 @@ def test_distractors_are_counted():
 
 @pytest.mark.parametrize(("width", "height"), [(64, 64), (192, 64), (90, 160)])
 def test_other_sizes(width, height):
-    options = SyntheticOptions(width=width, height=height, length=3)
+    options = SceneOptions(width=width, height=height, length=3)
     for sequence in synthetic_sequences(3, options=options):
         assert sequence.size == (width, height)
         assert sequence.mask(0).mean() > 0.01
@@ -143,14 +144,14 @@ def test_other_sizes(width, height):
 )
 def test_refuses_bad_options(wrong):
     with pytest.raises(UserError) as caught:
-        SyntheticOptions(**wrong)
+        SceneOptions(**wrong)
     assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("name", ["paper", "nonesuch"])
 def test_refuses_unfit_priors(name):
     with pytest.raises(UserError, match=name):
-        synthetic_sequence(0, SyntheticOptions(prior=name))
+        synthetic_sequence(0, SceneOptions(prior=name))
 
 
 def test_refuses_bad_seeds_and_counts():
@@ -160,19 +161,19 @@ def test_refuses_bad_seeds_and_counts():
         synthetic_sequences(0)
 
 
-def still_actor(family: str, seed: int) -> Actor:
+def still_actor(family: str, seed: int) -> TexturedSprite:
     """An object at rest in the middle of a 240×240 frame, about 100 pixels large."""
     generator = np.random.default_rng(seed)
     outline = silhouette(generator, family)
     natural = outline.rbbox[2:4]
     size = 100 * natural / math.sqrt(natural.prod())
     rbboxes = np.array([[120.0, 120.0, *size, generator.uniform(0, math.pi)]])
-    coat = textures.texture(generator, 32, 32, 8.0, textures.palette(generator))
-    return Actor(outline, (coat, coat), rbboxes, np.zeros(1), (0.5, 0.0), 0.0)
+    skin = textures.texture(generator, 32, 32, 8.0, textures.palette(generator))
+    return TexturedSprite(outline, (skin, skin), rbboxes, np.zeros(1), (0.5, 0.0), 0.0)
 
 
-def covered(actor: Actor) -> np.ndarray:
-    rows, columns, coverage = actor.cover(0, 240, 240)
+def covered(sprite: TexturedSprite) -> np.ndarray:
+    rows, columns, coverage = sprite.cover(0, 240, 240)
     mask = np.zeros((240, 240), np.uint8)
     mask[rows, columns] = coverage[..., 0]
     return mask
@@ -181,40 +182,40 @@ def covered(actor: Actor) -> np.ndarray:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_outline_at_rest_fills_its_box(family):
     for seed in range(5):
-        actor = still_actor(family, seed)
-        rbbox = actor.rbboxes[0]
-        rows, columns = np.nonzero(covered(actor) > 127)
+        sprite = still_actor(family, seed)
+        rbbox = sprite.rbboxes[0]
+        rows, columns = np.nonzero(covered(sprite) > 127)
         cos, sin = math.cos(rbbox[4]), math.sin(rbbox[4])
         points = np.stack([columns, rows], axis=-1) - rbbox[:2]
         unit = points @ np.array([[cos, -sin], [sin, cos]])
         # All four sides of the intended box are touched, to a pixel (two where a tip is sharp).
         assert unit.max(axis=0) == pytest.approx(rbbox[2:4] / 2, abs=2.0)
         assert unit.min(axis=0) == pytest.approx(-rbbox[2:4] / 2, abs=2.0)
-        area = geometry.from_mask(covered(actor) > 127)[2:4].prod()
+        area = geometry.from_mask(covered(sprite) > 127)[2:4].prod()
         assert area == pytest.approx(rbbox[2:4].prod(), rel=0.06)
 
 
 def test_painted_alpha_is_the_coverage():
     for family in FAMILIES:
-        actor = still_actor(family, 9)
-        layer = actor.paint(0, 240, 240)
+        sprite = still_actor(family, 9)
+        layer = sprite.paint(0, 240, 240)
         alpha = np.zeros((240, 240), np.float32)
         alpha[layer.rows, layer.columns] = layer.alpha[..., 0]
-        assert np.allclose(255 * alpha, covered(actor), atol=0.01)
+        assert np.allclose(255 * alpha, covered(sprite), atol=0.01)
         assert (layer.colours[layer.alpha[..., 0] == 0] == 0).all()
 
 
 def test_outline_out_of_the_frame_covers_nothing():
-    actor = still_actor("blob", 1)
-    actor.rbboxes[0, 0] = -500
-    assert actor.cover(0, 240, 240) is None
-    assert actor.paint(0, 240, 240) is None
+    sprite = still_actor("blob", 1)
+    sprite.rbboxes[0, 0] = -500
+    assert sprite.cover(0, 240, 240) is None
+    assert sprite.paint(0, 240, 240) is None
 
 
 def test_motion_blur_smears_along_the_way():
     still = still_actor("vehicle", 4)
     rbboxes = still.rbboxes + np.array([[-20, 0, 0, 0, 0], [0] * 5, [20, 0, 0, 0, 0]])
-    moving = Actor(still.outline, still.coats, rbboxes, np.zeros(3), still.light, 0.9)
+    moving = TexturedSprite(still.outline, still.skins, rbboxes, np.zeros(3), still.light, 0.9)
     alpha = moving.paint(1, 240, 240).alpha
     sharp = still.paint(0, 240, 240).alpha
     assert alpha.sum() == pytest.approx(sharp.sum(), rel=0.01)

@@ -13,7 +13,7 @@ from test_vector_env import follow
 from test_vector_env import sequences as clips  # noqa: F401
 
 from bmvtrack import prior
-from bmvtrack.data.augmentation import Jitter, with_others
+from bmvtrack.data.augmentation import Augmentation, with_others
 from bmvtrack.data.samples import Sampler
 from bmvtrack.errors import UserError
 from bmvtrack.models import BetaMVAE, ResNetUNet, Template
@@ -84,7 +84,7 @@ def test_a_network_without_a_template_says_so():
         network(x, template=x)
     plain = ResNetUNet(DAVIS, width=4, input_size=64)
     with pytest.raises(ValueError, match="does not use a template"):
-        plain.encode_given(torch.zeros(1, 4, 64, 64), Template(()))
+        plain.encode_with_template(torch.zeros(1, 4, 64, 64), Template(()))
 
 
 def test_recall_reads_by_cosine_similarity():
@@ -171,10 +171,10 @@ def test_bank_knows_which_targets_show_one_object():
 
 
 def test_a_template_shows_the_same_object_through_its_true_box():
-    still = Jitter(template=0, strengths=(1.0,))
+    still = Augmentation(template=0, strengths=(1.0,))
     bank = build(several())
     batch = draw(sampler(bank, still), 24)
-    unshaken = Jitter(log_scale=0, turn=0, shift=0)
+    unshaken = Augmentation(log_scale=0, turn=0, shift=0)
     unmoved = draw(sampler(bank, unshaken), 24)
     assert (batch.patches[:, 3:] - batch.template[:, 3:]).abs().max() > 0.1
     torch.testing.assert_close(unmoved.template, unmoved.patches, atol=1e-4, rtol=0)
@@ -184,7 +184,14 @@ def test_a_template_shows_the_same_object_through_its_true_box():
 def test_a_template_of_a_video_is_any_of_its_frames():
     bank = build(video())
     source = Sampler(
-        bank, torch.tensor([1]), SIZE, 4, "tracking", Jitter(template=0), False, templates=True
+        bank,
+        torch.tensor([1]),
+        SIZE,
+        4,
+        "tracking",
+        Augmentation(template=0),
+        False,
+        templates=True,
     )
     batch = draw(source, 64)
     views = {t[3].round().sum().item() for t in batch.template}  # of the filled box
@@ -198,7 +205,7 @@ def test_what_is_put_behind_an_object_leaves_it_alone():
     masks[:, :, 10:20, 8:24] = 1
     chance = torch.rand(4, 6, generator=generator)
     chosen = torch.tensor([0.1, 0.3, 0.5, 0.7, 0.9, 0.95])
-    jitter = Jitter(distractors=0.4, backgrounds=0.4)
+    jitter = Augmentation(distractors=0.4, backgrounds=0.4)
     result = with_others(images, masks, chosen, chance, jitter)
     changed = (result != images).any(dim=1)
     assert not (changed & (masks[:, 0] > 0)).any()
@@ -249,7 +256,7 @@ def test_a_background_has_no_border_of_its_own():
     """However far it is shifted, all of it is picture."""
     images, masks = torch.full((4, 3, 32, 32), 200.0), torch.zeros(4, 1, 32, 32)
     chance = torch.tensor([[0.2] * 4, [0.5] * 4, [0.0, 0, 1, 1], [0.0, 1, 0, 1]])
-    result = with_others(images, masks, torch.full((4,), 0.5), chance, Jitter(backgrounds=1))
+    result = with_others(images, masks, torch.full((4,), 0.5), chance, Augmentation(backgrounds=1))
     torch.testing.assert_close(result, images)
 
 
@@ -262,5 +269,5 @@ def test_an_object_is_not_put_behind_itself_as_another(monkeypatch):
     )
     for bank, expected in ((build(video()), 0), (build(video(), several(), several()), 1)):
         targets = torch.arange(len(bank))
-        draw(Sampler(bank, targets, SIZE, 4, "tracking", Jitter(distractors=1)), 64)
+        draw(Sampler(bank, targets, SIZE, 4, "tracking", Augmentation(distractors=1)), 64)
         assert crowded.pop().any() == expected

@@ -131,7 +131,7 @@ class FakeTracker:
 
 
 def test_a_lost_box_rests_where_it_was():
-    tracker = opencv.OpenCVTracker("fake", FakeTracker)
+    tracker = opencv.OpenCVTracker(FakeTracker)
     tracker.init(FRAME, np.array([50.0, 40, 20, 10, 0]))
     boxes = np.array([tracker.update(FRAME) for _ in range(4)])
     assert geometry.bounds(boxes[0]).tolist() == [9.5, 19.5, 39.5, 59.5]
@@ -150,7 +150,7 @@ def test_a_lost_box_rests_where_it_was():
     ],
 )
 def test_opencv_gets_whole_pixels_within_the_frame(box, rectangle):
-    tracker = opencv.OpenCVTracker("fake", FakeTracker)
+    tracker = opencv.OpenCVTracker(FakeTracker)
     frame = FRAME.copy()
     frame[0, 0] = [1, 2, 3]
     tracker.init(frame, np.array(box, dtype=float))

@@ -47,7 +47,7 @@ def test_a_compiled_network_is_the_same_network(monkeypatch, template):
 
     monkeypatch.setattr(torch, "compile", record)
     compile_network(compiled)
-    given = ["encode_given", "memorize"] if template else []
+    given = ["encode_with_template", "memorize"] if template else []
     assert names == ["encode", *given, "decode"]
     patches = torch.randn(4, 4, 64, 64)
     shown = torch.randn(4, 4, 64, 64) if template else None

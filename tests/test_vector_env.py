@@ -13,8 +13,9 @@ from gymnasium.wrappers import vector
 import bmvtrack  # noqa: F401
 from bmvtrack.data.davis import load_davis16
 from bmvtrack.data.frame_cache import FrameCache, make_frame_cache
+from bmvtrack.data.scene import SceneOptions
 from bmvtrack.data.sequence import VideoSequence
-from bmvtrack.data.synthetic import SyntheticOptions, synthetic_sequence
+from bmvtrack.data.synthetic import synthetic_sequence
 from bmvtrack.errors import UserError
 from bmvtrack.motion import AT_REST
 from envs import BMVTrackEnv, BMVTrackVectorEnv, ToNumpy
@@ -24,7 +25,7 @@ TOLERANCE = 1e-4
 
 
 def sequence(seed, width=96, height=72, length=9):
-    options = SyntheticOptions(width=width, height=height, length=length)
+    options = SceneOptions(width=width, height=height, length=length)
     return synthetic_sequence(seed, options).in_memory()
 
 

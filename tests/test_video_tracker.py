@@ -23,7 +23,7 @@ from bmvtrack.motion import AT_REST, apply
 from bmvtrack.movers import move_by_both, move_by_mask, move_by_posterior
 from bmvtrack.perception import Percept, Perception
 from bmvtrack.tracker import Result, Tracker, confidence
-from bmvtrack.tracking.learned import HalfwayTracker, PerceptionTracker, PosteriorTracker
+from bmvtrack.tracking.learned import PerceptionTracker
 
 
 @pytest.fixture(scope="module")
@@ -44,10 +44,8 @@ def follow(tracker: Tracker, sequence: VideoSequence, count: int = 4) -> list[Re
 def test_it_is_the_tracker_that_evaluations_judge(
     tracker: Tracker, perception: Perception, sequence: VideoSequence
 ) -> None:
-    for judged, same in (
-        (PosteriorTracker(perception), tracker),
-        (HalfwayTracker(perception), Tracker(perception)),
-    ):
+    for same in (tracker, Tracker(perception)):
+        judged = PerceptionTracker(Tracker(perception, same._mover))
         assert_judged(judged, same, sequence)
 
 

@@ -14,7 +14,7 @@ from test_samples import SIZE, draw, several, video
 
 from bmvtrack import prior
 from bmvtrack.data import patches
-from bmvtrack.data.augmentation import Jitter
+from bmvtrack.data.augmentation import Augmentation
 from bmvtrack.data.samples import Sampler
 from bmvtrack.errors import UserError
 from bmvtrack.models import ResNetUNet
@@ -22,7 +22,7 @@ from bmvtrack.segmentation.views import view_whole
 from bmvtrack.training import PretrainOptions
 from bmvtrack.training.objective import objective
 
-WHOLE = Jitter(whole_images=1, colour=0, blur=0)
+WHOLE = Augmentation(whole_images=1, colour=0, blur=0)
 
 
 def sampler(bank, jitter=WHOLE, augment=True):

@@ -14,7 +14,7 @@ from bmvtrack.data.batch import Batch
 
 
 @dataclass(frozen=True)
-class Jitter:
+class Augmentation:
     """Random motion of the box and of the colours of a training sample.
 
     Standard deviations of the motion at strength 1; each sample draws one of ``strengths``.
@@ -45,17 +45,19 @@ class Jitter:
     object, nobody says more about it than that, and there is no motion to learn"""
 
 
-def recoloured(images: torch.Tensor, chance: torch.Tensor, jitter: Jitter) -> torch.Tensor:
+def colour_jitter(
+    images: torch.Tensor, chance: torch.Tensor, augmentation: Augmentation
+) -> torch.Tensor:
     """Images with another brightness, contrast and saturation, some of them blurred.
 
     Args:
         images: ``(B, 3, S, S)`` in [0, 255].
         chance: ``(5, B)`` uniform in [0, 1): of brightness, contrast, saturation, whether an image is
             blurred, and how much.
-        jitter: how much of each.
+        augmentation: how much of each.
     """
     uniform = chance[..., None, None, None]
-    brightness, contrast, saturation = 1 + jitter.colour * (2 * uniform[:3] - 1)
+    brightness, contrast, saturation = 1 + augmentation.colour * (2 * uniform[:3] - 1)
     images = images * brightness
     mean = images.mean(dim=(1, 2, 3), keepdim=True)
     images = mean + contrast * (images - mean)
@@ -64,7 +66,7 @@ def recoloured(images: torch.Tensor, chance: torch.Tensor, jitter: Jitter) -> to
     padded = functional.pad(images, (1, 1, 1, 1), mode="replicate")
     rows = padded[:, :, :-2] + padded[:, :, 1:-1] + padded[:, :, 2:]  # faster than a pooling
     blurred = (rows[..., :-2] + rows[..., 1:-1] + rows[..., 2:]) / 9
-    amount = (uniform[3] < jitter.blur) * uniform[4]
+    amount = (uniform[3] < augmentation.blur) * uniform[4]
     return (images + amount * (blurred - images)).clamp(0, 255)
 
 
@@ -73,7 +75,7 @@ def with_others(
     masks: torch.Tensor,
     chosen: torch.Tensor,
     chance: torch.Tensor,
-    jitter: Jitter,
+    augmentation: Augmentation,
 ) -> torch.Tensor:
     """Images with what the sample before shows put behind their objects, some of them.
 
@@ -84,10 +86,10 @@ def with_others(
         images: ``(B, 3, S, S)``.
         masks: ``(B, 1, S, S)``, the share of each pixel that is object.
         chosen: ``(B,)`` uniform in [0, 1): which samples, and which of the two.
-        chance: ``(4, B)`` uniform in [0, 1): whether mirrored, how large, and where it is put.
-        jitter: the shares.
+        chance: ``(4, B)`` uniform in [0, 1): whether flipped, how large, and where it is put.
+        augmentation: the shares.
     """
-    whole = chosen >= jitter.distractors
+    whole = chosen >= augmentation.distractors
     # A distractor is 1/factor times as large as in its own patch; a background is enlarged, to cover
     # all: between the middles of its outermost pixels, beyond which sampling fades to black.
     factor = torch.where(whole, 0.5 + 0.5 * chance[1], 0.8 + 1.2 * chance[1])
@@ -95,7 +97,7 @@ def with_others(
     flip = torch.where(chance[0] < 0.5, -1.0, 1.0)
     layers = torch.cat([images, masks], dim=1).roll(1, 0)
     other = _placed(layers, factor, flip, reach[:, None] * (2 * chance[2:].T - 1))
-    used = chosen < jitter.distractors + jitter.backgrounds
+    used = chosen < augmentation.distractors + augmentation.backgrounds
     whole, used = whole[:, None, None, None], used[:, None, None, None]
     share = torch.where(whole, 1.0, other[:, 3:]) * (1 - masks) * used
     return images + share * (other[:, :3] - images)
@@ -112,8 +114,8 @@ def _placed(
     return functional.grid_sample(layers, grid, align_corners=False)
 
 
-def mirrored(batch: Batch, flip: torch.Tensor) -> Batch:
-    """The samples where ``flip``, ``(B,)`` boolean, mirrored left to right with their motion."""
+def flipped(batch: Batch, flip: torch.Tensor) -> Batch:
+    """The samples where ``flip``, ``(B,)`` boolean, flipped left to right with their motion."""
     signs = torch.ones(5, device=batch.motion.device)
     signs[2:4] = -1.0  # a tensor from a list would wait for the device
 

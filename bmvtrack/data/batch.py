@@ -8,7 +8,7 @@ from typing import Literal, Protocol
 
 import torch
 
-from bmvtrack.devices import sent
+from bmvtrack.devices import to_device
 
 Mode = Literal["paper", "tracking"]
 
@@ -38,11 +38,11 @@ class Batch:
     def to(self, device: torch.device) -> Batch:
         """The same batch on another device, without waiting for that."""
         return Batch(
-            sent(self.patches, device),
-            sent(self.labels, device),
-            sent(self.boxes, device),
-            sent(self.motion, device),
-            None if self.template is None else sent(self.template, device),
+            to_device(self.patches, device),
+            to_device(self.labels, device),
+            to_device(self.boxes, device),
+            to_device(self.motion, device),
+            None if self.template is None else to_device(self.template, device),
         )
 
     @staticmethod

@@ -17,17 +17,17 @@ import numpy as np
 
 from bmvtrack import geometry
 from bmvtrack.arrays import BoolArray, ByteArray, FloatArray
-from bmvtrack.data.actors import Layer, box_axes, motion_blur, travel
 from bmvtrack.data.scene import (
     LEAVING,
     SIZES,
     Scene,
     SceneOptions,
-    Thing,
+    Sprite,
     checked_prior,
     trajectory,
 )
 from bmvtrack.data.sequence import VideoSequence
+from bmvtrack.data.sprites import Layer, box_axes, displacement, motion_blur, window_of
 from bmvtrack.data.synthetic import SEEDS_PER_SET
 from bmvtrack.errors import UserError
 
@@ -129,9 +129,9 @@ class _CutoutScene(Scene):
         view = enlarged[top : top + height, left : left + width]
         return np.asarray(view[:, ::-1] if generator.random() < 0.5 else view)
 
-    def cast(self, generator: np.random.Generator, target: Thing | None) -> Thing:
+    def make_sprite(self, generator: np.random.Generator, target: Sprite | None) -> Sprite:
         """See ``Scene``."""
-        assert target is None or isinstance(target, _Puppet)
+        assert target is None or isinstance(target, _CutoutSprite)
         alike = target is not None and generator.random() < 0.25
         cutout = target.cutout if alike and target is not None else self._cutout(generator)
         frame = np.array([self.options.width, self.options.height], dtype=np.float64)
@@ -150,7 +150,7 @@ class _CutoutScene(Scene):
         leaves = target is not None or generator.random() < LEAVING
         rbboxes = trajectory(generator, self.prior, self.options, start, True, leaves)
         phases = generator.uniform(0.05, 0.6) * np.arange(self.options.length)
-        return _Puppet(
+        return _CutoutSprite(
             cutout,
             rbboxes,
             phases[:, None] + generator.uniform(0, 2 * math.pi, 2),
@@ -172,7 +172,7 @@ class _CutoutScene(Scene):
 
 
 @dataclass(frozen=True, eq=False)
-class _Puppet:
+class _CutoutSprite:
     """A cut-out that moves and bends."""
 
     cutout: Cutout
@@ -183,21 +183,21 @@ class _Puppet:
     shutter: float  # share of the time between frames that it is open
 
     def cover(self, t: int, width: int, height: int) -> tuple[slice, slice, ByteArray] | None:
-        """See ``Thing``."""
+        """See ``Sprite``."""
         window = self._window(t, width, height)
         if window is None:
             return None
         return *window, self._seen(t, *window)[..., 3:]
 
     def paint(self, t: int, width: int, height: int) -> Layer | None:
-        """See ``Thing``."""
+        """See ``Sprite``."""
         window = self._window(t, width, height)
         if window is None:
             return None
         layers = self._seen(t, *window).astype(np.float32)
         alpha = layers[..., 3:] * np.float32(1 / 255)
         blurred = motion_blur(
-            np.dstack([layers[..., :3] * alpha, alpha]), travel(self.rbboxes, t, self.shutter)
+            np.dstack([layers[..., :3] * alpha, alpha]), displacement(self.rbboxes, t, self.shutter)
         )
         return Layer(*window, blurred[..., 3:], blurred[..., :3])
 
@@ -206,12 +206,7 @@ class _Puppet:
         linear, shift = self._affine(t)
         corners = np.array([[0, 0], [1, 0], [0, 1], [1, 1]]) * self.cutout.picture.shape[1::-1]
         points = corners @ linear.T + shift
-        margin = 3 + int(np.abs(travel(self.rbboxes, t, self.shutter)).max())
-        low = np.maximum(np.floor(points.min(axis=0)).astype(int) - margin, 0)
-        high = np.minimum(np.ceil(points.max(axis=0)).astype(int) + margin, (width, height))
-        if (low >= high).any():
-            return None
-        return slice(low[1], high[1]), slice(low[0], high[0])
+        return window_of(points, displacement(self.rbboxes, t, self.shutter), width, height)
 
     def _affine(self, t: int) -> tuple[FloatArray, FloatArray]:
         """From the picture to frame t."""

@@ -14,11 +14,11 @@ from bmvtrack.arrays import FloatArray
 from bmvtrack.data.sequence import VideoSequence
 
 Pixel = TypeVar("Pixel", bound=np.generic)
-Views = Literal["all", "upside-down", "none"]
+Mirroring = Literal["all", "upside-down", "none"]
 """Which mirrored views are wanted."""
 
 
-def mirrored_views(sequence: VideoSequence, views: Views = "all") -> list[VideoSequence]:
+def mirrored_views(sequence: VideoSequence, views: Mirroring = "all") -> list[VideoSequence]:
     """The sequence mirrored left to right, top to bottom and in time, in all combinations.
 
     Frames, and masks where there are any, are still read when asked for; boxes are mirrored now, for

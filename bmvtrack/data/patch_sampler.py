@@ -18,12 +18,12 @@ from typing import Protocol
 import torch
 from torch.nn import functional
 
-from bmvtrack.data.augmentation import Jitter, mirrored, recoloured
+from bmvtrack.data.augmentation import Augmentation, colour_jitter, flipped
 from bmvtrack.data.batch import Batch
 from bmvtrack.data.patch_store import IntArray, PatchStore, Split
 from bmvtrack.data.patches import normalize
 from bmvtrack.data.samples import host_seed
-from bmvtrack.devices import room_for_data, sent
+from bmvtrack.devices import data_capacity, to_device
 from bmvtrack.errors import UserError
 
 READ_AHEAD = 2
@@ -62,7 +62,7 @@ class ResidentRecords:
 
     def get(self, choice: torch.Tensor) -> torch.Tensor:
         """See :class:`Records`."""
-        return self._records[sent(choice, self._records.device)]
+        return self._records[to_device(choice, self._records.device)]
 
     def expect(self, choices: Sequence[torch.Tensor]) -> None:
         """Nothing to do: everything is here."""
@@ -138,7 +138,7 @@ class PatchSampler:
         size: of the patches that the network takes; the store's are averaged down to it.
         device: of the batches.
         resident: keep all records on the device, else stream them.
-        jitter: of the colours, with flips; None leaves the patches as they are, for validation.
+        augmentation: of the colours, with flips; None leaves the patches as they are, for validation.
 
     Raises:
         UserError: if the store's patches cannot be reduced to ``size`` by a whole factor.
@@ -151,7 +151,7 @@ class PatchSampler:
         size: int,
         device: torch.device,
         resident: bool,
-        jitter: Jitter | None,
+        augmentation: Augmentation | None,
     ) -> None:
         if store.size % size:
             raise UserError(
@@ -159,7 +159,7 @@ class PatchSampler:
                 f"{store.folder}; give {store.size}, or prepare them in another size"
             )
         indices = store.indices(split)
-        self.store, self.size, self.device, self.jitter = store, size, device, jitter
+        self.store, self.size, self.device, self.augmentation = store, size, device, augmentation
         self.count = len(indices)
         kind = ResidentRecords if resident else StreamedRecords
         self.records: Records = kind(store, indices, device)
@@ -183,18 +183,18 @@ class PatchSampler:
         return _Draw(choice, torch.rand(6, count, generator=own))
 
     def _batch(self, records: torch.Tensor, drawn: _Draw) -> Batch:
-        choice, chance = sent(drawn.choice, self.device), sent(drawn.chance, self.device)
+        choice, chance = to_device(drawn.choice, self.device), to_device(drawn.chance, self.device)
         images, masks = unpacked(records, self.store.size)
         if self.size < self.store.size:
             factor = self.store.size // self.size
             images = functional.avg_pool2d(images, factor)
             masks = (functional.avg_pool2d(masks.float(), factor) > 0.5).byte()
-        if self.jitter is not None:
-            images = recoloured(images, chance[:5], self.jitter)
+        if self.augmentation is not None:
+            images = colour_jitter(images, chance[:5], self.augmentation)
         labels = masks * self._categories[choice, None, None]
         motion = self._still.expand(len(choice), 5)
         batch = Batch(normalize(images), labels, self._boxes[choice], motion)
-        return batch if self.jitter is None else mirrored(batch, chance[5] < 0.5)
+        return batch if self.augmentation is None else flipped(batch, chance[5] < 0.5)
 
 
 def unpacked(records: torch.Tensor, size: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -225,7 +225,7 @@ def store_samplers(
             Default: half of a GPU's free memory; 0 on a CPU, whose memory the map is in already.
     """
     if resident_bytes is None:
-        resident_bytes = room_for_data(device) if device.type == "cuda" else 0
+        resident_bytes = data_capacity(device) if device.type == "cuda" else 0
     resident = store.nbytes <= resident_bytes
     make = partial(PatchSampler, store, size=size, device=device, resident=resident)
-    return make("train", jitter=Jitter()), make("validation", jitter=None)
+    return make("train", augmentation=Augmentation()), make("validation", augmentation=None)

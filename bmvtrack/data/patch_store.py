@@ -33,7 +33,7 @@ from numpy.typing import NDArray
 
 from bmvtrack.arrays import BoolArray, ByteArray, FloatArray
 from bmvtrack.errors import UserError
-from bmvtrack.files import whole_file, write_json
+from bmvtrack.files import atomic_file, write_json
 
 Split = Literal["train", "validation"]
 IntArray = NDArray[np.int64]
@@ -140,14 +140,14 @@ def write_shard(
         "fortran_order": False,
         "shape": (len(table),),
     }
-    with whole_file(path) as temporary:
+    with atomic_file(path) as temporary:
         with temporary.open("wb") as file:
             np.lib.format.write_array_header_1_0(file, header)
             for part in records:
                 file.write(part.tobytes())
         shard = Shard(table, dropped, temporary.stat().st_size, _checksum(temporary))
     note = {"dropped": dropped, "nbytes": shard.nbytes, "checksum": shard.checksum}
-    with whole_file(path.with_suffix(".npz")) as temporary:
+    with atomic_file(path.with_suffix(".npz")) as temporary:
         np.savez(temporary, note=np.array(json.dumps(note)), **table.columns())
     return shard
 
@@ -194,7 +194,7 @@ def write_store(
         about: what else ``store.json`` shall say to who reads it.
     """
     table = PatchTable.concatenated([shard.table for shard in shards])
-    with whole_file(folder / _INDEX) as temporary:
+    with atomic_file(folder / _INDEX) as temporary:
         np.savez(temporary, validation=validation, **table.columns())
     description = {
         "format": FORMAT,

@@ -34,7 +34,7 @@ from bmvtrack.data.patch_store import (
     write_store,
 )
 from bmvtrack.data.sequence import VideoSequence
-from bmvtrack.data.youtube_vos import Clip, YouTubeVOS, single_object_sequences
+from bmvtrack.data.youtube_vos import AnnotatedVideo, YouTubeVOS, single_object_sequences
 from bmvtrack.errors import UserError
 from bmvtrack.files import listed, write_text
 
@@ -50,7 +50,7 @@ class _Job:
 
     path: Path
     number: int
-    clips: tuple[Clip, ...]
+    clips: tuple[AnnotatedVideo, ...]
     size: int
     classes: dict[str, int]  # by category
 

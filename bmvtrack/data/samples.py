@@ -1,4 +1,4 @@
-"""Training samples drawn from a bank: crop, jitter, normalise, in batches of tensors.
+"""Training samples drawn from a bank: crop, augment, normalise, in batches of tensors.
 
 *Paper mode*: the patch is centred on the object of its own frame. *Tracking mode*: the frame is
 seen through a box that is not yet right (the box of the frame before, or the true box moved by a
@@ -18,7 +18,7 @@ from torch.nn import functional
 
 from bmvtrack import geometry, motion
 from bmvtrack.data import patches
-from bmvtrack.data.augmentation import Jitter, mirrored, recoloured, with_others
+from bmvtrack.data.augmentation import Augmentation, colour_jitter, flipped, with_others
 from bmvtrack.data.bank import WHOLE, FrameBank
 from bmvtrack.data.batch import Batch, BatchSource, Mode
 
@@ -42,7 +42,7 @@ class Sampler:
         size: of the patch in pixels.
         channels: 3, or 4 with the filled box.
         mode: ``paper`` or ``tracking``.
-        jitter: of motion and colours.
+        augmentation: of motion and colours.
         augment: flips, colours, blur and what is put behind objects; off for validation (the motion
             stays random).
         templates: show each object in another frame as well.
@@ -55,16 +55,27 @@ class Sampler:
         size: int,
         channels: int,
         mode: Mode,
-        jitter: Jitter,
+        augmentation: Augmentation,
         augment: bool = True,
         templates: bool = False,
     ) -> None:
         self.bank, self.targets, self.size, self.channels = bank, targets, size, channels
-        self.mode, self.jitter, self.augment, self.templates = mode, jitter, augment, templates
+        self.mode, self.augmentation, self.augment, self.templates = (
+            mode,
+            augmentation,
+            augment,
+            templates,
+        )
         self._weights = bank.weights[targets]
         # Made once: to make them on a GPU is to wait for it.
-        deviations = [jitter.log_scale, jitter.log_scale, jitter.turn, jitter.shift, jitter.shift]
-        self._strengths = torch.tensor(jitter.strengths, dtype=torch.float64).to(bank.boxes)
+        deviations = [
+            augmentation.log_scale,
+            augmentation.log_scale,
+            augmentation.turn,
+            augmentation.shift,
+            augmentation.shift,
+        ]
+        self._strengths = torch.tensor(augmentation.strengths, dtype=torch.float64).to(bank.boxes)
         self._deviations = torch.tensor(deviations, dtype=torch.float64).to(bank.boxes)
 
     def draw(self, count: int, generator: torch.Generator) -> Batch:
@@ -95,15 +106,15 @@ class Sampler:
         if not self.augment:
             return batch
         flip = torch.rand(count, generator=generator, device=box.device) < 0.5
-        return mirrored(batch, flip)
+        return flipped(batch, flip)
 
     def _whole(self, target: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
         """Which targets are shown with all of their image, ``(B,)`` boolean: some of the stills."""
         still = self.bank.shown[target, 1] == 1
-        if not (self.augment and self.jitter.whole_images):
+        if not (self.augment and self.augmentation.whole_images):
             return torch.zeros_like(still)
         chance = torch.rand(len(target), generator=generator, device=target.device)
-        return still & (chance < self.jitter.whole_images)
+        return still & (chance < self.augmentation.whole_images)
 
     def _sizes(self, target: torch.Tensor) -> torch.Tensor:
         """Width and height of the frames of targets, ``(B, 2)``, in the precision of boxes."""
@@ -131,19 +142,21 @@ class Sampler:
         Those that are not ``crowded`` (they show their image whole, or the sample before is of the same
         sequence) get nothing behind theirs.
         """
-        jitter, count, device = self.jitter, len(views[0].box), views[0].images.device
+        augmentation, count, device = self.augmentation, len(views[0].box), views[0].images.device
 
         def uniform(*shape: int) -> torch.Tensor:
             return torch.rand(*shape, generator=generator, device=device)
 
         result = []
-        other, background = jitter.distractors > 0, jitter.backgrounds > 0
+        other, background = augmentation.distractors > 0, augmentation.backgrounds > 0
         chosen = torch.where(crowded, uniform(count), 1.0) if other or background else None
         for view in views:
             images = view.images
             if chosen is not None:
-                images = with_others(images, view.mask, chosen, uniform(4, count), jitter)
-            result.append(replace(view, images=recoloured(images, uniform(5, count), jitter)))
+                images = with_others(images, view.mask, chosen, uniform(4, count), augmentation)
+            result.append(
+                replace(view, images=colour_jitter(images, uniform(5, count), augmentation))
+            )
         return result
 
     def _patches(self, view: _View) -> torch.Tensor:
@@ -152,13 +165,13 @@ class Sampler:
 
     def _moved(self, target: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
         """The box to look through: last frame's where there is one, moved, with a level label."""
-        bank, jitter, count = self.bank, self.jitter, len(target)
+        bank, augmentation, count = self.bank, self.augmentation, len(target)
         previous = bank.previous[target]
         base = torch.where((previous >= 0)[:, None], bank.boxes[previous], bank.boxes[target])
         choice = torch.randint(
             len(self._strengths), (count,), generator=generator, device=base.device
         )
-        strength = self._strengths[choice] * torch.where(previous >= 0, jitter.video, 1.0)
+        strength = self._strengths[choice] * torch.where(previous >= 0, augmentation.video, 1.0)
         return self._shaken(base, strength, generator)
 
     def _shown(
@@ -169,7 +182,7 @@ class Sampler:
         chance = torch.rand(len(target), generator=generator, device=target.device)
         other = first + (chance * number).long().clamp_max(number - 1)
         boxes = self.bank.boxes[other]
-        strength = boxes.new_full((len(boxes),), self.jitter.template)
+        strength = boxes.new_full((len(boxes),), self.augmentation.template)
         return other, self._shaken(boxes, strength, generator)
 
     def _shaken(

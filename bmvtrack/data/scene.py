@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from bmvtrack import motion
 from bmvtrack.arrays import BoolArray, ByteArray, FloatArray
 from bmvtrack.data import textures
-from bmvtrack.data.actors import Layer
+from bmvtrack.data.sprites import Layer
 from bmvtrack.errors import UserError
 from bmvtrack.prior import MotionPrior, load
 
@@ -71,7 +71,7 @@ class SceneOptions:
             raise UserError(f"distractors must be 0 ≤ fewest ≤ most, not {self.distractors}")
 
 
-class Thing(Protocol):
+class Sprite(Protocol):
     """A thing that moves through a scene."""
 
     def cover(self, t: int, width: int, height: int) -> tuple[slice, slice, ByteArray] | None:
@@ -101,21 +101,21 @@ class Scene:
         """``(3H/2, 3W/2, 3)`` uint8 RGB."""
 
     @abstractmethod
-    def cast(self, generator: np.random.Generator, target: Thing | None) -> Thing:
+    def make_sprite(self, generator: np.random.Generator, target: Sprite | None) -> Sprite:
         """The target (None given), or a distractor, which may take after the target."""
 
     @cached_property
-    def actors(self) -> tuple[Thing, list[Thing], list[Thing]]:
+    def sprites(self) -> tuple[Sprite, list[Sprite], list[Sprite]]:
         """The target, the distractors behind it, and those before it."""
         generator = self.generator(3)
-        target = self.cast(generator, None)
-        behind: list[Thing] = []
-        before: list[Thing] = []
+        target = self.make_sprite(generator, None)
+        behind: list[Sprite] = []
+        before: list[Sprite] = []
         low, high = self.options.distractors
         for _ in range(int(generator.integers(low, high + 1))):
-            actor = self.cast(generator, target)
-            before_it = generator.random() < 0.25 and not self.meet(target, actor)
-            (before if before_it else behind).append(actor)
+            sprite = self.make_sprite(generator, target)
+            before_it = generator.random() < 0.25 and not self.meet(target, sprite)
+            (before if before_it else behind).append(sprite)
         return target, behind, before
 
     def frame(self, t: int) -> ByteArray:
@@ -126,8 +126,8 @@ class Scene:
             self.background, self._camera[t], (width, height), borderMode=cv2.BORDER_REFLECT_101
         )
         image: NDArray[np.float32] = view.astype(np.float32)
-        for actor in (*self.actors[1], self.actors[0], *self.actors[2]):
-            layer = actor.paint(t, width, height)
+        for sprite in (*self.sprites[1], self.sprites[0], *self.sprites[2]):
+            layer = sprite.paint(t, width, height)
             if layer is not None:
                 window = image[layer.rows, layer.columns]
                 window *= 1 - layer.alpha
@@ -137,15 +137,15 @@ class Scene:
     def mask(self, t: int) -> BoolArray:
         """Mask of frame t, ``(H, W)``: where more than half of a pixel shows the object."""
         t = range(self.options.length)[t]
-        target = self._coverage(self.actors[0], t)
-        for actor in self.actors[2]:
-            target *= 1 - self._coverage(actor, t)
+        target = self._coverage(self.sprites[0], t)
+        for sprite in self.sprites[2]:
+            target *= 1 - self._coverage(sprite, t)
         return np.asarray(target > 0.5)
 
-    def _coverage(self, actor: Thing, t: int) -> FloatArray:
+    def _coverage(self, sprite: Sprite, t: int) -> FloatArray:
         width, height = self.options.width, self.options.height
         result = np.zeros((height, width), np.float32)
-        covered = actor.cover(t, width, height)
+        covered = sprite.cover(t, width, height)
         if covered is not None:
             rows, columns, coverage = covered
             result[rows, columns] = coverage[..., 0] * np.float32(1 / 255)
@@ -171,7 +171,7 @@ class Scene:
         shift = size / 2 + pan + sway + shake - linear @ (0.75 * size)
         return np.concatenate([linear, shift[:, :, None]], axis=-1)
 
-    def meet(self, first: Thing, second: Thing) -> bool:
+    def meet(self, first: Sprite, second: Sprite) -> bool:
         """Whether two objects come near each other in frame 0."""
         windows = [a.cover(0, self.options.width, self.options.height) for a in (first, second)]
         touched = np.zeros((self.options.height, self.options.width), np.uint8)

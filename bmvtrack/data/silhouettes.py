@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
+from bmvtrack import geometry
 from bmvtrack.arrays import FloatArray
 
 
@@ -93,9 +94,7 @@ def silhouette(generator: np.random.Generator, family: str | None = None) -> Sil
     (x, y), (w, h), degrees = cv2.minAreaRect(points)
     rbbox = np.array([x, y, w, h, math.radians(degrees)])
     if upright:  # the label nearest to upright, so that the angle says how the object leans
-        turns = round(-rbbox[4] / (math.pi / 2))
-        rbbox[4] += turns * math.pi / 2
-        rbbox[2:4] = rbbox[2:4] if turns % 2 == 0 else rbbox[3:1:-1].copy()
+        rbbox = geometry.relabel(rbbox, geometry.turns_to_level(rbbox))
     ripple = generator.uniform(0.02, 0.07) if generator.random() < 0.4 else 0.0
     return Silhouette(parts, rbbox, upright, ripple)
 

@@ -16,18 +16,18 @@ import numpy as np
 
 from bmvtrack.arrays import ByteArray, FloatArray
 from bmvtrack.data import textures
-from bmvtrack.data.actors import Actor, box_axes
 from bmvtrack.data.scene import (
     LEAVING,
     SIZES,
     Scene,
     SceneOptions,
-    Thing,
+    Sprite,
     checked_prior,
     trajectory,
 )
 from bmvtrack.data.sequence import VideoSequence
 from bmvtrack.data.silhouettes import Silhouette, silhouette
+from bmvtrack.data.sprites import TexturedSprite, box_axes
 from bmvtrack.errors import UserError
 
 SEEDS_PER_SET = 1_000_000
@@ -38,11 +38,10 @@ SEED_STRIDE = 1_000
 _SMALLEST_AREA = 0.012  # of the object's mask in frame 0, over that of the frame
 
 
-SyntheticOptions = SceneOptions
-_DEFAULT = SyntheticOptions()
+_DEFAULT = SceneOptions()
 
 
-def synthetic_sequence(seed: int, options: SyntheticOptions = _DEFAULT) -> VideoSequence:
+def synthetic_sequence(seed: int, options: SceneOptions = _DEFAULT) -> VideoSequence:
     """One sequence, ``synthetic-<seed>``; nothing is drawn before a frame or mask is asked for.
 
     Frames ``(H, W, 3)`` uint8 RGB, masks ``(H, W)`` boolean of what is visible of the object. Frame
@@ -50,7 +49,7 @@ def synthetic_sequence(seed: int, options: SyntheticOptions = _DEFAULT) -> Video
 
     Args:
         seed: not negative; equal seeds and options give equal sequences.
-        options: see :class:`SyntheticOptions`.
+        options: see :class:`SceneOptions`.
 
     Raises:
         UserError: on a negative seed, or a prior that is unknown or not in object coordinates.
@@ -62,7 +61,7 @@ def synthetic_sequence(seed: int, options: SyntheticOptions = _DEFAULT) -> Video
 
 
 def synthetic_sequences(
-    count: int, seed: int = 0, options: SyntheticOptions = _DEFAULT
+    count: int, seed: int = 0, options: SceneOptions = _DEFAULT
 ) -> list[VideoSequence]:
     """``count`` different sequences; those of different ``seed`` have none in common.
 
@@ -89,17 +88,17 @@ class _TexturedScene(Scene):
         height, width = (int(1.5 * s) for s in (self.options.height, self.options.width))
         return textures.background(self.generator(1), height, width, self._palettes)
 
-    def cast(self, generator: np.random.Generator, target: Thing | None) -> Actor:
+    def make_sprite(self, generator: np.random.Generator, target: Sprite | None) -> TexturedSprite:
         """See ``Scene``."""
-        assert target is None or isinstance(target, Actor)
-        coats = self._coats(generator)
+        assert target is None or isinstance(target, TexturedSprite)
+        skins = self._skins(generator)
         phases = generator.uniform(0.1, 0.7) * np.arange(self.options.length)
         phases += generator.uniform(0, 2 * math.pi)
         if target is None:
             outline, start = _opening(generator, self.options, phases[0])
         else:
             related = generator.random() < 0.4
-            coats = target.coats if related and generator.random() < 0.6 else coats
+            skins = target.skins if related and generator.random() < 0.6 else skins
             same = related and generator.random() < 0.6
             outline = target.outline if same else silhouette(generator)
             start = _start(generator, outline, self.options, phases[0], inside=False)
@@ -107,30 +106,30 @@ class _TexturedScene(Scene):
         rbboxes = trajectory(generator, self.prior, self.options, start, outline.upright, leaves)
         shade = generator.uniform(0, 1.0)
         turn = generator.uniform(0, 2 * math.pi)
-        return Actor(
+        return TexturedSprite(
             outline,
-            coats,
+            skins,
             rbboxes,
             phases,
             (shade * math.cos(turn), shade * math.sin(turn)),
             generator.uniform(0.2, 0.9) if generator.random() < 0.4 else 0.0,
         )
 
-    def _coats(self, generator: np.random.Generator) -> tuple[ByteArray, ByteArray]:
+    def _skins(self, generator: np.random.Generator) -> tuple[ByteArray, ByteArray]:
         side = int(0.4 * math.sqrt(self.options.width * self.options.height))
-        coats = []
+        skins = []
         for _ in range(2):
             colours = textures.palette(generator)
             if generator.random() < 0.3:  # hardly stands out
                 chosen = self._palettes[int(generator.integers(len(self._palettes)))]
                 colours = textures.similar_palette(generator, chosen)
             cell = side * generator.uniform(0.06, 0.5)
-            coats.append(textures.texture(generator, side, side, cell, colours))
-        return coats[0], coats[1]
+            skins.append(textures.texture(generator, side, side, cell, colours))
+        return skins[0], skins[1]
 
 
 def _opening(
-    generator: np.random.Generator, options: SyntheticOptions, phase: float
+    generator: np.random.Generator, options: SceneOptions, phase: float
 ) -> tuple[Silhouette, FloatArray]:
     """An outline and its first box, all inside the frame and not too small."""
     frame_area = options.width * options.height
@@ -144,7 +143,7 @@ def _opening(
 def _start(
     generator: np.random.Generator,
     outline: Silhouette,
-    options: SyntheticOptions,
+    options: SceneOptions,
     phase: float,
     inside: bool,
 ) -> FloatArray:

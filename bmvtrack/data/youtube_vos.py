@@ -37,7 +37,7 @@ REASONS: dict[Reason, str] = {
 
 
 @dataclass(frozen=True)
-class Clip:
+class AnnotatedVideo:
     """One video: the frames that are annotated, and what ``meta.json`` says of its objects.
 
     Attributes:
@@ -66,7 +66,7 @@ class YouTubeVOS:
             published training set has 65. Empty without ``meta.json``.
     """
 
-    clips: tuple[Clip, ...]
+    clips: tuple[AnnotatedVideo, ...]
     categories: tuple[str, ...]
 
 
@@ -101,7 +101,7 @@ def load_youtube_vos(root: Path) -> YouTubeVOS:
             )
         if masks:
             categories = None if meta is None else meta.get(path.name, {})
-            clips.append(Clip(path.name, frames, masks, categories))
+            clips.append(AnnotatedVideo(path.name, frames, masks, categories))
     if not clips:
         raise UserError(f"no clip in {annotations} has annotations (.png files)")
     names = {name for objects in (meta or {}).values() for name in objects.values()}
@@ -144,7 +144,7 @@ def read_annotation(path: Path) -> ByteArray:
 
 
 def single_object_sequences(
-    clip: Clip,
+    clip: AnnotatedVideo,
 ) -> tuple[dict[int, VideoSequence], dict[int, Reason]]:
     """One binary sequence for each object of a clip that is kept, and why the others are not.
 
@@ -177,7 +177,7 @@ def single_object_sequences(
     return kept, dropped
 
 
-def _why_drop(sequence: VideoSequence, clip: Clip, number: int) -> Reason | None:
+def _why_drop(sequence: VideoSequence, clip: AnnotatedVideo, number: int) -> Reason | None:
     if clip.categories is not None and number not in clip.categories:
         return "no category"
     bounds = sequence.mask_bounds  # (T, 4)
@@ -187,7 +187,7 @@ def _why_drop(sequence: VideoSequence, clip: Clip, number: int) -> Reason | None
     return "large" if (shares >= LARGEST).any() else None
 
 
-def _frame(clip: Clip, shape: tuple[int, ...], t: int) -> ByteArray:
+def _frame(clip: AnnotatedVideo, shape: tuple[int, ...], t: int) -> ByteArray:
     image = read_image(clip.frames[t])
     if image.shape[:2] != shape:
         height, width = image.shape[:2]

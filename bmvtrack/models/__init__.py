@@ -10,7 +10,7 @@ from bmvtrack.models.base import (
 )
 from bmvtrack.models.bottleneck import Bottleneck, Posterior
 from bmvtrack.models.flows import FlowBottleneck, FlowPosterior
-from bmvtrack.models.folding import folded
+from bmvtrack.models.folding import fold_batch_norms
 from bmvtrack.models.mvae import BetaMVAE
 from bmvtrack.models.mvunet import BetaMVUNet
 from bmvtrack.models.template import Template
@@ -33,7 +33,7 @@ __all__ = [
     "Posterior",
     "ResNetUNet",
     "Template",
-    "folded",
+    "fold_batch_norms",
     "foreground_log_odds",
     "foreground_probability",
     "load_network",

@@ -16,12 +16,12 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from bmvtrack.errors import UserError
-from bmvtrack.files import whole_file, whole_folder, write_text
+from bmvtrack.files import atomic_file, atomic_folder, write_text
 from bmvtrack.models.bottleneck import VARIABLES, Bottleneck, Posterior
 from bmvtrack.models.template import Template
 from bmvtrack.prior import MotionPrior
 
-BOX_CUT = 0.125
+BOX_THRESHOLD = 0.125
 """Where nothing better is known: what suits the first weights that were asked."""
 _FILES = ("config.json", "model.safetensors")
 
@@ -74,13 +74,13 @@ class MultivariationalNetwork(
 ):
     """Encoder → bottleneck → decoder: a patch in; a mask and a Gaussian over the motion out.
 
-    ``box_cut`` is the probability of object over which a pixel of its masks counts for a box: not ½,
+    ``box_threshold`` is the probability of object over which a pixel of its masks counts for a box: not ½,
     and not the same for all weights. Pretraining finds it on held-out frames
-    (:mod:`bmvtrack.training.box_cut`); it is saved with the weights.
+    (:mod:`bmvtrack.training.box_threshold`); it is saved with the weights.
 
     Subclasses set ``bottleneck``, ``input_size``, ``input_channels``, ``classes`` and
     ``feature_count``, and implement :meth:`encode` and :meth:`decode`; those that set
-    ``uses_template`` also :meth:`memorize` and :meth:`encode_given`. Their constructor arguments
+    ``uses_template`` also :meth:`memorize` and :meth:`encode_with_template`. Their constructor arguments
     must be what JSON can hold, or a :class:`~bmvtrack.prior.MotionPrior`.
     """
 
@@ -90,7 +90,7 @@ class MultivariationalNetwork(
     classes: int
     feature_count: int
     uses_template: bool = False
-    box_cut: float = BOX_CUT
+    box_threshold: float = BOX_THRESHOLD
 
     @abstractmethod
     def encode(self, patches: torch.Tensor) -> Encoding:
@@ -108,7 +108,7 @@ class MultivariationalNetwork(
         """
         raise ValueError(f"this {type(self).__name__} does not use a template")
 
-    def encode_given(self, patches: torch.Tensor, template: Template) -> Encoding:
+    def encode_with_template(self, patches: torch.Tensor, template: Template) -> Encoding:
         """:meth:`encode`, told which object to look for by B templates.
 
         Raises:
@@ -116,7 +116,7 @@ class MultivariationalNetwork(
         """
         raise ValueError(f"this {type(self).__name__} does not use a template")
 
-    def fitted(self, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    def resized_state(self, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Weights of the same network of another input size, as this one takes them.
 
         Args:
@@ -143,7 +143,9 @@ class MultivariationalNetwork(
         if isinstance(template, torch.Tensor):
             template = self.memorize(template)
         encoding = (
-            self.encode(patches) if template is None else self.encode_given(patches, template)
+            self.encode(patches)
+            if template is None
+            else self.encode_with_template(patches, template)
         )
         posterior = self.bottleneck(encoding.features, generator)
         if self.training if stochastic is None else stochastic:
@@ -159,7 +161,7 @@ class MultivariationalNetwork(
             folder: to write; replaced if it is there.
             half: store float16, half the size; 3 decimal digits of each weight are kept.
         """
-        with whole_folder(folder) as temporary:
+        with atomic_folder(folder) as temporary:
             self._write(temporary, half)
 
     @classmethod
@@ -195,14 +197,18 @@ class MultivariationalNetwork(
 
     def _write(self, folder: Path, half: bool) -> None:
         arguments: Any = self._hub_mixin_config  # of the constructor, kept by the mixin
-        config = {**arguments, "architecture": type(self).__name__, "box_cut": self.box_cut}
+        config = {
+            **arguments,
+            "architecture": type(self).__name__,
+            "box_threshold": self.box_threshold,
+        }
         text = json.dumps(config, indent=2, ensure_ascii=False, default=_to_json)
         write_text(folder / _FILES[0], text + "\n")
         tensors = {
             name: (_halved(value) if half else value).detach().cpu().contiguous()
             for name, value in self.state_dict().items()
         }
-        with whole_file(folder / _FILES[1]) as temporary:
+        with atomic_file(folder / _FILES[1]) as temporary:
             save_file(tensors, temporary)
 
 
@@ -277,12 +283,12 @@ def _from_config(path: Path) -> MultivariationalNetwork:
         name = config.pop("architecture", None)
         if name not in ARCHITECTURES:
             raise ValueError(f"its architecture is {name!r}, not one of {', '.join(ARCHITECTURES)}")
-        cut = float(config.pop("box_cut", BOX_CUT))
+        cut = float(config.pop("box_threshold", BOX_THRESHOLD))
         if not 0 < cut < 1:
-            raise ValueError(f"its box_cut is {cut}, not a probability in (0, 1)")
+            raise ValueError(f"its box_threshold is {cut}, not a probability in (0, 1)")
         config["prior"] = MotionPrior.from_json(config["prior"])
         network = ARCHITECTURES[name](**config)
-        network.box_cut = cut
+        network.box_threshold = cut
         return network
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} does not describe a network: {error}") from error

@@ -12,7 +12,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 Module = TypeVar("Module", bound=nn.Module)
 
 
-def folded(network: Module) -> Module:
+def fold_batch_norms(network: Module) -> Module:
     """A copy that says the same, to rounding, with fewer passes over its maps.
 
     With fixed averages a batch norm is an affine map of each channel, which the convolution before it can

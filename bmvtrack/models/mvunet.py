@@ -108,7 +108,7 @@ class BetaMVUNet(MultivariationalNetwork):
         self.outc = nn.Sequential(OrderedDict(conv=nn.Conv2d(width, classes, 1)))
         self.apply(initialize)
 
-    def fitted(self, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    def resized_state(self, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """See the base class. ``flat`` sees the deepest map enlarged, each weight shared by what became of
         one cell: of a map whose cells are merely repeated it makes the same numbers.
         """

@@ -123,10 +123,10 @@ class ResNetUNet(MultivariationalNetwork):
                 deepest = recall(deepest, memories[-1])
         return Template(tuple(memories))
 
-    def encode_given(self, patches: torch.Tensor, template: Template) -> Encoding:
+    def encode_with_template(self, patches: torch.Tensor, template: Template) -> Encoding:
         """See the base class."""
         if self.recalls is None:
-            return super().encode_given(patches, template)
+            return super().encode_with_template(patches, template)
         return self._encode(patches, template)
 
     def _encode(self, patches: torch.Tensor, template: Template | None) -> Encoding:

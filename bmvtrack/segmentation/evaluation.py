@@ -15,7 +15,7 @@ from PIL import Image
 from bmvtrack.arrays import BoolArray, FloatArray
 from bmvtrack.data.sequence import VideoSequence
 from bmvtrack.errors import UserError
-from bmvtrack.files import whole_folder
+from bmvtrack.files import atomic_folder
 from bmvtrack.masks import mask_in_frame
 from bmvtrack.models import MultivariationalNetwork
 from bmvtrack.segmentation.metrics import (
@@ -125,7 +125,7 @@ def evaluate_sequence(
         for protocol in (oracle_name(draws), HONEST)
     }
     folders = [out / protocol / sequence.name for protocol in values]
-    with whole_folder(folders[0]) as first, whole_folder(folders[1]) as second:
+    with atomic_folder(folders[0]) as first, atomic_folder(folders[1]) as second:
         for start in range(0, len(sequence), batch_size):
             frames = range(start, min(start + batch_size, len(sequence)))
             masks = _predict(network, sequence, frames, draws, generator, values)

@@ -13,7 +13,7 @@ from PIL import Image
 from bmvtrack.arrays import ByteArray, FloatArray
 from bmvtrack.data.sequence import VideoSequence
 from bmvtrack.errors import UserError
-from bmvtrack.files import whole_file
+from bmvtrack.files import atomic_file
 from bmvtrack.models import MultivariationalNetwork
 from bmvtrack.segmentation.looks import TWO_LOOKS, look_twice
 from bmvtrack.segmentation.protocols import HONEST, encode, honest, oracle, oracle_name
@@ -88,7 +88,7 @@ def evaluate_stills(
 
 def write_map(path: Path, levels: ByteArray) -> None:
     """A map ``(H, W)`` as an 8-bit grey image, whole or not at all."""
-    with whole_file(path) as temporary:
+    with atomic_file(path) as temporary:
         Image.fromarray(levels).save(temporary)
 
 

@@ -8,7 +8,7 @@ from typing import Literal
 from bmvtrack import geometry
 from bmvtrack.arrays import BoolArray, ByteArray, FloatArray
 from bmvtrack.data.sequence import VideoSequence
-from bmvtrack.movers import move_by_both, move_by_mask, move_by_posterior
+from bmvtrack.movers import Mover, move_by_both, move_by_mask, move_by_posterior
 from bmvtrack.perception import DEFAULT_WEIGHTS, Perception
 from bmvtrack.tracker import Result, Tracker
 from bmvtrack.tracking.trackers import BoxTracker, TrackerFactory
@@ -46,38 +46,13 @@ class PerceptionTracker(BoxTracker):
         return geometry.bounds(rbbox) if self._result is None else self._result.limits
 
 
-class PosteriorTracker(PerceptionTracker):
-    """Moves the box by the posterior's mean: the agent before it has learned anything."""
-
-    name = "prior"
-
-    def __init__(self, perception: Perception) -> None:
-        super().__init__(Tracker(perception, move_by_posterior))
-
-
-class MaskTracker(PerceptionTracker):
-    """Takes the box of the predicted mask; see :func:`bmvtrack.movers.move_by_mask`."""
-
-    name = "mask"
-
-    def __init__(self, perception: Perception) -> None:
-        super().__init__(Tracker(perception, move_by_mask))
-
-
-class HalfwayTracker(PerceptionTracker):
-    """Moves the box halfway to either; see :func:`bmvtrack.movers.move_by_both`."""
-
-    name = "both"
-
-    def __init__(self, perception: Perception) -> None:
-        super().__init__(Tracker(perception, move_by_both))
-
-
-_TRACKERS: dict[LearnedName, type[PosteriorTracker | MaskTracker | HalfwayTracker]] = {
-    "prior": PosteriorTracker,
-    "mask": MaskTracker,
-    "both": HalfwayTracker,
+MOVERS: dict[LearnedName, Mover] = {
+    "prior": move_by_posterior,
+    "mask": move_by_mask,
+    "both": move_by_both,
 }
+"""By what a tracker of that name moves its box: the posterior's mean (the agent before it has learned
+anything), the box of the predicted mask, or halfway to either."""
 
 
 def learned_tracker(
@@ -86,14 +61,14 @@ def learned_tracker(
     """A factory of the tracker of that name.
 
     Args:
-        name: ``prior``, ``mask`` or ``both``.
+        name: a key of :data:`MOVERS`.
         weights: a folder, or bundled weights by name.
         device: of the encoder.
 
     Raises:
         UserError: if the weights are missing or not as they should be.
     """
-    tracker = _TRACKERS[name](Perception.load(weights, device))
+    tracker = PerceptionTracker(Tracker(Perception.load(weights, device), MOVERS[name]))
 
     def factory(sequence: VideoSequence, start: int) -> BoxTracker:
         return tracker

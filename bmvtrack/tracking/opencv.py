@@ -32,14 +32,12 @@ class OpenCVTracker(BoxTracker):
     OpenCV reports the object lost, the box rests where it was and the search goes on.
 
     Args:
-        name: of the tracker.
         create: OpenCV's function that makes it.
     """
 
     upright = True
 
-    def __init__(self, name: str, create: Callable[[], Any]) -> None:
-        self.name = name
+    def __init__(self, create: Callable[[], Any]) -> None:
         self._create = create
 
     def init(self, frame: ByteArray, rbbox: FloatArray) -> None:
@@ -75,7 +73,7 @@ def opencv_tracker(name: Peer) -> TrackerFactory:
         )
 
     def factory(sequence: VideoSequence, start: int) -> BoxTracker:
-        return OpenCVTracker(name, create)
+        return OpenCVTracker(create)
 
     return factory
 

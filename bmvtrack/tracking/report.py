@@ -19,7 +19,7 @@ from rich import box
 from rich.table import Table
 
 from bmvtrack.arrays import FloatArray
-from bmvtrack.files import csv_text, whole_folder, write_json, write_text
+from bmvtrack.files import atomic_folder, csv_text, write_json, write_text
 from bmvtrack.tracking.bootstrap import bootstrap_mean, paired_difference
 from bmvtrack.tracking.metrics import GEOMETRIES, Geometry, Scores, average
 from bmvtrack.tracking.protocols import Protocol, Run
@@ -77,7 +77,7 @@ def write_report(folder: Path, summary: dict[str, Any], results: Results) -> Non
 
     Results of an evaluation before, in the same folder, are replaced.
     """
-    with whole_folder(folder / "results") as temporary:
+    with atomic_folder(folder / "results") as temporary:
         for name, runs in results.items():
             for run in runs:
                 write_text(temporary / name / f"{run.name}.csv", run_csv(run))

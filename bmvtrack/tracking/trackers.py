@@ -1,7 +1,7 @@
 """What a tracker is, and the two that mark the ends of the scale: one never moves, one knows all.
 
-A tracker is made for one run by a :data:`TrackerFactory`, from the sequence and the first frame.
-Only the oracle looks at the sequence; all others see nothing but the frames they are given.
+A :data:`TrackerFactory` gives the tracker of a run, from the sequence and the first frame. Only the
+oracle looks at the sequence; all others see nothing but the frames they are given.
 """
 
 from __future__ import annotations
@@ -21,17 +21,15 @@ class BoxTracker(ABC):
     """Follows one object from a given first box.
 
     Attributes:
-        name: what tables and files call it.
         upright: whether its boxes are axis-aligned; evaluation then starts it from the object's
             axis-aligned bounds, as it expects.
     """
 
-    name: str
     upright: ClassVar[bool] = False
 
     @abstractmethod
     def init(self, frame: ByteArray, rbbox: FloatArray) -> None:
-        """Start on a frame ``(H, W, 3)``, uint8 RGB, from the box ``(5,)`` of the object in it."""
+        """Start anew on a frame ``(H, W, 3)``, uint8 RGB, from the box ``(5,)`` of the object in it."""
 
     @abstractmethod
     def update(self, frame: ByteArray) -> FloatArray:
@@ -55,13 +53,12 @@ class BoxTracker(ABC):
 
 
 TrackerFactory = Callable[[VideoSequence, int], BoxTracker]
-"""Makes the tracker of one run from the sequence and the frame it starts on."""
+"""Gives a tracker for a run, from the sequence and the frame it starts on; it may be the same one again,
+since ``init`` starts it anew."""
 
 
 class StaticTracker(BoxTracker):
     """Never moves its box: what a tracker must beat to be one."""
-
-    name = "static"
 
     def init(self, frame: ByteArray, rbbox: FloatArray) -> None:
         """See :class:`BoxTracker`."""
@@ -82,8 +79,6 @@ class OracleTracker(BoxTracker):
         sequence: with the true boxes.
         start: first frame of the run, with an object in it.
     """
-
-    name = "oracle"
 
     def __init__(self, sequence: VideoSequence, start: int) -> None:
         self._boxes, self._size = sequence.boxes, sequence.size

@@ -10,7 +10,7 @@ import torch
 
 from bmvtrack.console import check_output_folder
 from bmvtrack.errors import UserError
-from bmvtrack.files import DAMAGED, check_sums, whole_file
+from bmvtrack.files import DAMAGED, atomic_file, check_sums
 
 KEPT = 2
 
@@ -28,7 +28,7 @@ def save_checkpoint(folder: Path, step: int, state: dict[str, Any]) -> Path:
     for unfinished in folder.glob(".step-*"):  # by somebody who was killed
         unfinished.unlink()
     path = folder / f"step-{step:08d}.pt"
-    with whole_file(path) as temporary:
+    with atomic_file(path) as temporary:
         torch.save(state, temporary)
     there = checkpoints(folder)
     for stale in (*there[there.index(path) + 1 :], *there[: there.index(path) + 1][:-KEPT]):

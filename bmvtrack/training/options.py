@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from bmvtrack.console import check_minutes
 from bmvtrack.data import sources
-from bmvtrack.data.augmentation import Jitter
+from bmvtrack.data.augmentation import Augmentation
 from bmvtrack.data.batch import Mode
 from bmvtrack.errors import UserError
 from bmvtrack.models.flows import BottleneckKind
@@ -84,7 +84,7 @@ class PretrainOptions:
     whole_images: float = 0.0
     """share of stills that are shown whole, as evaluate_saliency.py shows them, to learn what stands
     out where nobody says which object is meant (tracking)"""
-    jitter: tuple[float, ...] = Jitter().strengths
+    jitter: tuple[float, ...] = Augmentation().strengths
     """factors of the random motion of boxes, one of which each sample draws (tracking)"""
     synthetic_count: int = 128
     """sequences to make, where data has `synthetic` or `cutouts`"""

@@ -8,13 +8,13 @@ import torch
 
 from bmvtrack import prior as priors
 from bmvtrack.data import sources
-from bmvtrack.data.augmentation import Jitter
+from bmvtrack.data.augmentation import Augmentation
 from bmvtrack.data.bank import FrameBank
 from bmvtrack.data.batch import BatchSource
 from bmvtrack.data.patch_sampler import store_samplers
 from bmvtrack.data.samples import HostSampler, MixedSampler, Sampler
 from bmvtrack.data.synthetic import SEED_STRIDE
-from bmvtrack.devices import room_for_data
+from bmvtrack.devices import data_capacity
 from bmvtrack.errors import UserError
 from bmvtrack.models import (
     BetaMVAE,
@@ -74,7 +74,7 @@ def build_network(options: PretrainOptions, classes: int = 2) -> Multivariationa
         **special,
     )
     if start is not None:
-        known = network.fitted(start.state_dict())
+        known = network.resized_state(start.state_dict())
         if network.uses_template and not start.uses_template:
             known |= {k: v for k, v in network.state_dict().items() if k.startswith("recalls.")}
         try:
@@ -95,7 +95,7 @@ def build_network(options: PretrainOptions, classes: int = 2) -> Multivariationa
 
 def compile_network(network: MultivariationalNetwork) -> None:
     """Compile encoder and decoder, where the time goes; what lies between draws and communicates."""
-    given = ("encode_given", "memorize") if network.uses_template else ()
+    given = ("encode_with_template", "memorize") if network.uses_template else ()
     for name in ("encode", *given, "decode"):
         setattr(network, name, torch.compile(getattr(network, name)))
 
@@ -153,7 +153,7 @@ def _samplers_of(
     home = home_of(sum(bank.nbytes for bank in {bank for bank, _ in parts}), device, limit)
     moved = {bank: bank.to(home) for bank, _ in parts}
     channels = 4 if options.mode == "tracking" else 3
-    jitter = Jitter(
+    jitter = Augmentation(
         strengths=options.jitter,
         distractors=options.distractors,
         backgrounds=options.backgrounds,
@@ -196,7 +196,7 @@ def home_of(size: int, device: torch.device, limit: float | None = None) -> torc
     Args:
         size: of the bank in bytes.
         device: that trains.
-        limit: bytes that fit; None: as many as :func:`~bmvtrack.devices.room_for_data` says.
+        limit: bytes that fit; None: as many as :func:`~bmvtrack.devices.data_capacity` says.
     """
-    fits = size <= (room_for_data(device) if limit is None else limit)
+    fits = size <= (data_capacity(device) if limit is None else limit)
     return device if fits else torch.device("cpu")

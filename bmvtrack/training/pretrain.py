@@ -14,11 +14,11 @@ from bmvtrack.console import deadline
 from bmvtrack.data import sources
 from bmvtrack.data.batch import Batch
 from bmvtrack.data.samples import state_seed
-from bmvtrack.distributed import gathered
+from bmvtrack.distributed import all_gather
 from bmvtrack.errors import UserError
 from bmvtrack.files import write_json
-from bmvtrack.models import Output
-from bmvtrack.training.box_cut import best_cut, box_overlaps
+from bmvtrack.models import Bottleneck, Output
+from bmvtrack.training.box_threshold import best_threshold, box_overlaps
 from bmvtrack.training.checkpoint import check_run_folder, resumed_state, save_checkpoint
 from bmvtrack.training.devices import make_fabric, memory_format, synchronized
 from bmvtrack.training.journal import Journal
@@ -117,7 +117,7 @@ class PretrainRun:
             generator=self.noise,
             template=self._laid_out(batch.template),
         )
-        terms = self._objective(output, batch)
+        terms = self.loss_terms(output, batch, self.network.bottleneck)
         self.optimizer.zero_grad(set_to_none=True)
         self.fabric.backward(terms["total"])
         torch.nn.utils.clip_grad_norm_(self.network.parameters(), _GRADIENT_NORM)
@@ -141,15 +141,15 @@ class PretrainRun:
                 template=self._laid_out(batch.template),
             )
             part = validation_metrics(output, batch, bottleneck, options.mode == "tracking")
-            parts.append(part | {"loss": self._objective(output, batch)["total"]})
+            parts.append(part | {"loss": self.loss_terms(output, batch, bottleneck)["total"]})
             means.append(output.posterior.mean)
             if options.mode == "tracking":
                 overlaps.append(box_overlaps(output, batch))
         metrics = self._mean_over_ranks(averaged(parts))
         if overlaps:
-            cut, overlap = best_cut(gathered(torch.cat(overlaps)).flatten(0, 1))
-            metrics |= {"box_cut": cut, "box_iou": overlap}
-        everywhere = gathered(torch.cat(means)).flatten(0, 1)
+            cut, overlap = best_threshold(all_gather(torch.cat(overlaps)).flatten(0, 1))
+            metrics |= {"box_threshold": cut, "box_iou": overlap}
+        everywhere = all_gather(torch.cat(means)).flatten(0, 1)
         return metrics | {"active_units": float(active_units(everywhere, bottleneck))}
 
     def state(self) -> dict[str, Any]:
@@ -191,7 +191,10 @@ class PretrainRun:
                 generator.manual_seed(state_seed(mine))
         self.step, self.best = state["step"], state["best"]
 
-    def _objective(self, output: Output, batch: Batch) -> dict[str, torch.Tensor]:
+    def loss_terms(
+        self, output: Output, batch: Batch, bottleneck: Bottleneck
+    ) -> dict[str, torch.Tensor]:
+        """The loss and its terms, weighted as the options say; see :func:`objective`."""
         options = self.options
         assert options.beta is not None
         assert options.likelihood is not None
@@ -199,7 +202,7 @@ class PretrainRun:
         return objective(
             output,
             batch,
-            self.network.bottleneck,
+            bottleneck,
             options.beta,
             options.likelihood,
             options.kl_direction,
@@ -226,7 +229,7 @@ class PretrainRun:
         journal.record("validation", metrics, self.step)
         shown = "  ".join(f"{name} {value:.4g}" for name, value in metrics.items())
         journal.say(f"step {self.step}: {shown}")
-        self.network.box_cut = metrics.get("box_cut", self.network.box_cut)
+        self.network.box_threshold = metrics.get("box_threshold", self.network.box_threshold)
         better = metrics["loss"] < self.best
         self.best = min(self.best, metrics["loss"])
         state = self.state()
@@ -255,11 +258,11 @@ class PretrainRun:
 
     def _mean_over_ranks(self, values: dict[str, float]) -> dict[str, float]:
         mine = torch.tensor(list(values.values()), dtype=torch.float64, device=self.fabric.device)
-        return dict(zip(values, gathered(mine).mean(dim=0).tolist(), strict=True))
+        return dict(zip(values, all_gather(mine).mean(dim=0).tolist(), strict=True))
 
     def _states(self, generator: torch.Generator) -> torch.Tensor:
         """``(ranks, bytes)`` states of a generator that each rank has its own of."""
-        return gathered(generator.get_state().to(self.fabric.device)).cpu()
+        return all_gather(generator.get_state().to(self.fabric.device)).cpu()
 
 
 def _share(options: PretrainOptions, ranks: int) -> int:

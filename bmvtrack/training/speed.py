@@ -13,7 +13,6 @@ from torch.utils.data import DataLoader, IterableDataset
 from torch.utils.flop_counter import FlopCounterMode
 
 from bmvtrack.data.batch import Batch, BatchSource
-from bmvtrack.training.objective import objective
 from bmvtrack.training.parts import build_network, build_optimizer
 from bmvtrack.training.pretrain import PretrainRun
 
@@ -121,10 +120,6 @@ class OneByOne(IterableDataset[Batch]):
 def plain_step(run: PretrainRun) -> Callable[[], None]:
     """What one writes first: a DataLoader with workers, float32, NCHW; the same network, loss, optimiser."""
     options, device = run.options, run.fabric.device
-    assert options.beta is not None
-    assert options.likelihood is not None
-    assert options.class_weights is not None
-    weights = options.beta, options.likelihood, options.kl_direction, options.class_weights
     network = build_network(options, run.network.classes).to(device)
     optimizer, _ = build_optimizer(network, options, device)
     workers = min(8, os.cpu_count() or 1) if device.type == "cpu" else 0
@@ -135,7 +130,7 @@ def plain_step(run: PretrainRun) -> Callable[[], None]:
     def step() -> None:
         batch = next(batches).to(device)
         output = network(batch.patches)
-        terms = objective(output, batch, network.bottleneck, *weights)
+        terms = run.loss_terms(output, batch, network.bottleneck)
         optimizer.zero_grad()
         terms["total"].backward()
         optimizer.step()

@@ -9,13 +9,13 @@ from pathlib import Path
 from types import TracebackType
 
 from bmvtrack.arrays import ByteArray, FloatArray
-from bmvtrack.files import whole_file
+from bmvtrack.files import atomic_file
 from bmvtrack.tracker import Result
 from bmvtrack.video.overlay import colour_of, draw_first, draw_results, patch_picture
 from bmvtrack.visualization import video_writer
 
 
-class Clips:
+class VideoWriters:
     """An overlay video and a video of patches an object; a context, within which they are written.
 
     Each is written whole if the context ends well, or not at all, and has one frame for each call.
@@ -29,7 +29,7 @@ class Clips:
     def __init__(self, overlay: Path, patches: Sequence[Path], fps: float) -> None:
         self._overlay, self._patches, self._fps = overlay, patches, fps
 
-    def __enter__(self) -> Clips:
+    def __enter__(self) -> VideoWriters:
         with ExitStack() as stack:
             self._append, *self._append_patch = (
                 stack.enter_context(video_writer(path, self._fps))
@@ -73,11 +73,11 @@ def slow_down(path: Path, factor: float) -> None:
         path: of the file, which is written whole or left as it is.
         factor: above 0; below 1 it is sped up.
     """
-    from imageio_ffmpeg import get_ffmpeg_exe  # type: ignore[import-untyped] # of moviepy
+    from imageio_ffmpeg import get_ffmpeg_exe
 
     stretched = ":".join(
         f"{name.lower()}={name}*{factor:.6f}" for name in ("PTS", "DTS", "DURATION")
     )
-    with whole_file(path) as temporary:
+    with atomic_file(path) as temporary:
         command = [get_ffmpeg_exe(), "-y", "-loglevel", "error", "-i", str(path), "-c", "copy"]
         subprocess.run([*command, "-bsf:v", f"setts={stretched}", str(temporary)], check=True)

@@ -21,7 +21,7 @@ from bmvtrack.errors import UserError
 from bmvtrack.files import write_text
 from bmvtrack.inputs import rotated_box
 from bmvtrack.tracker import Result, Tracker
-from bmvtrack.video.clips import Clips, slow_down
+from bmvtrack.video.clips import VideoWriters, slow_down
 from bmvtrack.video.options import TrackOptions
 from bmvtrack.video.page import report_page
 from bmvtrack.video.selection import select_box
@@ -49,7 +49,7 @@ def track_video(options: TrackOptions, console: Console | None = None) -> Tracke
     clip = stem.with_name(f"{stem.name}.mp4")
     with stop_on_interrupt() as stopped, TemporaryDirectory() as folder:
         patches = [Path(folder) / f"{i}.mp4" for i in session.boxes] if options.report else []
-        with Clips(clip, patches, video.fps) as clips:
+        with VideoWriters(clip, patches, video.fps) as clips:
             session.run(clips, stopped)
         rate = session.frame_rate()
         if rate != video.fps:
@@ -133,7 +133,7 @@ class _Session:
         lengths = [n for n in (source.length, options.max_frames) if n is not None]
         self._total = min(lengths, default=None)
 
-    def run(self, clips: Clips, stopped: Callable[[], bool]) -> None:
+    def run(self, clips: VideoWriters, stopped: Callable[[], bool]) -> None:
         """Track to the end, or until somebody asks to stop.
 
         Raises:

@@ -19,7 +19,7 @@ from bmvtrack.arrays import FloatArray
 from bmvtrack.files import csv_text
 from bmvtrack.inputs import corner_and_size
 from bmvtrack.tracker import Result
-from bmvtrack.video.truth import Overlap
+from bmvtrack.video.truth import FrameIoU
 
 _COLUMNS = (
     *("frame", "seconds", "object", "x", "y", "w", "h"),
@@ -48,7 +48,7 @@ class Position:
     score: float | None = None
     mean: list[float] | None = None
     covariance: list[list[float]] | None = None
-    iou: Overlap | None = None
+    iou: FrameIoU | None = None
 
     @classmethod
     def given(cls, frame: int, rbbox: FloatArray) -> Position:
@@ -56,7 +56,7 @@ class Position:
         return cls(frame, corner_and_size(geometry.bounds(rbbox)).tolist(), rbbox.tolist())
 
     @classmethod
-    def found(cls, frame: int, result: Result, iou: Overlap | None) -> Position:
+    def found(cls, frame: int, result: Result, iou: FrameIoU | None) -> Position:
         """In a later one."""
         return cls(
             frame,
@@ -118,13 +118,13 @@ class TrackedVideo:
             "objects": objects,
         }
 
-    def mean_iou(self) -> Overlap | None:
+    def mean_iou(self) -> FrameIoU | None:
         """Over all frames but the first that have an object; None without truth."""
         overlaps = [p.iou for positions in self.objects.values() for p in positions if p.iou]
         if not overlaps:
             return None
         rotated, axis_aligned = np.mean([(o.rotated, o.axis_aligned) for o in overlaps], axis=0)
-        return Overlap(float(rotated), float(axis_aligned))
+        return FrameIoU(float(rotated), float(axis_aligned))
 
     def _rows(self) -> Iterator[list[str | int]]:
         for positions in zip(*self.objects.values(), strict=True):

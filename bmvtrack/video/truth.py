@@ -17,7 +17,7 @@ from bmvtrack.video.sources import FrameFolder, VideoSource
 
 
 @dataclass(frozen=True)
-class Overlap:
+class FrameIoU:
     """IoU of an object's track with the truth in one frame, in [0, 1].
 
     Attributes:
@@ -41,9 +41,9 @@ class TrueBox:
     rbbox: FloatArray
     limits: FloatArray
 
-    def overlap(self, result: Result) -> Overlap:
+    def overlap(self, result: Result) -> FrameIoU:
         """How well a result lies on the object."""
-        return Overlap(
+        return FrameIoU(
             float(rotated_iou(result.rbbox, self.rbbox)),
             float(bounds_iou(result.limits, self.limits)),
         )

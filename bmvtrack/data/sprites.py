@@ -30,11 +30,11 @@ class Layer:
 
 
 @dataclass(frozen=True, eq=False)
-class Actor:
+class TexturedSprite:
     """An object that moves: outline, textures, and where it is in each frame."""
 
     outline: Silhouette
-    coats: tuple[ByteArray, ByteArray]  # main and accent texture, each (S, S, 3)
+    skins: tuple[ByteArray, ByteArray]  # main and accent texture, each (S, S, 3)
     rbboxes: FloatArray  # (T, 5)
     phases: FloatArray  # (T,) of limbs and ripples, radians
     light: tuple[float, float]  # strength of shading along x and y
@@ -49,12 +49,12 @@ class Actor:
             for part, contours in self.outline.outline(self.phases[t])
         ]
         points = np.concatenate([c for _, contours in parts for c in contours])
-        margin = 3 + int(np.abs(travel(self.rbboxes, t, self.shutter)).max())
-        left, top = np.maximum(np.floor(points.min(axis=0)).astype(int) - margin, 0)
-        right, bottom = np.ceil(points.max(axis=0)).astype(int) + margin
-        rows, columns = slice(top, min(bottom, height)), slice(left, min(right, width))
-        if rows.start >= rows.stop or columns.start >= columns.stop:
+        blur = displacement(self.rbboxes, t, self.shutter)
+        covered = window_of(points, blur, width, height)
+        if covered is None:
             return None
+        rows, columns = covered
+        left, top = columns.start, rows.start
         window = (rows.stop - rows.start, columns.stop - columns.start)
         whole, accented = np.zeros(window, np.uint8), np.zeros(window, np.uint8)
         for accent, contours in parts:
@@ -70,20 +70,22 @@ class Actor:
             return None
         rows, columns, coverage = covered
         whole, accented = coverage[..., 0], coverage[..., 1]
-        size = max(self.coats[0].shape)
+        size = max(self.skins[0].shape)
         linear = box_axes(self.rbboxes[t]) / size
         corner = np.array([columns.start, rows.start])
         shift = self.rbboxes[t][:2] - corner - linear @ np.full(2, size / 2)
         affine = np.concatenate([linear, shift[:, None]], axis=1)
         main, accent = (
-            cv2.warpAffine(coat, affine, whole.shape[::-1], borderMode=cv2.BORDER_REFLECT_101)
-            for coat in self.coats
+            cv2.warpAffine(skin, affine, whole.shape[::-1], borderMode=cv2.BORDER_REFLECT_101)
+            for skin in self.skins
         )
         colours = main.astype(np.float32)
         colours += (accent - colours) * (accented[..., None] * np.float32(1 / 255))
         alpha = whole * np.float32(1 / 255)
         colours *= (self._shading(alpha) * alpha)[..., None]
-        blurred = motion_blur(np.dstack([colours, alpha]), travel(self.rbboxes, t, self.shutter))
+        blurred = motion_blur(
+            np.dstack([colours, alpha]), displacement(self.rbboxes, t, self.shutter)
+        )
         return Layer(rows, columns, blurred[..., 3:], blurred[..., :3])
 
     def _shading(self, alpha: FloatArray) -> FloatArray:
@@ -95,18 +97,37 @@ class Actor:
         return np.asarray(np.clip(shade, 0.35, 1.7), dtype=np.float32)
 
 
-def motion_blur(image: NDArray[np.float32], travel: FloatArray) -> NDArray[np.float32]:
-    """A picture ``(h, w, C)`` that moved by ``travel``, ``(2,)`` pixels, while the shutter was open."""
-    reach = math.ceil(np.abs(travel).max() / 2)
+def motion_blur(image: NDArray[np.float32], displacement: FloatArray) -> NDArray[np.float32]:
+    """A picture ``(h, w, C)`` that moved by ``displacement``, ``(2,)`` pixels, while the shutter was open."""
+    reach = math.ceil(np.abs(displacement).max() / 2)
     if reach < 1:
         return image
     kernel = np.zeros((2 * reach + 1, 2 * reach + 1), np.float32)
-    ends = np.round(16 * (reach + np.array([-travel, travel]) / 2)).astype(int)
+    ends = np.round(16 * (reach + np.array([-displacement, displacement]) / 2)).astype(int)
     cv2.line(kernel, ends[0].tolist(), ends[1].tolist(), 1.0, 1, cv2.LINE_8, 4)
     return np.asarray(cv2.filter2D(image, -1, kernel / kernel.sum()))
 
 
-def travel(rbboxes: FloatArray, t: int, shutter: float) -> FloatArray:
+def window_of(
+    points: FloatArray, blur: FloatArray, width: int, height: int
+) -> tuple[slice, slice] | None:
+    """Rows and columns of a frame that points may show in, blurred by motion; None if in none.
+
+    Args:
+        points: ``(N, 2)`` x, y in pixels.
+        blur: ``(2,)``, their :func:`displacement`.
+        width: of the frame.
+        height: of the frame.
+    """
+    margin = 3 + int(np.abs(blur).max())
+    low = np.maximum(np.floor(points.min(axis=0)).astype(int) - margin, 0)
+    high = np.minimum(np.ceil(points.max(axis=0)).astype(int) + margin, (width, height))
+    if (low >= high).any():
+        return None
+    return slice(low[1], high[1]), slice(low[0], high[0])
+
+
+def displacement(rbboxes: FloatArray, t: int, shutter: float) -> FloatArray:
     """Way of a thing's centre while the shutter is open in frame t, ``(2,)`` pixels.
 
     Args:

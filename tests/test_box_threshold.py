@@ -16,7 +16,7 @@ from bmvtrack.iou import rotated_iou
 from bmvtrack.models import Output, Posterior, ResNetUNet, load_network
 from bmvtrack.movers import move_by_mask
 from bmvtrack.perception import Perception
-from bmvtrack.training.box_cut import CUTS, best_cut, box_overlaps
+from bmvtrack.training.box_threshold import THRESHOLDS, best_threshold, box_overlaps
 
 SIZE = 128
 BOXES = torch.tensor([[100.0, 80, 60, 30, 0.4], [60.0, 90, 40, 50, -0.2], [90.0, 90, 50, 50, 0.0]])
@@ -44,9 +44,9 @@ def blurred(true: float) -> tuple[Output, Batch]:
 @pytest.mark.parametrize("true", [0.04, 0.125, 0.5])
 def test_the_cut_is_found_at_which_masks_have_the_true_boxes(true: float) -> None:
     overlaps = box_overlaps(*blurred(true))
-    assert overlaps.shape == (3, len(CUTS))
+    assert overlaps.shape == (3, len(THRESHOLDS))
     assert overlaps[2].isnan().all()  # its true motion is not known
-    cut, overlap = best_cut(overlaps)
+    cut, overlap = best_threshold(overlaps)
     assert cut == true
     assert overlap > 0.9
 
@@ -58,31 +58,33 @@ def test_of_no_mask_no_box_agrees() -> None:
 
 
 def test_a_few_frames_on_which_nothing_helps_do_not_decide() -> None:
-    good = torch.linspace(0.5, 0.9, len(CUTS)).double().repeat(9, 1)
-    bad = torch.zeros(2, len(CUTS)).double()
+    good = torch.linspace(0.5, 0.9, len(THRESHOLDS)).double().repeat(9, 1)
+    bad = torch.zeros(2, len(THRESHOLDS)).double()
     bad[:, 0] = 4.0  # more than an IoU could be: in the mean it would win
     assert torch.cat([good, bad]).mean(dim=0).argmax() == 0
-    assert best_cut(torch.cat([good, bad])) == (CUTS[-1], pytest.approx(0.9))
+    assert best_threshold(torch.cat([good, bad])) == (THRESHOLDS[-1], pytest.approx(0.9))
 
 
 def test_the_cut_is_kept_with_the_weights(tmp_path) -> None:
     network = ResNetUNet(prior.named("davis16"), width=2, input_size=64)
-    network.box_cut = 0.35
+    network.box_threshold = 0.35
     network.save_weights(tmp_path / "weights")
-    assert json.loads((tmp_path / "weights/config.json").read_text())["box_cut"] == 0.35
-    assert load_network(tmp_path / "weights").box_cut == 0.35
+    assert json.loads((tmp_path / "weights/config.json").read_text())["box_threshold"] == 0.35
+    assert load_network(tmp_path / "weights").box_threshold == 0.35
     for wrong in (0, 1.5):
-        change_config(tmp_path / "weights", box_cut=wrong)
-        with pytest.raises(UserError, match=r"its box_cut is .*, not a probability in \(0, 1\)"):
+        change_config(tmp_path / "weights", box_threshold=wrong)
+        with pytest.raises(
+            UserError, match=r"its box_threshold is .*, not a probability in \(0, 1\)"
+        ):
             load_network(tmp_path / "weights")
 
 
 def test_weights_from_before_there_was_one_have_an_eighth(tmp_path) -> None:
     ResNetUNet(prior.named("davis16"), width=2, input_size=64).save_weights(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
-    del config["box_cut"]
+    del config["box_threshold"]
     (tmp_path / "config.json").write_text(json.dumps(config))
-    assert load_network(tmp_path).box_cut == 0.125
+    assert load_network(tmp_path).box_threshold == 0.125
 
 
 def test_masks_move_boxes_by_the_cut_of_their_weights() -> None:
@@ -93,7 +95,7 @@ def test_masks_move_boxes_by_the_cut_of_their_weights() -> None:
         network = ResNetUNet(
             prior.named("davis16"), width=2, input_size=SIZE, input_channels=4
         ).eval()
-        network.box_cut = cut
+        network.box_threshold = cut
         network.decode = lambda latents, encoding: painted.logits[:1]
         frame = np.zeros((160, 200, 3), np.uint8)
         percept = Perception(network).look(frame, BOXES[:1].double().numpy())

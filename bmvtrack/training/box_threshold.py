@@ -18,19 +18,19 @@ from bmvtrack.iou import rotated_iou
 from bmvtrack.masks import mask_boxes
 from bmvtrack.models import Output, foreground_probability
 
-CUTS = (0.02, 0.04, 0.08, 0.125, 0.25, 0.35, 0.5, 0.65, 0.8)
+THRESHOLDS = (0.02, 0.04, 0.08, 0.125, 0.25, 0.35, 0.5, 0.65, 0.8)
 """Probabilities that are compared."""
 
 
 def box_overlaps(output: Output, batch: Batch) -> torch.Tensor:
-    """Rotated IoU of the boxes of masks, cut at each of :data:`CUTS`, with the true boxes.
+    """Rotated IoU of the boxes of masks, cut at each of :data:`THRESHOLDS`, with the true boxes.
 
     Args:
         output: of the network for the batch.
         batch: of tracking mode.
 
     Returns:
-        ``(B, len(CUTS))`` float64: 0 where nothing is left of the mask, NaN where the true motion is
+        ``(B, len(THRESHOLDS))`` float64: 0 where nothing is left of the mask, NaN where the true motion is
         not known.
     """
     known = batch.motion.isfinite().all(dim=-1)
@@ -38,19 +38,19 @@ def box_overlaps(output: Output, batch: Batch) -> torch.Tensor:
     true = motion.apply(boxes, batch.motion[known].to(boxes), 1.0, 1.0, "object").cpu().numpy()
     probabilities = foreground_probability(output.logits[known]).cpu()
     windows = patches.window(boxes).cpu()
-    overlaps = [rotated_iou(mask_boxes(probabilities, windows, cut), true) for cut in CUTS]
-    result = torch.full((len(known), len(CUTS)), torch.nan, dtype=torch.float64)
+    overlaps = [rotated_iou(mask_boxes(probabilities, windows, cut), true) for cut in THRESHOLDS]
+    result = torch.full((len(known), len(THRESHOLDS)), torch.nan, dtype=torch.float64)
     result[known.cpu()] = torch.from_numpy(np.nan_to_num(np.stack(overlaps, axis=-1)))
     return result.to(known.device)
 
 
-def best_cut(overlaps: torch.Tensor) -> tuple[float, float]:
+def best_threshold(overlaps: torch.Tensor) -> tuple[float, float]:
     """The cut whose boxes agree best with the true ones, by the interquartile mean of their IoU.
 
     The mean of the middle half: a sequence or two on which no cut is any good would else decide.
 
     Args:
-        overlaps: ``(N, len(CUTS))`` of :func:`box_overlaps`, at least one row without NaN.
+        overlaps: ``(N, len(THRESHOLDS))`` of :func:`box_overlaps`, at least one row without NaN.
 
     Returns:
         The cut, and that mean.
@@ -59,4 +59,4 @@ def best_cut(overlaps: torch.Tensor) -> tuple[float, float]:
     quarter = len(known) // 4
     means = known[quarter : len(known) - quarter].mean(dim=0)
     best = int(means.argmax())
-    return CUTS[best], float(means[best])
+    return THRESHOLDS[best], float(means[best])
