@@ -48,7 +48,7 @@ class TrainOptions:
     """sequences to make for training, where data has `synthetic` or `cutouts`"""
     validation_data: tuple[str, ...] = ()
     """to choose the best agent on, named like `data`; default: sequences of `data` that are held out.
-    Sequences that one made are many, and real ones tell what they are worth"""
+    For example, train on synthetic sequences and choose on real ones"""
     weights: str = DEFAULT_WEIGHTS
     """encoder: name of bundled weights, or a folder that pretrain_vae.py wrote"""
     policy: PolicyName = "latent-prior"
@@ -60,7 +60,7 @@ class TrainOptions:
     """of the action: `object`, where the encoder's Gaussian is exact, or `frame` (the paper's G_t)"""
     inputs: Inputs = "moments"
     """what the agent sees: `moments` of posterior and mask, and the last motion; `all`: also the box
-    and the encoder's pooled features, from which it learns its training sequences by heart"""
+    and the encoder's pooled features, which lets it overfit"""
     reward: Reward = "rotated"
     """IoU of the rotated boxes, or of their axis-aligned bounds"""
     steps: int = 20_000

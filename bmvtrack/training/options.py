@@ -58,7 +58,7 @@ class PretrainOptions:
     """`posterior`: D(q‖p), Eq. 2; `prior`: D(p‖q), Algorithm 1"""
     class_weights: ClassWeights | None = None
     """of the cross-entropy; default by mode: `balanced`, every class counts alike (paper); `none`, every
-    pixel does, so that what the mask calls object is likelier object than not (tracking)"""
+    pixel does, so that masks are calibrated at a probability of ½ (tracking)"""
     beta: float | None = None
     """weight of the KL divergence; default by mode: 5 (paper), 0.01 (tracking)"""
     likelihood: float | None = None
