@@ -1,7 +1,7 @@
 """A small YouTube-VOS, and stores of patches made of it."""
 
 import numpy as np
-from test_youtube_vos import write_youtube_vos
+from folders import write_youtube_vos
 
 from bmvtrack.data.patch_store import PatchStore
 from bmvtrack.data.preparation import finish, prepare

@@ -3,36 +3,15 @@
 import numpy as np
 import pytest
 import torch
+from banks import build, mask, sequence
+from folders import write_davis, write_split, write_stills
 from numpy.testing import assert_allclose
 
 from bmvtrack import geometry
 from bmvtrack.data import sources
-from bmvtrack.data.bank import WHOLE, FrameBank, build_bank
+from bmvtrack.data.bank import WHOLE
 from bmvtrack.data.sequence import VideoSequence
 from bmvtrack.errors import UserError
-
-
-def sequence(masks, name="one", colours=(10, 200, 90)):
-    """A sequence of the given masks over frames of one colour, brighter with t."""
-    frames = [
-        np.full((*mask.shape, 3), colours, np.uint8) + np.uint8(t) for t, mask in enumerate(masks)
-    ]
-    return VideoSequence(name, len(masks), frames.__getitem__, masks.__getitem__)
-
-
-def mask(*rectangles, width=60, height=40):
-    """A mask of rectangles (left, top, right, bottom), the last two outside."""
-    result = np.zeros((height, width), dtype=bool)
-    for left, top, right, bottom in rectangles:
-        result[top:bottom, left:right] = True
-    return result
-
-
-def build(*sequences, longest_side=480):
-    *counts, bank = build_bank(sequences, longest_side)
-    assert counts == list(range(1, len(sequences) + 1))
-    assert isinstance(bank, FrameBank)
-    return bank
 
 
 def moving(frames=4, without=()):
@@ -195,12 +174,8 @@ def test_a_bad_source_is_named(source, message):
 
 
 def test_sources_lead_to_readers(tmp_path):
-    from test_davis import write_davis, write_split
-    from test_stills import write_stills
-
     assert len(sources.load_sequences("synthetic", synthetic_count=3)) == 3
-    (tmp_path / "stills").mkdir()
-    write_stills(tmp_path / "stills", "images", "masks")
+    write_stills(tmp_path / "stills")
     assert len(sources.load_sequences(f"duts:{tmp_path / 'stills'}")) == 3
     root = write_davis(tmp_path / "davis")
     write_split(

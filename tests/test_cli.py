@@ -11,7 +11,7 @@ import gymnasium
 import pytest
 import stable_baselines3
 import torch
-from test_report import write_tree
+from folders import write_tree
 
 import bmvtrack
 from agents import cli

@@ -4,8 +4,8 @@ import math
 
 import numpy as np
 import pytest
+from folders import write_tree
 from numpy.testing import assert_allclose
-from test_report import write_tree
 
 from bmvtrack import corner, prior
 from bmvtrack.corner import plot_corner

@@ -3,29 +3,18 @@
 import cv2
 import numpy as np
 import pytest
-from test_samples import rectangle
+from banks import rectangle
+from folders import still, write_stills
 
 from bmvtrack import geometry
 from bmvtrack.data import sources
 from bmvtrack.data.cutouts import cut_out, cutout_sequences
 from bmvtrack.data.scene import SceneOptions
-from bmvtrack.data.sequence import VideoSequence
 from bmvtrack.errors import UserError
 from bmvtrack.iou import rotated_iou
 
 SMALL = SceneOptions(width=96, height=72, length=8, distractors=(0, 2))
 ALONE = SceneOptions(width=160, height=120, length=12, distractors=(0, 0))
-
-
-def still(seed, inside=True):
-    """A photograph of noise, and in it an ellipse of one colour."""
-    rng = np.random.default_rng(seed)
-    image = rng.integers(0, 120, (90, 120, 3), dtype=np.uint8)
-    mask = np.zeros((90, 120), np.uint8)
-    centre = rng.uniform(40, 50, 2) if inside else np.zeros(2)
-    cv2.ellipse(mask, (tuple(centre), tuple(rng.uniform(30, 55, 2)), rng.uniform(0, 180)), 1, -1)
-    image[mask > 0] = (255, 255, 255)
-    return VideoSequence(f"still-{seed}", 1, lambda t: image, lambda t: mask > 0)
 
 
 @pytest.fixture(scope="module")
@@ -100,18 +89,6 @@ def test_bad_requests_are_refused(stills):
         cutout_sequences(stills, 3, -1)
     with pytest.raises(UserError, match="none has an object that can be cut out"):
         cutout_sequences([still(i, inside=False) for i in range(3)], 1, 0, SMALL)[0].frame(0)
-
-
-def write_stills(folder, count=3):
-    """Photographs in the layout of DUTS."""
-    for name in ("DUTS-TR-Image", "DUTS-TR-Mask"):
-        (folder / name).mkdir(parents=True)
-    for i in range(count):
-        photograph = still(i)
-        bgr = photograph.frame(0)[..., ::-1]
-        cv2.imwrite(str(folder / "DUTS-TR-Image" / f"{i}.jpg"), bgr)
-        mask = photograph.mask(0).astype(np.uint8) * 255
-        cv2.imwrite(str(folder / "DUTS-TR-Mask" / f"{i}.png"), mask)
 
 
 def test_are_data_by_name(tmp_path):

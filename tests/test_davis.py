@@ -6,6 +6,7 @@ import zlib
 
 import numpy as np
 import pytest
+from folders import HEIGHT, NAMES, WIDTH, mask_image, object_mask, write_davis, write_split
 from numpy.testing import assert_allclose
 from PIL import Image
 
@@ -13,42 +14,6 @@ from bmvtrack.data import sources
 from bmvtrack.data.davis import load_davis16, read_mask
 from bmvtrack.data.sequence import VideoSequence, read_image
 from bmvtrack.errors import UserError
-
-WIDTH, HEIGHT = 64, 36
-NAMES = ("bear", "camel", "dog")
-
-
-def object_mask(t):
-    mask = np.zeros((HEIGHT, WIDTH), dtype=bool)
-    mask[10:20, 12 + 3 * t : 30 + 3 * t] = True
-    return mask
-
-
-def mask_image(mask, kind):
-    if kind == "palette":
-        image = Image.fromarray(mask.astype(np.uint8) * 3)
-        image.putpalette([0, 0, 0, 128, 0, 0, 0, 128, 0, 128, 128, 0])
-        return image
-    grey = Image.fromarray(mask.astype(np.uint8) * (1 if kind == "0/1" else 255))
-    return grey if kind.startswith("0/") else grey.convert(kind)
-
-
-def write_davis(root, resolution="480p", names=NAMES, frames=3, kind="0/255"):
-    """A tiny DAVIS16 folder: a grey frame, brighter with t, and an object that moves right."""
-    for name in names:
-        images, annotations = (root / k / resolution / name for k in ("JPEGImages", "Annotations"))
-        images.mkdir(parents=True)
-        annotations.mkdir(parents=True)
-        for t in range(frames):
-            Image.new("RGB", (WIDTH, HEIGHT), (200, 20 * t, 0)).save(images / f"{t:05}.jpg")
-            mask_image(object_mask(t), kind).save(annotations / f"{t:05}.png")
-    return root
-
-
-def write_split(root, folder, split, lines):
-    path = root / "ImageSets" / folder / f"{split}.txt"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("\n".join(lines) + "\n")
 
 
 def frame_paths(resolution, names, frames=3):

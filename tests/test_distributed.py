@@ -9,7 +9,7 @@ import pytest
 import torch
 import two_ranks
 from rectangles import write_rectangles
-from test_pretrain import assert_equal, final_state
+from runs import assert_equal, final_state
 
 from bmvtrack import prior
 from bmvtrack.distributed import all_gather, all_sum, rank, rank_count

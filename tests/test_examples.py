@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from test_davis import write_davis
+from folders import write_davis
 
 EXAMPLES = Path(__file__).parents[1] / "docs" / "examples"
 

@@ -7,10 +7,10 @@ import re
 import cv2
 import numpy as np
 import pytest
+from folders import write_tree
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
-from test_report import write_tree
 
 from bmvtrack import geometry
 from bmvtrack.data.davis import load_davis16

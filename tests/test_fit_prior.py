@@ -2,7 +2,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from test_davis import write_davis
+from folders import write_davis
 
 from bmvtrack import prior
 

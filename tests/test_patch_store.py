@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from folders import write_youtube_vos
 from hypothesis import given
 from hypothesis import strategies as st
 from patch_stores import SIZE, clip, make, small_youtube_vos
-from test_youtube_vos import write_youtube_vos
 
 from bmvtrack.data import preparation
 from bmvtrack.data.augmentation import Augmentation

@@ -1,7 +1,6 @@
 """The pretraining loop, from options to weights."""
 
 import dataclasses
-import io
 import json
 import sys
 from types import SimpleNamespace
@@ -10,13 +9,13 @@ import numpy as np
 import pytest
 import torch
 from rectangles import write_rectangles
-from rich.console import Console
+from runs import assert_equal, final_state, train
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from bmvtrack import console, prior
 from bmvtrack.errors import UserError
 from bmvtrack.models import BetaMVAE, BetaMVUNet, load_network
-from bmvtrack.training import PretrainOptions, pretrain
+from bmvtrack.training import PretrainOptions
 from bmvtrack.training.checkpoint import checkpoints, load_checkpoint, save_checkpoint
 from bmvtrack.training.pretrain import PretrainRun, build_network
 
@@ -45,37 +44,6 @@ def options(data, tmp_path):
         validation_share=0.3,
         device="cpu",
     )
-
-
-def train(options, **changes):
-    """Train quietly; returns the metrics and what was printed."""
-    printed = io.StringIO()
-    console = Console(file=printed, width=200)
-    return pretrain(dataclasses.replace(options, **changes), console), printed.getvalue()
-
-
-def assert_equal(first, second, path=""):
-    """Nested dictionaries and lists of tensors and numbers, equal to the bit."""
-    assert type(first) is type(second), path
-    if isinstance(first, torch.Tensor):
-        assert torch.equal(first, second), path
-    elif isinstance(first, dict):
-        assert first.keys() == second.keys(), path
-        for key in first:
-            assert_equal(first[key], second[key], f"{path}/{key}")
-    elif isinstance(first, (list, tuple)):
-        assert len(first) == len(second), path
-        for i, pair in enumerate(zip(first, second, strict=True)):
-            assert_equal(*pair, f"{path}/{i}")
-    else:
-        assert first == second, path
-
-
-def final_state(out):
-    """What a run ended with, apart from its best loss so far (a stop adds a validation)."""
-    state = load_checkpoint(out / "checkpoints")
-    del state["best"]
-    return state
 
 
 @MODES

@@ -7,6 +7,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from folders import write_tree
 from rich.console import Console
 
 from bmvtrack import visualization
@@ -19,21 +20,6 @@ from bmvtrack.tracking.trackers import OracleTracker, static_tracker
 
 METRICS = {"ao", "sr50", "sr75", "auc", "precision20"}
 FACTORIES = {"static": static_tracker, "oracle": OracleTracker}
-
-
-def write_tree(root: Path, names: tuple[str, ...] = ("ant", "bee"), length: int = 6) -> Path:
-    """A DAVIS16 folder of small sequences: a bright tilted bar that moves."""
-    for number, name in enumerate(names):
-        images, masks = root / "JPEGImages/480p" / name, root / "Annotations/480p" / name
-        images.mkdir(parents=True)
-        masks.mkdir(parents=True)
-        for t in range(length):
-            mask = np.zeros((61, 81), dtype=np.uint8)
-            rectangle = ((25.0 + (3 + number) * t, 30.0), (24.0, 10.0), 20.0 + 2 * t)
-            cv2.fillPoly(mask, [cv2.boxPoints(rectangle).astype(np.int32)], 255)
-            cv2.imwrite(str(images / f"{t:05d}.jpg"), cv2.merge([mask // 2 + 60] * 3))
-            cv2.imwrite(str(masks / f"{t:05d}.png"), mask)
-    return root
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from test_bank import build, mask, sequence
+from banks import SIZE, build, draw, mask, rectangle, sequence, several, video
 
 from bmvtrack import geometry, motion
 from bmvtrack.data import patches
@@ -15,30 +15,8 @@ from bmvtrack.data.samples import HostSampler, MixedSampler, Sampler
 from bmvtrack.iou import rotated_iou_torch
 from bmvtrack.training.parts import home_of
 
-SIZE = 64
 STILL = Augmentation(log_scale=0, turn=0, shift=0)
 GENTLE = Augmentation(strengths=(0.5,))
-
-
-def rectangle(x, y, w, h, angle, width=160, height=120):
-    """A mask of a turned rectangle."""
-    rows, columns = np.mgrid[:height, :width]
-    dx, dy = columns - x, rows - y
-    along = dx * math.cos(angle) + dy * math.sin(angle)
-    beside = dy * math.cos(angle) - dx * math.sin(angle)
-    return (np.abs(along) < w / 2) & (np.abs(beside) < h / 2)
-
-
-def video():
-    """Three frames of a long rectangle that moves, turns and grows."""
-    states = ((70, 60, 50, 18, 0.3), (78, 58, 54, 19, 0.4), (84, 57, 56, 20, 0.5))
-    return sequence([rectangle(*state) for state in states])
-
-
-def several():
-    """A still of two objects and a speck."""
-    parts = (2, 3, 22, 23), (30, 5, 50, 19), (55, 35, 58, 38)
-    return sequence([mask(*parts)])
 
 
 CPU = torch.device("cpu")
@@ -47,10 +25,6 @@ CPU = torch.device("cpu")
 def sampler(bank, targets=None, mode="tracking", channels=4, jitter=GENTLE, augment=False):
     chosen = torch.arange(len(bank)) if targets is None else torch.tensor(targets)
     return Sampler(bank, chosen, SIZE, channels, mode, jitter, augment)
-
-
-def draw(source, count=32, seed=0):
-    return source.draw(count, torch.Generator().manual_seed(seed))
 
 
 def test_shapes_types_and_ranges():

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from conftest import Done
-from test_report import write_tree
+from folders import write_tree
 
 from agents.storage import make_actor, save_actor
 from bmvtrack.perception import Perception

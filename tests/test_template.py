@@ -5,12 +5,9 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
-from test_bank import build, mask, sequence
-from test_models import NetworkTests
-from test_samples import SIZE, draw, several, video
-from test_start_from import options  # noqa: F401
-from test_vector_env import follow
-from test_vector_env import sequences as clips  # noqa: F401
+from banks import SIZE, build, draw, mask, sequence, several, video
+from environments import follow, of_three_sizes
+from network_tests import NetworkTests
 
 from bmvtrack import prior
 from bmvtrack.data.augmentation import Augmentation, with_others
@@ -25,6 +22,16 @@ from bmvtrack.training.parts import build_network
 from envs import BMVTrackEnv, BMVTrackVectorEnv
 
 DAVIS = prior.named("davis16")
+
+
+@pytest.fixture
+def options(tmp_path) -> PretrainOptions:
+    return PretrainOptions(out=tmp_path / "run", width=4, input_size=64, samples=6).resolved()
+
+
+@pytest.fixture(scope="module")
+def clips():
+    return of_three_sizes()
 
 
 def speak(network):
@@ -128,7 +135,7 @@ def test_rows_of_templates_are_taken_replaced_and_joined(reading):
             assert torch.equal(old, all_[:3])  # as it was
 
 
-def test_weights_without_a_template_are_a_start_for_one(options, tmp_path):  # noqa: F811
+def test_weights_without_a_template_are_a_start_for_one(options, tmp_path):
     first = build_network(options)
     first.save_weights(tmp_path / "weights", half=False)
     reader = dataclasses.replace(options, template=True, start_from=tmp_path / "weights")
@@ -218,14 +225,14 @@ def test_what_is_put_behind_an_object_leaves_it_alone():
     assert result.max() <= 255
 
 
-def test_one_environment_and_many_read_the_same_template(clips, reading):  # noqa: F811
+def test_one_environment_and_many_read_the_same_template(clips, reading):
     arguments = {"sequences": clips, "weights": reading, "clip_length": 4, "lost_after": 3}
     rng = np.random.default_rng(0)
     ends = follow(BMVTrackEnv(**arguments), BMVTrackVectorEnv(3, **arguments), rng, 16, i=1)
     assert ends > 2
 
 
-def test_an_environment_looks_for_what_its_clip_began_with(clips, reading):  # noqa: F811
+def test_an_environment_looks_for_what_its_clip_began_with(clips, reading):
     arguments = {"sequences": clips, "clip_length": 4}
     told = BMVTrackEnv(weights=reading, **arguments)
     observation, _ = told.reset(seed=0)
@@ -236,7 +243,7 @@ def test_an_environment_looks_for_what_its_clip_began_with(clips, reading):  # n
     np.testing.assert_allclose(observation["mask_geometry"], percept.geometry[0].numpy(), atol=1e-4)
 
 
-def test_each_object_of_a_video_has_its_template(clips, reading):  # noqa: F811
+def test_each_object_of_a_video_has_its_template(clips, reading):
     video_ = clips[0]
     boxes = {1: video_.boxes[0], 7: video_.boxes[0] * [0.8, 0.9, 1.2, 0.8, 1.0]}
     together = Tracker(reading)

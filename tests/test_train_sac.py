@@ -7,8 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from test_cutouts import write_stills
-from test_report import write_tree
+from folders import write_stills, write_tree
 
 from agents.options import TrainOptions
 from agents.storage import load_actor

@@ -7,65 +7,23 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
+from environments import follow, of_three_sizes, sequence
 from gymnasium.vector import AutoresetMode
 from gymnasium.wrappers import vector
 
 import bmvtrack  # noqa: F401
 from bmvtrack.data.davis import load_davis16
 from bmvtrack.data.frame_cache import FrameCache, make_frame_cache
-from bmvtrack.data.scene import SceneOptions
 from bmvtrack.data.sequence import VideoSequence
-from bmvtrack.data.synthetic import synthetic_sequence
 from bmvtrack.errors import UserError
 from bmvtrack.motion import AT_REST
 from envs import BMVTrackEnv, BMVTrackVectorEnv, ToNumpy
 from envs.clips import ClipSource
 
-TOLERANCE = 1e-4
-
-
-def sequence(seed, width=96, height=72, length=9):
-    options = SceneOptions(width=width, height=height, length=length)
-    return synthetic_sequence(seed, options).in_memory()
-
 
 @pytest.fixture(scope="module")
 def sequences():
-    """Of different sizes and lengths."""
-    return [sequence(1), sequence(2, 128, 96, 6), sequence(3, 80, 100, 12)]
-
-
-def assert_same(single, batched, i=0):
-    for name, value in single.items():
-        np.testing.assert_allclose(batched[name][i].numpy(), value, atol=TOLERANCE, err_msg=name)
-
-
-def follow(environment, many, rng, steps, i=0):
-    """Step one environment and the i-th of many with equal actions; every number must agree."""
-    ends = 0
-    observation, _ = environment.reset(seed=5 + i)
-    together, _ = many.reset(seed=5)
-    assert_same(observation, together, i)
-    for _ in range(steps):
-        action = observation["prior_mean"] + 0.1 * rng.standard_normal(5).astype(np.float32)
-        actions = together["prior_mean"].clone()
-        actions[i] = torch.from_numpy(action)
-        observation, reward, terminated, truncated, info = environment.step(action)
-        together, rewards, lost, late, infos = many.step(actions)
-        assert float(rewards[i]) == pytest.approx(reward, abs=TOLERANCE)
-        assert (bool(lost[i]), bool(late[i])) == (terminated, truncated)
-        if terminated or truncated:
-            ends += 1
-            assert infos["_final_obs"][i]
-            assert_same(observation, infos["final_obs"], i)
-            final = infos["final_info"]
-            np.testing.assert_allclose(final["rbbox"][i].numpy(), info["rbbox"], rtol=1e-5)
-            np.testing.assert_allclose(final["truth"][i].numpy(), info["truth"])
-            observation, info = environment.reset()
-        assert infos["sequence"][i] == info["sequence"]
-        assert infos["frame"][i] == info["frame"]
-        assert_same(observation, together, i)
-    return ends
+    return of_three_sizes()
 
 
 @pytest.mark.parametrize("coordinates", ["frame", "object"])

@@ -5,12 +5,12 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+from banks import SIZE, build, draw, mask, sequence, several, video
 from hypothesis import given
 from hypothesis import strategies as st
 from networks import example
-from test_bank import build, mask, sequence
-from test_pretrain import data, options, train  # noqa: F401
-from test_samples import SIZE, draw, several, video
+from rectangles import write_rectangles
+from runs import train
 
 from bmvtrack import prior
 from bmvtrack.data import patches
@@ -83,7 +83,12 @@ def test_where_there_is_no_motion_nothing_is_learned_of_it():
     torch.testing.assert_close(gradient, torch.where(missing, 0.0, full))
 
 
-def test_training_with_whole_images(options):  # noqa: F811
+def test_training_with_whole_images(tmp_path):
+    data = write_rectangles(tmp_path / "data")
+    small = {"width": 4, "input_size": 64, "samples": 10, "steps": 6, "batch_size": 4}
+    options = PretrainOptions(
+        out=tmp_path / "run", data=data, **small, validation_share=0.3, device="cpu"
+    )
     metrics, _ = train(options, whole_images=0.5, template=True)
     assert all(np.isfinite(value) for value in metrics.values())
 

@@ -1,10 +1,9 @@
 """YouTube-VOS on disk: layout, categories, and which objects are kept."""
 
-import json
-
 import cv2
 import numpy as np
 import pytest
+from folders import write_annotation, write_youtube_vos
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -13,7 +12,6 @@ from bmvtrack.data.youtube_vos import load_youtube_vos, read_annotation, single_
 from bmvtrack.errors import UserError
 
 HEIGHT, WIDTH = 30, 40
-PALETTE = [0, 0, 0, 236, 95, 103, 249, 145, 87, 250, 200, 99, 153, 199, 148]
 
 
 def numbers(**objects):
@@ -22,34 +20,6 @@ def numbers(**objects):
     for name, (left, top, right, bottom) in objects.items():
         result[top:bottom, left:right] = int(name[1:])
     return result
-
-
-def write_annotation(path, annotation, mode="P"):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    image = Image.fromarray(annotation)
-    if mode == "P":
-        image.putpalette(PALETTE + [0] * (768 - len(PALETTE)))
-    image.save(path)
-
-
-def write_youtube_vos(root, clips, meta=None):
-    """A folder of clips, by name lists of annotations every fifth frame; returns ``root``."""
-    train = root / "train"
-    for name, annotations in clips.items():
-        generator = np.random.default_rng(len(name))
-        for t, annotation in enumerate(annotations):
-            write_annotation(train / "Annotations" / name / f"{5 * t:05}.png", annotation)
-            frame = train / "JPEGImages" / name / f"{5 * t:05}.jpg"
-            frame.parent.mkdir(parents=True, exist_ok=True)
-            coarse = generator.integers(0, 256, (6, 8, 3), dtype=np.uint8)
-            cv2.imwrite(str(frame), cv2.resize(coarse, annotation.shape[::-1]))
-    if meta is not None:
-        videos = {
-            clip: {"objects": {str(k): {"category": c, "frames": ["00000"]} for k, c in ks.items()}}
-            for clip, ks in meta.items()
-        }
-        (train / "meta.json").write_text(json.dumps({"videos": videos}))
-    return root
 
 
 def kept_and_dropped(root):

@@ -1,0 +1,53 @@
+"""One environment beside many, step by step."""
+
+import numpy as np
+import pytest
+import torch
+
+from bmvtrack.data.scene import SceneOptions
+from bmvtrack.data.synthetic import synthetic_sequence
+
+TOLERANCE = 1e-4
+
+
+def sequence(seed, width=96, height=72, length=9):
+    options = SceneOptions(width=width, height=height, length=length)
+    return synthetic_sequence(seed, options).in_memory()
+
+
+def assert_same(single, batched, i=0):
+    for name, value in single.items():
+        np.testing.assert_allclose(batched[name][i].numpy(), value, atol=TOLERANCE, err_msg=name)
+
+
+def follow(environment, many, rng, steps, i=0):
+    """Step one environment and the i-th of many with equal actions; every number must agree."""
+    ends = 0
+    observation, _ = environment.reset(seed=5 + i)
+    together, _ = many.reset(seed=5)
+    assert_same(observation, together, i)
+    for _ in range(steps):
+        action = observation["prior_mean"] + 0.1 * rng.standard_normal(5).astype(np.float32)
+        actions = together["prior_mean"].clone()
+        actions[i] = torch.from_numpy(action)
+        observation, reward, terminated, truncated, info = environment.step(action)
+        together, rewards, lost, late, infos = many.step(actions)
+        assert float(rewards[i]) == pytest.approx(reward, abs=TOLERANCE)
+        assert (bool(lost[i]), bool(late[i])) == (terminated, truncated)
+        if terminated or truncated:
+            ends += 1
+            assert infos["_final_obs"][i]
+            assert_same(observation, infos["final_obs"], i)
+            final = infos["final_info"]
+            np.testing.assert_allclose(final["rbbox"][i].numpy(), info["rbbox"], rtol=1e-5)
+            np.testing.assert_allclose(final["truth"][i].numpy(), info["truth"])
+            observation, info = environment.reset()
+        assert infos["sequence"][i] == info["sequence"]
+        assert infos["frame"][i] == info["frame"]
+        assert_same(observation, together, i)
+    return ends
+
+
+def of_three_sizes():
+    """Sequences of different sizes and lengths."""
+    return [sequence(1), sequence(2, 128, 96, 6), sequence(3, 80, 100, 12)]

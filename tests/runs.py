@@ -1,0 +1,41 @@
+"""Pretraining runs: started quietly, and compared to the bit."""
+
+import dataclasses
+import io
+
+import torch
+from rich.console import Console
+
+from bmvtrack.training import pretrain
+from bmvtrack.training.checkpoint import load_checkpoint
+
+
+def train(options, **changes):
+    """Train quietly; returns the metrics and what was printed."""
+    printed = io.StringIO()
+    console = Console(file=printed, width=200)
+    return pretrain(dataclasses.replace(options, **changes), console), printed.getvalue()
+
+
+def assert_equal(first, second, path=""):
+    """Nested dictionaries and lists of tensors and numbers, equal to the bit."""
+    assert type(first) is type(second), path
+    if isinstance(first, torch.Tensor):
+        assert torch.equal(first, second), path
+    elif isinstance(first, dict):
+        assert first.keys() == second.keys(), path
+        for key in first:
+            assert_equal(first[key], second[key], f"{path}/{key}")
+    elif isinstance(first, (list, tuple)):
+        assert len(first) == len(second), path
+        for i, pair in enumerate(zip(first, second, strict=True)):
+            assert_equal(*pair, f"{path}/{i}")
+    else:
+        assert first == second, path
+
+
+def final_state(out):
+    """What a run ended with, apart from its best loss so far (a stop adds a validation)."""
+    state = load_checkpoint(out / "checkpoints")
+    del state["best"]
+    return state
