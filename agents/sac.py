@@ -99,8 +99,11 @@ class LatentPriorSAC(SAC):
             raise UserError("use_sde and n_steps are not for the latent prior: leave them out")
         if not 0 <= self.truth_share <= 1:
             raise UserError(f"truth_share must lie in [0, 1], not {self.truth_share}")
-        if self.truth_share and (
-            self.env is None or not self.env.has_attr("true_motion") or not self._followers
+        env = self.env  # None where a model is loaded to be looked at
+        if (
+            self.truth_share
+            and env is not None
+            and not (self._followers and env.has_attr("true_motion"))
         ):
             raise UserError(
                 f"truth_share {self.truth_share} of {self.n_envs} environments is none of them, or "

@@ -1,4 +1,4 @@
-"""Files are written whole or not at all: to a temporary name beside the target, then renamed."""
+"""Files are written atomically: to a temporary name beside the target, then renamed. And how they are read."""
 
 from __future__ import annotations
 
@@ -126,13 +126,13 @@ def folder_name(folder: Path) -> str:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write UTF-8 text, whole or not at all."""
+    """Write UTF-8 text atomically."""
     with atomic_file(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write indented JSON, whole or not at all.
+    """Write indented JSON atomically.
 
     Raises:
         ValueError: if ``value`` holds NaN or an infinity, which JSON has no word for.

@@ -154,7 +154,7 @@ class MotionPrior:
         )
 
     def save(self, path: Path) -> None:
-        """Write the prior as JSON, whole or not at all."""
+        """Write the prior as JSON, atomically."""
         write_json(path, self.to_json())
 
     def _tensors(self, value: FloatArray) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

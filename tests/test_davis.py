@@ -203,7 +203,9 @@ def test_frames_are_in_the_order_of_their_numbers(tmp_path):
     assert (np.diff(sequence.boxes[:, 0]) == 3).all()
 
 
-@pytest.mark.parametrize("lines", [["\ufeffown dog"], frame_paths("480p", ["own dog"])])
+@pytest.mark.parametrize(
+    "lines", [["\ufeffown dog"], frame_paths("480p", ["own dog"]), ["own dog/00000.jpg"]]
+)
 def test_a_split_may_name_a_sequence_with_a_space(tmp_path, lines):
     write_davis(tmp_path, names=["own", "own dog"])
     write_split(tmp_path, "480p", "val", lines)

@@ -99,8 +99,8 @@ def _split_names(root: Path, resolution: str, split: str) -> set[str]:
 
 
 def _sequence_of(line: str) -> str:
-    """The sequence that a line of a split names: by itself, or by the path of a frame of its own."""
-    path = re.match(r"/?JPEGImages/[^/]+/([^/]+)/", line)
+    """The sequence that a line of a split names: by itself, or by the path of one of its frames."""
+    path = re.search(r"([^/]+)/[^/]+\.jpg", line)
     return path[1] if path else line
 
 

@@ -9,7 +9,7 @@ A store is a folder::
 
 A record holds a patch and its mask side by side, 200 KiB at 256×256 (the mask is packed to bits), so
 that a sample is one read. There are many shards and not one large file because a shard is written
-whole or not at all by whoever makes it: nothing is copied when all are done, a kill costs the shards
+atomically by whoever makes it: nothing is copied when all are done, a kill costs the shards
 that were being made, and a damaged one is remade alone. A shard holds several videos, so that the
 3,471 of YouTube-VOS stay well below the number of files that a process may hold open.
 

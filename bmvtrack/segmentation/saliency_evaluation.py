@@ -87,7 +87,7 @@ def evaluate_stills(
 
 
 def write_map(path: Path, levels: ByteArray) -> None:
-    """A map ``(H, W)`` as an 8-bit grey image, whole or not at all."""
+    """Write a map ``(H, W)`` as an 8-bit grey image, atomically."""
     with atomic_file(path) as temporary:
         Image.fromarray(levels).save(temporary)
 
