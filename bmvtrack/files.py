@@ -1,4 +1,4 @@
-"""Files are written atomically: to a temporary name beside the target, then renamed. And how they are read."""
+"""Files, read and written: atomically, to a temporary name beside the target that is then renamed."""
 
 from __future__ import annotations
 
