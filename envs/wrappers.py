@@ -12,7 +12,7 @@ class ToNumpy(VectorWrapper[Any, Any, Any, Any]):
     """All that a vector environment returns as NumPy arrays, infos included.
 
     Gymnasium's vector wrappers (``RecordEpisodeStatistics``, ``NormalizeReward``, ``DictInfoToList``) work
-    on arrays: put them around this one. (Its own ``TorchToNumpy`` takes no arrays of names in infos.)
+    on arrays: put them around this one. (Its own ``ArrayConversion`` takes no array of names in infos.)
     Whoever learns on the device is better off without.
     """
 
