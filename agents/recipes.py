@@ -118,6 +118,7 @@ def recipe(options: RecipeOptions) -> dict[str, Stage]:
         data=(video, "synthetic"),
         mirror="upside-down",  # the encoder errs on what it has not seen as it will elsewhere
         weights=str(options.out / "fifth" / "best"),
+        clip_length=96,  # mistakes of clips of 32 steps cost too little of them
         validate_every=10_000,
         cache_gigabytes=2.0,
         precision="bfloat16" if reduced else "float32",
