@@ -84,8 +84,14 @@ class LatentPriorSAC(SAC):
                 "actions must be those of BMVTrack-v0, in which the prior is told: leave out wrappers "
                 "that rescale them"
             )
+        moments = getattr(self.observation_space, "spaces", {}).get("prior_mean")
+        if moments is None or moments.shape != (5,):
+            raise UserError(
+                "observations must be those of BMVTrack-v0, one frame's: leave out wrappers that stack or "
+                "flatten them"
+            )
         normalize = self._vec_normalize_env
-        if normalize is not None and normalize.norm_obs:
+        if normalize is not None and normalize.norm_obs and normalize.norm_obs_keys != ["features"]:
             raise UserError(
                 "VecNormalize would make another prior of what is observed: give it norm_obs=False"
             )
@@ -99,16 +105,20 @@ class LatentPriorSAC(SAC):
             raise UserError("use_sde and n_steps are not for the latent prior: leave them out")
         if not 0 <= self.truth_share <= 1:
             raise UserError(f"truth_share must lie in [0, 1], not {self.truth_share}")
-        env = self.env  # None where a model is loaded to be looked at
-        if (
-            self.truth_share
-            and env is not None
-            and not (self._followers and env.has_attr("true_motion"))
-        ):
+
+    def _setup_learn(self, *args: Any, **kwargs: Any) -> Any:
+        assert self.env is not None
+        if self.truth_share and not (self._followers and self.env.has_attr("true_motion")):
             raise UserError(
                 f"truth_share {self.truth_share} of {self.n_envs} environments is none of them, or "
                 "they do not know the truth; StableBaselinesEnv over BMVTrackVectorEnv does"
             )
+        return super()._setup_learn(*args, **kwargs)
+
+    def set_env(self, env: GymEnv, force_reset: bool = True) -> None:
+        """See ``SAC``; refuses what a new agent would."""
+        super().set_env(env, force_reset)
+        self._check()
 
     @property
     def _followers(self) -> int:

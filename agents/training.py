@@ -209,11 +209,12 @@ def _recall_evaluations(evaluator: EvalCallback, step: int) -> None:
     try:
         with np.load(path) as stored:
             kept = stored["timesteps"] <= step
-            evaluator.evaluations_timesteps = stored["timesteps"][kept].tolist()
-            evaluator.evaluations_results = stored["results"][kept].tolist()
-            evaluator.evaluations_length = stored["ep_lengths"][kept].tolist()
+            names = ("timesteps", "results", "ep_lengths")
+            steps, results, lengths = (stored[name][kept].tolist() for name in names)
     except DAMAGED:  # EvalCallback does not write it whole; it is only the curve
         return
+    evaluator.evaluations_timesteps, evaluator.evaluations_results = steps, results
+    evaluator.evaluations_length = lengths
 
 
 def training_and_validation(options: TrainOptions) -> tuple[list[VideoSequence], list[Clip]]:

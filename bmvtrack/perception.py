@@ -75,7 +75,7 @@ class Perception:
 
     Args:
         network: of the family, with 4 input channels (tracking mode) and ``frame`` covariance. It is
-            kept as it is; what looks is a copy with its batch norms fold_batch_norms into its convolutions.
+            kept as it is; what looks is a copy with its batch norms folded into its convolutions.
         device: to run on.
         precision: of the network's convolutions and products; ``bfloat16`` is about twice as fast for
             many frames at once where the device has instructions for it, and says nearly the same.

@@ -55,7 +55,8 @@ class BMVTrackVectorEnv(VectorEnv[Any, Any, Any]):
     The environments are those of :class:`~envs.bmvtrack_env.BMVTrackEnv` (its page has the spaces,
     the reward and the ends of an episode): with equal seeds and actions, equal observations and rewards up
     to rounding. Observations, rewards, ``terminated`` and ``truncated`` are torch tensors on the
-    device; actions may be tensors or arrays. In ``info`` numbers are tensors too, names an array.
+    device; actions may be tensors or arrays. In ``info`` boxes and IoU are tensors too; ``sequence``,
+    ``frame`` and the marks ``_…`` are arrays.
 
     Autoreset is ``SAME_STEP``: where an episode ends, the observation returned is the first of the
     next clip, and ``info["final_obs"]`` holds those that the step led to (of all N; the ones that
@@ -356,6 +357,6 @@ class BMVTrackVectorEnv(VectorEnv[Any, Any, Any]):
             "frame": self._index.copy(),
             "rbbox": self._boxes.clone(),  # not what the next step goes on from
             "truth": self._truths[self._rows, self._steps],
-            "iou": self._iou.clone(),
+            "iou": self._iou,
         }
         return info | {f"_{name}": np.ones(self.num_envs, dtype=bool) for name in info}

@@ -10,7 +10,8 @@ from gymnasium import spaces
 from gymnasium.wrappers import RescaleAction
 from safetensors.torch import load_file, save_file
 from stable_baselines3 import SAC
-from stable_baselines3.common.vec_env import VecNormalize
+from stable_baselines3.common.buffers import DictReplayBuffer
+from stable_baselines3.common.vec_env import VecFrameStack, VecNormalize
 
 from agents.policy import LatentPriorActor, LatentPriorPolicy, StateExtractor, TwinNetwork
 from agents.replay import TensorReplayBuffer
@@ -431,12 +432,30 @@ def test_what_would_make_another_prior_is_refused(perception: Perception) -> Non
         (VecNormalize(environment), {}, "give it norm_obs=False"),
         (VecNormalize(environment, norm_obs=False), {}, "TensorReplayBuffer takes no VecNormalize"),
         (environment, {"use_sde": True}, "not for the latent prior"),
+        (VecFrameStack(environment, 2), {}, "leave out wrappers that stack or flatten them"),
         (environment, {"truth_share": 0.1}, "of 2 environments is none of them"),
         (environment, {"truth_share": 1.5}, r"must lie in \[0, 1\]"),
         (single, {"truth_share": 1.0}, "do not know the truth"),
     ):
         with pytest.raises(UserError, match=message):
-            agent(env, **options)
+            agent(env, **options).learn(1)
+
+
+def test_a_loaded_agent_takes_what_a_new_one_does(perception: Perception, tmp_path: Path) -> None:
+    clips = [synthetic_sequence(8)]
+    many = StableBaselinesEnv(BMVTrackVectorEnv(2, clips, perception, coordinates="object"))
+    single = BMVTrackEnv(clips, perception, coordinates="object")
+    options = {"truth_share": 0.5, "replay_buffer_class": DictReplayBuffer}
+    agent(many, **options).save(tmp_path / "agent")
+    assert LatentPriorSAC.load(tmp_path / "agent").truth_share == 0.5
+    loaded = LatentPriorSAC.load(tmp_path / "agent", env=single)
+    observation, _ = single.reset(seed=0)
+    action, _ = loaded.predict(observation, deterministic=True)
+    np.testing.assert_allclose(action, observation["prior_mean"], atol=1e-5)
+    with pytest.raises(UserError, match="give it norm_obs=False"):
+        LatentPriorSAC.load(tmp_path / "agent").set_env(VecNormalize(many))
+    features = VecNormalize(many, norm_obs_keys=["features"])  # neither prior nor mask
+    LatentPriorSAC.load(tmp_path / "agent").set_env(features)
 
 
 def test_a_spread_that_left_its_bounds_comes_back() -> None:

@@ -122,6 +122,7 @@ def test_a_damaged_one_that_was_passed_over_does_not_count(tmp_path):
     assert load_checkpoint(tmp_path)["step"] == 10
     later = save(tmp_path, 12, 14)  # as the run goes on from 10
     assert checkpoints(tmp_path) == later
+    assert (tmp_path / "step-00000020.pt.damaged").exists()  # perhaps it was only out of reach
     later[1].write_bytes(b"")
     assert load_checkpoint(tmp_path)["step"] == 12
 

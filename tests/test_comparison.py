@@ -74,7 +74,7 @@ def test_runs_are_kept_and_not_repeated(options, sequences):
     rest = sequences[:2], sequences[2:], 2, Console(quiet=True)
     one = {"methods": ["latent prior"]}
     assert compare(options, [0, 1], *rest, max_minutes=1e-9, **one) == []
-    first, second = compare(options, [0, 1, 0], *rest, **one)
+    first, second = compare(options, [0, 1, 0], *rest, methods=["latent prior"] * 2)
     assert (first.seed, second.seed) == (0, 1)
     assert first.steps.tolist() == [0, 12, 16]
     np.testing.assert_array_equal(first.overlaps[0], second.overlaps[0])  # untrained

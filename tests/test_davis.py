@@ -267,3 +267,25 @@ def test_a_folder_may_have_a_colon_in_its_name(tmp_path):
         assert [sequence.name for sequence in sources.load_sequences(source)] == ["dog"]
     with pytest.raises(UserError, match="synthetic sequences are of no folder"):
         sources.parse("synthetic:5")
+
+
+@pytest.mark.parametrize(
+    "line", ["bear", "bear 82", "bear/00000", "/Annotations/480p/bear/00000.PNG x"]
+)
+def test_splits_in_any_form_name_their_sequences(tmp_path, line):
+    write_davis(tmp_path)
+    write_split(tmp_path, "480p", "val", [line])
+    assert [sequence.name for sequence in load_davis16(tmp_path, "val")] == ["bear"]
+
+
+def test_smoothed_borders_of_masks_from_0_to_1_are_understood(tmp_path):
+    values = np.zeros((8, 8), np.float32)
+    values[2:6, 2:6], values[6, 2:6] = 1, 0.2
+    Image.fromarray(values).save(tmp_path / "mask.tif")
+    assert read_mask(tmp_path / "mask.tif").sum() == 16
+
+
+@pytest.mark.parametrize("data", [b"MM\0*", b"abc"])
+def test_a_damaged_orientation_is_none(tmp_path, data):
+    Image.fromarray(object_mask(0)).save(tmp_path / "mask.png", exif=b"Exif\0\0" + data)
+    assert (read_mask(tmp_path / "mask.png") == object_mask(0)).all()

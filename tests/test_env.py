@@ -252,3 +252,15 @@ def test_nothing_moves_after_the_last_frame(env: BMVTrackEnv) -> None:
     with pytest.raises(gym.error.ResetNeeded, match="the sequence has ended"):
         env.step(np.array([1, 1, 0, 0.2, 0.2], np.float32))
     assert (env.rbbox == before).all()
+
+
+def test_windows_are_closed_each_for_itself(
+    sequences: list[VideoSequence], perception: Perception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SDL_VIDEODRIVER", "dummy")
+    first, second = (BMVTrackEnv(sequences, perception, render_mode="human") for _ in range(2))
+    for env in (first, second):
+        env.reset(seed=0)
+    first.close()
+    second.step(np.array(AT_REST, np.float32))
+    second.close()

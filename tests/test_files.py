@@ -92,3 +92,16 @@ def test_json_says_no_to_what_it_cannot_hold(tmp_path):
 def test_cells_with_commas_are_quoted():
     rows = [["name", "iou"], ["ant, left", "0.5"], ['a "b"', ""]]
     assert list(csv.reader(csv_text(rows).splitlines())) == rows
+
+
+def test_a_folder_takes_no_file_s_place_and_follows_links(tmp_path):
+    (tmp_path / "file").write_text("precious")
+    with pytest.raises(NotADirectoryError), atomic_folder(tmp_path / "file"):
+        pass
+    assert (tmp_path / "file").read_text() == "precious"
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "elsewhere")
+    with atomic_folder(tmp_path / "link") as temporary:
+        (temporary / "new").touch()
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "elsewhere" / "new").exists()

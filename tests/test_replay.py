@@ -188,3 +188,19 @@ def test_a_used_buffer_takes_the_contents_of_another():
 def test_what_it_cannot_do_is_refused():
     with pytest.raises(UserError, match="leave optimize_memory_usage out"):
         TensorReplayBuffer(8, SPACE, ACTIONS, "cpu", 2, optimize_memory_usage=True)
+
+
+def test_growth_asks_for_the_memory_that_is_left(monkeypatch):
+    """Last observations of episodes take more where episodes are short."""
+    buffer = filled(64, 2, np.zeros((3, 2), dtype=bool))
+    monkeypatch.setattr(
+        replay.psutil, "virtual_memory", lambda: namedtuple("Memory", "available")(10)
+    )
+
+    def fill() -> None:
+        for t in range(60):
+            states = observation(t, 2), observation(t + 1, 2, kind=1)
+            buffer.add(*states, np.zeros((2, 5)), np.zeros(2), np.array([True, True]), [{}, {}])
+
+    with pytest.raises(UserError, match="10 are left"):
+        fill()

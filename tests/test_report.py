@@ -237,11 +237,14 @@ def test_results_of_an_evaluation_before_are_replaced(results, tmp_path):
     tmp_path = tmp_path / "out"
     summary = report.build_summary("a", "ope", results, 0)
     report.write_report(tmp_path, summary, results)
+    thesis = tmp_path / "results" / "thesis.txt"
+    thesis.write_text("mine")
     (name, runs), *_ = results.items()
     first = {name: runs[:1]}
     report.write_report(tmp_path, report.build_summary("b", "ope", first, 0), first)
-    files = [path.relative_to(tmp_path) for path in tmp_path.rglob("*.csv")]
-    assert files == [Path("results") / name / f"{runs[0].name}.csv"]
+    files = [path.name for path in (tmp_path / "results" / name).iterdir()]
+    assert files == [f"{runs[0].name}.csv"]
+    assert thesis.read_text() == "mine"
 
 
 def test_frames_too_large_for_a_video_are_refused(tmp_path):

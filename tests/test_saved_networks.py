@@ -145,3 +145,12 @@ def test_another_architecture_is_not_what_was_asked_for(saved):
 def test_a_copied_folder_works(saved, tmp_path):
     shutil.copytree(saved, tmp_path / "copy")
     assert_same(load_network(tmp_path / "copy"), load_network(saved), 0)
+
+
+def test_weights_that_name_their_threshold_as_before_are_read(tmp_path):
+    network = ResNetUNet(prior.named("davis16"), width=4, input_size=64, samples=6)
+    network.box_threshold = 0.35
+    network.save_weights(tmp_path / "weights")
+    path = tmp_path / "weights" / "config.json"
+    path.write_text(path.read_text().replace("box_threshold", "box_cut"))
+    assert load_network(tmp_path / "weights").box_threshold == 0.35

@@ -351,3 +351,11 @@ def test_truth_must_fit_the_video(clip: Path, weights: str, tmp_path: Path) -> N
     shutil.copy(clip.parent / "masks" / "9.png", masks / "10.png")
     with pytest.raises(UserError, match=r"10\.png would be the mask of 9\.png"):
         track_video(frames)
+    for mask in masks.iterdir():
+        mask.rename(mask.with_stem(f"{mask.stem}_obj1"))
+    with pytest.raises(UserError, match=r"10_obj1\.png would be the mask of 9\.png"):
+        track_video(frames)
+    (masks / "10_obj1.png").rename(masks / "9_obj1.png")
+    shutil.copy(clip.parent / "masks" / "0.png", masks / "0_obj1.png")
+    shutil.copy(clip.parent / "masks" / "4.png", masks / "4_obj1.png")
+    assert track_video(frames).mean_iou() is not None

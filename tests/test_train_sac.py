@@ -79,6 +79,12 @@ def test_training_goes_on_where_it_stopped(options: TrainOptions) -> None:
     assert state["replay"]["position"] == 36  # of two environments each
     with np.load(options.out / "evaluations" / "evaluations.npz") as evaluations:
         assert evaluations["timesteps"].tolist() == [24, 48, 72]
+    path = options.out / "evaluations" / "evaluations.npz"
+    path.write_bytes(path.read_bytes()[:200])  # it is only the curve
+    train_agent(replace(longer, steps=96))
+    with np.load(path) as evaluations:
+        assert evaluations["timesteps"].tolist() == [96]
+        assert len(evaluations["results"]) == 1
 
 
 def test_a_run_that_goes_on_sees_other_clips(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 from functools import partial
 from pathlib import Path
 
@@ -40,7 +41,8 @@ def read_mask(path: Path) -> BoolArray:
     colours = [i for i, band in enumerate(bands) if band != "A"]
     values = np.atleast_3d(values)[..., colours]
     brightest = values.max()
-    return np.asarray((values > (brightest / 2 if brightest >= _FEWEST_GREYS else 0)).any(axis=-1))
+    numbers = np.issubdtype(values.dtype, np.integer) and brightest < _FEWEST_GREYS
+    return np.asarray((values > (0 if numbers else brightest / 2)).any(axis=-1))
 
 
 def load_davis16(
@@ -62,7 +64,7 @@ def load_davis16(
     annotations = root / "Annotations" / images.name
     names = [path.name for path in listed(images) if path.is_dir()]
     if split is not None:
-        wanted = _split_names(root, images.name, split)
+        wanted = _split_names(root, images.name, split, names)
         missing = sorted(wanted - set(names))
         if missing:
             raise UserError(f"{images} lacks sequences of split {split!r}: {', '.join(missing)}")
@@ -88,20 +90,31 @@ def _resolution_folder(root: Path, kind: str) -> Path:
     return (preferred or resolutions)[0]
 
 
-def _split_names(root: Path, resolution: str, split: str) -> set[str]:
+def _split_names(root: Path, resolution: str, split: str, names: Collection[str]) -> set[str]:
     candidates = [root / "ImageSets" / folder / f"{split}.txt" for folder in (resolution, "2016")]
     for path in candidates:
         if path.is_file():
-            return {_sequence_of(line.strip()) for line in read_lines(path) if line.strip()}
+            lines = [line.strip() for line in read_lines(path)]
+            return {_sequence_of(line, names) for line in lines if line}
     raise UserError(
         f"no split {split!r} in {root}: neither {candidates[0]} nor {candidates[1]} is there"
     )
 
 
-def _sequence_of(line: str) -> str:
-    """The sequence that a line of a split names: by itself, or by the path of one of its frames."""
-    path = re.search(r"([^/]+)/[^/]+\.jpg", line)
-    return path[1] if path else line
+def _sequence_of(line: str, names: Collection[str]) -> str:
+    """The sequence that a line of a split names: by itself, or by the path of one of its frames.
+
+    Args:
+        line: of the split.
+        names: of the sequences that there are; they may have spaces in them.
+    """
+    if line in names:
+        return line
+    path = re.search(r"([^/]+)/[^/]+\.(jpg|jpeg|png)", line, re.IGNORECASE)
+    if path:
+        return path[1]
+    first = line.split()[0]
+    return Path(first).parent.name if "/" in first else first
 
 
 def _sequence(name: str, images: Path, annotations: Path) -> VideoSequence:

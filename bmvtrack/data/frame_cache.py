@@ -98,7 +98,6 @@ def make_frame_cache(
     Raises:
         UserError: if the limit holds fewer than ``at_once`` frames.
     """
-    limit = int(limit)
     width = max(sequence.size[0] for sequence in sequences)
     height = max(sequence.size[1] for sequence in sequences)
     frame_bytes = width * height * 3
@@ -108,4 +107,4 @@ def make_frame_cache(
             f"{at_once * frame_bytes:,}; allow more bytes or run fewer environments"
         )
     slots = min(sum(len(sequence) for sequence in sequences), limit // frame_bytes)
-    return FrameCache(max(slots, at_once), width, height, device)
+    return FrameCache(max(int(slots), at_once), width, height, device)

@@ -41,7 +41,10 @@ IntArray = NDArray[np.int64]
 FORMAT = 2
 """Of a store; in the first, windows were not clipped at the frame's edge."""
 _STORE, _INDEX, _SHARDS = "store.json", "index.npz", "shards"
-_REMEDY = "run prepare_youtube_vos.py again: it remakes only what is missing or damaged"
+_REMEDY = (
+    "run prepare_youtube_vos.py again: it remakes only what is missing or damaged (to a new folder, if "
+    "another version of bmvtrack made this one)"
+)
 
 
 def record_type(size: int) -> np.dtype[Any]:

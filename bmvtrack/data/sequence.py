@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -152,5 +153,9 @@ NO_IMAGE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
 
 
 def upright_image(image: Image.Image) -> Image.Image:
-    """As its EXIF orientation says, which OpenCV obeys by itself."""
-    return ImageOps.exif_transpose(image)
+    """As its EXIF orientation says, which OpenCV obeys by itself; as it is where that is damaged."""
+    image.load()  # what is wrong with the pixels is raised here
+    try:
+        return ImageOps.exif_transpose(image)
+    except (*NO_IMAGE, struct.error, LookupError, TypeError):
+        return image

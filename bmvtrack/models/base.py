@@ -283,12 +283,13 @@ def _from_config(path: Path) -> MultivariationalNetwork:
         name = config.pop("architecture", None)
         if name not in ARCHITECTURES:
             raise ValueError(f"its architecture is {name!r}, not one of {', '.join(ARCHITECTURES)}")
-        cut = float(config.pop("box_threshold", BOX_THRESHOLD))
-        if not 0 < cut < 1:
-            raise ValueError(f"its box_threshold is {cut}, not a probability in (0, 1)")
+        before = config.pop("box_cut", BOX_THRESHOLD)  # its name up to November 2026
+        threshold = float(config.pop("box_threshold", before))
+        if not 0 < threshold < 1:
+            raise ValueError(f"its box_threshold is {threshold}, not a probability in (0, 1)")
         config["prior"] = MotionPrior.from_json(config["prior"])
         network = ARCHITECTURES[name](**config)
-        network.box_threshold = cut
+        network.box_threshold = threshold
         return network
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} does not describe a network: {error}") from error

@@ -75,12 +75,12 @@ def build_summary(
 def write_report(folder: Path, summary: dict[str, Any], results: Results) -> None:
     """Write ``summary.json`` and, for each run, ``results/TRACKER/RUN.csv``.
 
-    Results of an evaluation before, in the same folder, are replaced.
+    Those of the same tracker by an evaluation before, in the same folder, are replaced.
     """
-    with atomic_folder(folder / "results") as temporary:
-        for name, runs in results.items():
+    for name, runs in results.items():
+        with atomic_folder(folder / "results" / name) as temporary:
             for run in runs:
-                write_text(temporary / name / f"{run.name}.csv", run_csv(run))
+                write_text(temporary / f"{run.name}.csv", run_csv(run))
     write_json(folder / "summary.json", summary)
 
 

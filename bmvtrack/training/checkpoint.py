@@ -18,7 +18,7 @@ KEPT = 2
 def save_checkpoint(folder: Path, step: int, state: dict[str, Any]) -> Path:
     """Write ``step-NNNNNNNN.pt``; of those before it the last is kept, so that there are :data:`KEPT`.
 
-    Those after it go as well: the run has gone on from before them, because they were damaged.
+    Those after it no longer count, and are named ``.damaged``: the run has gone on from before them.
 
     Args:
         folder: of checkpoints; made if missing.
@@ -31,8 +31,11 @@ def save_checkpoint(folder: Path, step: int, state: dict[str, Any]) -> Path:
     with atomic_file(path) as temporary:
         torch.save(state, temporary)
     there = checkpoints(folder)
-    for stale in (*there[there.index(path) + 1 :], *there[: there.index(path) + 1][:-KEPT]):
-        stale.unlink()
+    newest = there.index(path) + 1
+    for ahead in there[newest:]:
+        ahead.replace(ahead.with_name(f"{ahead.name}.damaged"))
+    for old in there[:newest][:-KEPT]:
+        old.unlink()
     return path
 
 
@@ -53,6 +56,8 @@ def load_checkpoint(folder: Path, device: torch.device | str = "cpu") -> dict[st
         try:
             check_sums(path)
             state: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
+        except torch.cuda.OutOfMemoryError:  # says nothing of the file
+            raise
         except DAMAGED:
             continue
         return state

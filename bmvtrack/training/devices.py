@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from typing import Any
 
 import torch
@@ -51,6 +52,8 @@ def make_fabric(
         warn_of_emulation(accelerator)
     choices: dict[str, Any] = {"accelerator": accelerator, "precision": precision}
     strategy = "ddp" if devices * nodes > 1 else "auto"
+    if devices * nodes > 1:  # Python's own handler would wait for the end of a collective
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
     fabric = Fabric(devices=devices, num_nodes=nodes, strategy=strategy, **choices)
     fabric.launch()
     return fabric

@@ -8,6 +8,7 @@ import time
 from typing import Any
 
 import torch
+from lightning.fabric import Fabric
 from rich.console import Console
 
 from bmvtrack.console import deadline
@@ -64,7 +65,7 @@ class PretrainRun:
     def __init__(self, options: PretrainOptions) -> None:
         self.options = options
         self.fabric = make_fabric(options.device, options.precision, options.devices, options.nodes)
-        self.batch_size = _share(options, self.fabric.world_size)
+        self.batch_size = _share(options, self.fabric)
         torch.manual_seed(options.seed)
         self.network = build_network(options, sources.class_count(options.data))
         device = self.fabric.device
@@ -265,15 +266,18 @@ class PretrainRun:
         return all_gather(generator.get_state().to(self.fabric.device)).cpu()
 
 
-def _share(options: PretrainOptions, ranks: int) -> int:
+def _share(options: PretrainOptions, fabric: Fabric) -> int:
     """Patches of a step on each rank."""
+    ranks = fabric.world_size
     if options.batch_size % ranks:
         raise UserError(
             f"--batch-size {options.batch_size} cannot be shared by {ranks} devices equally"
         )
     share = options.batch_size // ranks
     assert options.input_size is not None
-    if share == 1 and options.input_size == 64:  # the deepest maps have a single pixel
+    alone = ranks == 1 or fabric.device.type == "cpu"  # elsewhere batch norms see all ranks
+    small = (options.architecture, options.input_size) == ("resnet-unet", 64)
+    if share == 1 and alone and small:  # the deepest maps have a single pixel
         raise UserError(
             "one patch of 64×64 is too little for batch norms: take a --batch-size of two and more "
             "for each device, or --input-size 128"

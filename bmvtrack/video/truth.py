@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -76,11 +77,14 @@ class Truth:
                 f"{folder} holds {len(self._paths)} .png masks, but {source.name} has "
                 f"{len(source.paths)} frames; there must be one for each"
             )
-        for frame, mask in zip(source.paths, self._paths, strict=True):
-            if _last_number(frame) != _last_number(mask):
+        frames, masks = _numbers(source.paths), _numbers(self._paths)
+        if frames is None or masks is None:
+            return
+        for i, (frame, mask) in enumerate(zip(frames, masks, strict=True)):
+            if frame != mask:
                 raise UserError(
-                    f"{mask} would be the mask of {frame.name}, which has another number; there must "
-                    "be one for each frame"
+                    f"{self._paths[i]} would be the mask of {source.paths[i].name}, which has another "
+                    "number; there must be one for each frame"
                 )
 
     def mask(self, number: int) -> BoolArray:
@@ -109,7 +113,10 @@ class Truth:
         return None if rbbox is None else TrueBox(rbbox, geometry.mask_bounds(mask))
 
 
-def _last_number(path: Path) -> int | None:
-    """Of a file's name; None if there is none in it."""
-    digits = re.findall(r"\d+", path.stem)
-    return int(digits[-1]) if digits else None
+def _numbers(paths: Sequence[Path]) -> list[int] | None:
+    """The numbers in files' names by which they differ; None if it is not clear which these are."""
+    digits = [[int(run) for run in re.findall(r"\d+", path.stem)] for path in paths]
+    if len({len(runs) for runs in digits}) > 1:
+        return None
+    varying = [list(column) for column in zip(*digits, strict=True) if len(set(column)) > 1]
+    return varying[0] if len(varying) == 1 else None
