@@ -267,9 +267,8 @@ class BMVTrackEnv(gym.Env[Observation, NDArray[np.float32]]):
 
         height, width = picture.shape[:2]
         try:
-            if (
-                self._window is None or not pygame.display.get_init()
-            ):  # another one may have closed it
+            # Whoever closes its window closes those of all.
+            if self._window is None or not pygame.display.get_init():
                 self._window = None
                 pygame.display.init()
                 pygame.display.set_caption("BMVTrack-v0")

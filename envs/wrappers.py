@@ -29,7 +29,7 @@ class ToNumpy(VectorWrapper[Any, Any, Any, Any]):
 
 
 def _to_numpy(value: Any) -> Any:
-    """Tensors in it as arrays, of their own: what the environment goes on from is not handed out."""
+    """Tensors in it as arrays; the environment hands out nothing that it goes on from."""
     if isinstance(value, dict):
         return {name: _to_numpy(part) for name, part in value.items()}
-    return value.cpu().numpy().copy() if isinstance(value, torch.Tensor) else value
+    return value.cpu().numpy() if isinstance(value, torch.Tensor) else value

@@ -106,5 +106,5 @@ def make_frame_cache(
             f"a cache of {limit:,} bytes is too small: {at_once} frames of {width}×{height} take "
             f"{at_once * frame_bytes:,}; allow more bytes or run fewer environments"
         )
-    slots = min(sum(len(sequence) for sequence in sequences), limit // frame_bytes)
+    slots = min(sum(len(sequence) for sequence in sequences), limit / frame_bytes)
     return FrameCache(max(int(slots), at_once), width, height, device)

@@ -2,7 +2,7 @@
 
 ½ is where a mask ends that is right about how sure it is, and not where its box should end: a box that is
 too small hides from the next frame what it left out, and a track of such boxes shrinks until it is lost.
-The cut at which single boxes agree best with true ones is also that with which tracks last longest
+The threshold at which single boxes agree best with true ones is also that with which tracks last longest
 (docs/results.md).
 """
 
@@ -38,22 +38,24 @@ def box_overlaps(output: Output, batch: Batch) -> torch.Tensor:
     true = motion.apply(boxes, batch.motion[known].to(boxes), 1.0, 1.0, "object").cpu().numpy()
     probabilities = foreground_probability(output.logits[known]).cpu()
     windows = patches.window(boxes).cpu()
-    overlaps = [rotated_iou(mask_boxes(probabilities, windows, cut), true) for cut in THRESHOLDS]
+    overlaps = [
+        rotated_iou(mask_boxes(probabilities, windows, above), true) for above in THRESHOLDS
+    ]
     result = torch.full((len(known), len(THRESHOLDS)), torch.nan, dtype=torch.float64)
     result[known.cpu()] = torch.from_numpy(np.nan_to_num(np.stack(overlaps, axis=-1)))
     return result.to(known.device)
 
 
 def best_threshold(overlaps: torch.Tensor) -> tuple[float, float]:
-    """The cut whose boxes agree best with the true ones, by the interquartile mean of their IoU.
+    """The threshold whose boxes agree best with the true ones, by the interquartile mean of their IoU.
 
-    The mean of the middle half: a sequence or two on which no cut is any good would else decide.
+    The mean of the middle half: a sequence or two on which no threshold is any good would else decide.
 
     Args:
         overlaps: ``(N, len(THRESHOLDS))`` of :func:`box_overlaps`, at least one row without NaN.
 
     Returns:
-        The cut, and that mean.
+        The threshold, and that mean.
     """
     known = overlaps[overlaps.isfinite().all(dim=1)].sort(dim=0).values
     quarter = len(known) // 4

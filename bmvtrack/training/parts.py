@@ -153,7 +153,7 @@ def _samplers_of(
     home = home_of(sum(bank.nbytes for bank in {bank for bank, _ in parts}), device, limit)
     moved = {bank: bank.to(home) for bank, _ in parts}
     channels = 4 if options.mode == "tracking" else 3
-    jitter = Augmentation(
+    augmentation = Augmentation(
         strengths=options.jitter,
         distractors=options.distractors,
         backgrounds=options.backgrounds,
@@ -166,7 +166,7 @@ def _samplers_of(
             options.input_size,
             channels,
             options.mode,
-            jitter,
+            augmentation,
             augment,
             options.template,
         )

@@ -148,8 +148,8 @@ class PretrainRun:
                 overlaps.append(box_overlaps(output, batch))
         metrics = self._mean_over_ranks(averaged(parts))
         if overlaps:
-            cut, overlap = best_threshold(all_gather(torch.cat(overlaps)).flatten(0, 1))
-            metrics |= {"box_threshold": cut, "box_iou": overlap}
+            threshold, overlap = best_threshold(all_gather(torch.cat(overlaps)).flatten(0, 1))
+            metrics |= {"box_threshold": threshold, "box_iou": overlap}
         everywhere = all_gather(torch.cat(means)).flatten(0, 1)
         return metrics | {"active_units": float(active_units(everywhere, bottleneck))}
 

@@ -69,10 +69,6 @@ class CapturedVideo(VideoSource):
 
     def __init__(self, video: Path | int, fps: float | None = None) -> None:
         live = isinstance(video, int)
-        if isinstance(video, Path) and os.fsdecode(video).encode("utf-8", "ignore") != os.fsencode(
-            video
-        ):
-            raise UserError(f"OpenCV opens no file whose name is not UTF-8: rename {video.name!a}")
         self._capture = _opened_quietly(video)
         if not self._capture.isOpened():
             raise UserError(
@@ -134,14 +130,25 @@ class FrameFolder(VideoSource):
 
 
 def _opened_quietly(video: Path | int) -> cv2.VideoCapture:
-    """Without complaints of damaged frames, which are counted, or of a camera that isn't there."""
+    """Without complaints of damaged frames, which are counted, or of a camera that isn't there.
+
+    Raises:
+        UserError: if the file's name is not UTF-8, on which OpenCV crashes.
+    """
+    # Absolute: FFmpeg takes what stands before a colon for a protocol.
+    name = video if isinstance(video, int) else str(video.absolute())
+    try:
+        str(name).encode()
+    except UnicodeEncodeError as error:
+        raise UserError(
+            f"OpenCV opens no file whose name is not UTF-8: rename {os.path.basename(str(name))!a}"
+        ) from error
     os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
     logging = cv2.utils.logging
     before = logging.getLogLevel()
     logging.setLogLevel(logging.LOG_LEVEL_SILENT)
     try:
-        # Absolute: FFmpeg takes what stands before a colon for a protocol.
-        return cv2.VideoCapture(video if isinstance(video, int) else str(video.absolute()))
+        return cv2.VideoCapture(name)
     finally:
         logging.setLogLevel(before)
 
