@@ -69,7 +69,7 @@ class TrainOptions:
     """clips stepped side by side, one encoder pass for all"""
     clip_length: int = 32
     """steps of an episode at most; the bundled agent had 96, which tracked the training sequences upside
-    down better than 32 (docs/results.md)"""
+    down better than 32 (docs/experiments.md)"""
     updates: int = 12
     """gradient steps after each step of all environments"""
     batch_size: int = 256

@@ -44,7 +44,7 @@ class StateExtractor(BaseFeaturesExtractor):
         inputs: ``moments``: posterior, mask geometry and motion, but neither the encoder's pooled
             features nor the box. They say next to nothing about where the posterior's mean is
             wrong, and an agent that sees them knows its training sequences apart and learns them
-            by heart (docs/results.md). ``all``: these too, features layer-normalised.
+            by heart (docs/experiments.md). ``all``: these too, features layer-normalised.
     """
 
     def __init__(self, observation_space: spaces.Dict, inputs: Inputs = "moments") -> None:

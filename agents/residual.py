@@ -92,7 +92,7 @@ class MaskHead(nn.Module):
     δ_i = g_i c_i tanh(s_i / c_i), where s is what the mask suggests, in units of the prior: a share g of
     what it suggests, up to about c standard deviations. Twenty-five numbers, and δ is odd in s: a scene
     and its mirror image are corrected alike, so what is learned on a few sequences holds on others
-    (docs/results.md).
+    (docs/experiments.md).
 
     Args:
         dimension: of an action.

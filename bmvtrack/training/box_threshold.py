@@ -3,7 +3,7 @@
 ½ is where a mask ends that is right about how sure it is, and not where its box should end: a box that is
 too small hides from the next frame what it left out, and a track of such boxes shrinks until it is lost.
 The threshold at which single boxes agree best with true ones is also that with which tracks last longest
-(docs/results.md).
+(docs/experiments.md).
 """
 
 from __future__ import annotations
