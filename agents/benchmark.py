@@ -26,7 +26,7 @@ from bmvtrack.data import sources
 from bmvtrack.data.batch import Mode
 from bmvtrack.data.sequence import VideoSequence
 from bmvtrack.data.synthetic import synthetic_sequences
-from bmvtrack.devices import resolved_device
+from bmvtrack.devices import checked_device
 from bmvtrack.errors import UserError
 from bmvtrack.files import write_json
 from bmvtrack.motion import AT_REST
@@ -39,6 +39,7 @@ from bmvtrack.training.speed import rate, rates_in_turn, training_profile, train
 from envs import BMVTrackEnv, BMVTrackVectorEnv
 
 Part = Literal["training", "environment", "agent", "tracking"]
+_CLIP_LENGTH = 32  # of the environments
 
 
 @dataclass(frozen=True)
@@ -95,9 +96,14 @@ def run_benchmark(options: BenchmarkOptions) -> None:
         raise UserError(f"--seconds must be positive, not {options.seconds}")
     if not options.parts or not options.environments or min(options.environments) < 1:
         raise UserError("--parts and --environments need at least one each, and numbers from 1 on")
-    device = resolved_device(options.device)
+    if options.device not in ("auto", "cpu", "cuda"):
+        raise UserError(f"unknown --device {options.device!r}: it is auto, cpu or cuda")
+    device = str(checked_device(options.device))
     measured = Measured()
     for part in options.parts:
+        # Training and Stable-Baselines3 set these for the whole process, later parts included.
+        torch.set_float32_matmul_precision("highest")
+        torch.backends.cudnn.deterministic = False
         PARTS[part](options, device, measured)
     machine = f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads"
     if device == "cuda":
@@ -144,7 +150,11 @@ def measure_environments(options: BenchmarkOptions, device: str, measured: Measu
     reduced = Perception(perception.network, device, "bfloat16")
     sequences = benchmark_sequences(options)
     for count in options.environments:
-        arguments: dict[str, Any] = {"sequences": sequences, "coordinates": "object"}
+        arguments: dict[str, Any] = {
+            "sequences": sequences,
+            "coordinates": "object",
+            "clip_length": _CLIP_LENGTH,
+        }
         makers = [lambda: BMVTrackEnv(weights=perception, **arguments)] * count  # noqa: B023
         one_by_one = SyncVectorEnv(makers, autoreset_mode=AutoresetMode.SAME_STEP)
         environments = {
@@ -158,7 +168,9 @@ def measure_environments(options: BenchmarkOptions, device: str, measured: Measu
                 continue
             environment.reset(seed=0)
             step = partial(environment.step, at_rest)
-            per_second = rate(step, options.seconds, device, warm_up=3 if count <= 64 else 1)
+            # On a GPU until the first clips have ended: that is when the most memory is asked for.
+            warm_up = _CLIP_LENGTH + 1 if device == "cuda" else 3 if count <= 64 else 1
+            per_second = rate(step, options.seconds, device, warm_up)
             measured.per_second[f"{name}, N = {count}, steps/s"] = count * per_second
             if isinstance(environment, BMVTrackVectorEnv):
                 measured.bytes["frames of the environments"] = environment.frame_bytes

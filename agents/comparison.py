@@ -27,7 +27,7 @@ from bmvtrack.errors import UserError
 from bmvtrack.files import write_json
 from bmvtrack.perception import Perception
 from envs.clips import Clip, ClipSource
-from envs.vector_env import GIBIBYTE, BMVTrackVectorEnv
+from envs.vector_env import BMVTrackVectorEnv
 
 # As Stable-Baselines3 would set them.
 _DEFAULTS = {"learning_rate": 3e-4, "actor_hidden": (256, 256), "critic_hidden": (256, 256)}
@@ -197,7 +197,7 @@ def _train(
         weights=Perception(perception.network, perception.device),  # float32, whatever learns
         coordinates=options.coordinates,
         lost_after=_NEVER,
-        cache_bytes=int(options.cache_gigabytes * GIBIBYTE),
+        cache_bytes=options.cache_bytes,
         clips=clips,
     )
     callback = _Evaluations(

@@ -11,6 +11,7 @@ from agents.policy import Inputs
 from agents.storage import PolicyName
 from bmvtrack.console import check_minutes
 from bmvtrack.data import sources
+from bmvtrack.data.frame_cache import GIBIBYTE
 from bmvtrack.data.mirrored import Mirroring
 from bmvtrack.errors import UserError
 from bmvtrack.motion import Coordinates
@@ -87,8 +88,9 @@ class TrainOptions:
     """weight of KL (or of entropy, for `plain`) at the start; tuned from there"""
     buffer_size: int = 100_000
     """transitions kept for replay"""
-    cache_gigabytes: float = 4.0
-    """of frames on the device; those used least recently are read again"""
+    cache_gigabytes: float | None = None
+    """of frames on the device; those used least recently are read again. Default: 4, or a quarter of a
+    GPU's free memory if that is more"""
     truth_share: float = 0.0
     """of the environments that act by the true motion, with the prior's noise; the others act by
     the policy (`latent-prior` and `diagonal-prior`)"""
@@ -142,7 +144,8 @@ class TrainOptions:
                 f"and {self.validation_share}"
             )
         for name in _POSITIVE:
-            if not 0 < getattr(self, name) < math.inf:
+            value = getattr(self, name)
+            if value is not None and not 0 < value < math.inf:
                 raise UserError(f"--{name.replace('_', '-')} must be positive, and finite")
         for name in ("actor_hidden", "critic_hidden"):
             if min(getattr(self, name), default=1) < 1:
@@ -156,6 +159,11 @@ class TrainOptions:
             raise UserError("--truth-share needs --policy latent-prior or diagonal-prior")
         if self.device not in ("auto", "cpu", "cuda"):
             raise UserError(f"unknown --device {self.device!r}: it is auto, cpu or cuda")
+
+    @property
+    def cache_bytes(self) -> float | None:
+        """Bytes that frames may take on the device; None: what is usual."""
+        return None if self.cache_gigabytes is None else self.cache_gigabytes * GIBIBYTE
 
     def fixed(self) -> dict[str, Any]:
         """What may not change when a run is resumed, as JSON."""

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import psutil
 import torch
 from gymnasium import spaces
 from numpy.typing import NDArray
@@ -15,6 +14,7 @@ from stable_baselines3.common.type_aliases import DictReplayBufferSamples
 from stable_baselines3.common.vec_env import VecNormalize
 
 from bmvtrack.arrays import BoolArray, FloatArray
+from bmvtrack.devices import free_memory, to_device
 from bmvtrack.errors import UserError
 
 _HALF = "features"  # layer-normalised by the encoder: three decimal digits are plenty
@@ -120,7 +120,8 @@ class TensorReplayBuffer(ReplayBuffer):
             self.observations[name][row] = now
             self.observations[name][following] = then
         if len(ended):
-            where, which = torch.from_numpy(np.stack([slots[ended], ended])).to(self.device)
+            pairs = torch.from_numpy(np.stack([slots[ended], ended]))
+            where, which = to_device(pairs, self.device)
             self._keep_finals(where, following, which)
         self.actions[row] = action_
         self.rewards[row], self.dones[row] = reward_[:, 0], terminal_[:, 0]
@@ -246,7 +247,7 @@ class TensorReplayBuffer(ReplayBuffer):
     def _upload(self, columns: Sequence[NDArray[Any]]) -> Sequence[torch.Tensor]:
         """Arrays ``(n_envs, …)`` in one transfer; as float64, in which slots are exact, too."""
         together = torch.from_numpy(np.concatenate(columns, axis=1, dtype=np.float64))
-        parts: Sequence[torch.Tensor] = together.to(self.device).split(
+        parts: Sequence[torch.Tensor] = to_device(together, self.device).split(
             [column.shape[1] for column in columns], dim=1
         )
         return parts
@@ -259,10 +260,7 @@ class TensorReplayBuffer(ReplayBuffer):
 
     def _check_memory(self, transitions: int, finals: int) -> None:
         needed = transitions * self.bytes_per_transition + finals * self._observation_bytes()
-        if self.device.type == "cuda":
-            left = torch.cuda.mem_get_info(self.device)[0]
-        else:
-            left = psutil.virtual_memory().available
+        left = free_memory(self.device)
         if needed > left:
             raise UserError(
                 f"a replay buffer of {transitions:,} transitions takes {needed:,} bytes, and "

@@ -18,8 +18,8 @@ from bmvtrack.tracking.trackers import BoxTracker, TrackerFactory
 from envs.state import checked_action, move, observe
 
 
-def agent_mover(perception: Perception, stored: StoredActor) -> Mover:
-    """Moves boxes by an agent's mean actions.
+class AgentMover:
+    """Moves boxes by an agent's mean actions: a :data:`~bmvtrack.movers.Mover`.
 
     Args:
         perception: the encoder the agent was trained with.
@@ -28,37 +28,43 @@ def agent_mover(perception: Perception, stored: StoredActor) -> Mover:
     Raises:
         UserError: if encoder and agent do not fit.
     """
-    actor, coordinates = stored.actor, stored.coordinates
-    expected = actor.observation_space["features"].shape[0]  # type: ignore[index]
-    if expected != perception.feature_count:
-        raise UserError(
-            f"the agent was trained on an encoder with {expected} features, not "
-            f"{perception.feature_count}; give the weights that belong together"
-        )
+
+    def __init__(self, perception: Perception, stored: StoredActor) -> None:
+        self.actor, self.coordinates = stored.actor, stored.coordinates
+        expected = self.actor.observation_space["features"].shape[0]  # type: ignore[index]
+        if expected != perception.feature_count:
+            raise UserError(
+                f"the agent was trained on an encoder with {expected} features, not "
+                f"{perception.feature_count}; give the weights that belong together"
+            )
 
     @torch.inference_mode()
-    def mover(
-        percept: Percept, boxes: torch.Tensor, previous_motion: torch.Tensor, sizes: torch.Tensor
+    def __call__(
+        self,
+        percept: Percept,
+        boxes: torch.Tensor,
+        previous_motion: torch.Tensor,
+        sizes: torch.Tensor,
     ) -> torch.Tensor:
-        state = observe(percept, boxes, previous_motion, sizes, coordinates)
+        """Boxes t+1."""
+        state = observe(percept, boxes, previous_motion, sizes, self.coordinates)
         # What the actor's predict does, without its way there through NumPy.
-        scaled = actor({name: value.cpu() for name, value in state.items()}, deterministic=True)
-        actions = [checked_action(action) for action in actor.unscale_action(scaled.numpy())]
+        on_host = {name: value.cpu() for name, value in state.items()}
+        scaled = self.actor(on_host, deterministic=True)
+        actions = [checked_action(action) for action in self.actor.unscale_action(scaled.numpy())]
         width, height = sizes.to(boxes).unbind(-1)
         taken = torch.as_tensor(np.stack(actions)).to(boxes)
-        moved, _ = move(boxes, taken, width, height, coordinates)
+        moved, _ = move(boxes, taken, width, height, self.coordinates)
         return moved
-
-    return mover
 
 
 def load_agent_mover(folder: Path, perception: Perception) -> Mover:
-    """:func:`agent_mover` of the agent in a folder.
+    """:class:`AgentMover` of the agent in a folder.
 
     Raises:
         UserError: if there is none, or it does not fit the encoder.
     """
-    return agent_mover(perception, load_actor(folder))
+    return AgentMover(perception, load_actor(folder))
 
 
 def agent_tracker(weights: str | Path = DEFAULT_WEIGHTS, device: str = "cpu") -> TrackerFactory:

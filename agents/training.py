@@ -33,7 +33,7 @@ from bmvtrack.files import DAMAGED, write_json
 from bmvtrack.perception import Perception
 from bmvtrack.training.checkpoint import check_run_folder, resumed_state, save_checkpoint
 from envs.clips import Clip, ClipSource
-from envs.vector_env import GIBIBYTE, BMVTrackVectorEnv
+from envs.vector_env import BMVTrackVectorEnv
 
 # Encoders are trained with seeds that are multiples of a thousand: on their own sequences they err less.
 TRAINING_SEED, _VALIDATION_SEED = 400, 500
@@ -51,7 +51,7 @@ def train_agent(options: TrainOptions, console: Console | None = None) -> float:
     """
     options.check()
     console = console or Console()
-    check_run_folder(options.out, options.resume)
+    check_run_folder(options.out, options.resume, options.fixed())
     device = resolved_device(options.device)
     perception = Perception.load(options.weights, device, options.precision)
     training, clips = training_and_validation(options)
@@ -62,7 +62,13 @@ def train_agent(options: TrainOptions, console: Console | None = None) -> float:
         restore_training_state(model, state)
         best = float(state["best"])
         at = f"at step {model.num_timesteps} of {options.steps}"
-        console.print(f"resuming {options.out} {at}", markup=False)
+        over = model.num_timesteps >= options.steps
+        text = (
+            f"{options.out} is {at}: nothing is left to do"
+            if over
+            else f"resuming {options.out} {at}"
+        )
+        console.print(text, markup=False)
     evaluation = make_environments(options, perception, clips=clips)
     keeper = _Keeper(options, perception)
     evaluator = EvalCallback(
@@ -312,7 +318,7 @@ def make_environments(
         clip_length=options.clip_length,
         coordinates=options.coordinates,
         reward=options.reward,
-        cache_bytes=int(options.cache_gigabytes * GIBIBYTE),
+        cache_bytes=options.cache_bytes,
         clips=clips,
     )
     return VecMonitor(StableBaselinesEnv(environment))

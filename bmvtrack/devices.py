@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 
+import psutil
 import torch
 
 from bmvtrack.errors import UserError
@@ -36,9 +37,17 @@ def checked_device(device: str | torch.device) -> torch.device:
     return checked
 
 
+def free_memory(device: torch.device) -> int:
+    """Bytes that tensors can still take on a device; on a GPU with those that torch holds unused."""
+    if device.type != "cuda":
+        return int(psutil.virtual_memory().available)
+    unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return int(torch.cuda.mem_get_info(device)[0] + unused)
+
+
 def data_capacity(device: torch.device) -> float:
     """Bytes of training data that may be kept on a device: half of a GPU's free memory, any on a CPU."""
-    return torch.cuda.mem_get_info(device)[0] / 2 if device.type == "cuda" else math.inf
+    return free_memory(device) / 2 if device.type == "cuda" else math.inf
 
 
 def to_device(values: torch.Tensor, device: torch.device) -> torch.Tensor:

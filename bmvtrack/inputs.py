@@ -61,6 +61,10 @@ def rotated_box(box: Any, width: int, height: int) -> FloatArray:
         values = np.asarray(_of_opencv(box))
         if values.shape in ((1, 4), (1, 5)) and (height, width) != values.shape:
             values = values[0]  # the one box of cv2.selectROIs
+        if values.ndim == 2 and values.shape[1] in (4, 5) and (height, width) != values.shape:
+            raise UserError(
+                f"one box at a time, not {len(values)}: start each object on its own, with an id of its own"
+            )
         if values.ndim == 2:
             return _box_of_mask(values, width, height)
         if np.iscomplexobj(values):

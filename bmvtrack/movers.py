@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from bmvtrack import geometry, motion
+from bmvtrack.devices import to_device
 from bmvtrack.masks import mask_boxes
 from bmvtrack.perception import Percept
 
@@ -43,7 +44,7 @@ def move_by_mask(
     moved = np.where(np.isnan(moved), before, geometry.nearest_label(moved, before))
     sides = before[:, 2:4]
     moved[:, 2:4] = np.clip(moved[:, 2:4], sides / _MOST_GROWTH, sides * _MOST_GROWTH)
-    return torch.as_tensor(moved).to(boxes)
+    return to_device(torch.as_tensor(moved).to(boxes.dtype), boxes.device)
 
 
 def move_by_both(

@@ -6,7 +6,7 @@ The environment, the trackers and the agent all see through :class:`Perception`.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Literal
@@ -68,6 +68,13 @@ class Percept:
         names = [field.name for field in fields(cls) if field.name != "box_threshold"]
         tensors = {name: torch.cat([getattr(part, name) for part in parts]) for name in names}
         return cls(**tensors, box_threshold=parts[0].box_threshold)
+
+    def cpu(self) -> Percept:
+        """The same on the host, where a few boxes are moved faster than on a GPU."""
+        if self.mean.device.type == "cpu":
+            return self
+        names = [field.name for field in fields(self) if field.name != "box_threshold"]
+        return replace(self, **{name: getattr(self, name).cpu() for name in names})
 
 
 class Perception:

@@ -202,7 +202,7 @@ class Tracker:
                 f"{self._size[0]}×{self._size[1]}; all frames must have one size"
             )
         before = np.stack(list(self._boxes.values()))  # (B, 5)
-        percept = self._perception.look(rgb, before, self._template())
+        percept = self._perception.look(rgb, before, self._template()).cpu()
         after = self._moved(percept, before)
         motions = motion.solve(before, after, *self._size, "object")
         ids = list(self._boxes)

@@ -142,6 +142,7 @@ class BMVTrackEnv(gym.Env[Observation, NDArray[np.float32]]):
         )
         self.sequence: VideoSequence | None = None
         self._window: Any = None
+        self._clock: Any = None
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -236,7 +237,7 @@ class BMVTrackEnv(gym.Env[Observation, NDArray[np.float32]]):
             import pygame
 
             pygame.display.quit()
-            self._window = None
+            self._window = self._clock = None
 
     def _look(self) -> Observation:
         """Observe the next frame (the same one again at the end of the sequence)."""

@@ -16,6 +16,7 @@ from bmvtrack.data import sources
 from bmvtrack.data.sequence import VideoSequence
 from bmvtrack.data.synthetic import synthetic_sequence
 from bmvtrack.errors import UserError
+from envs.state import check_count
 
 
 @dataclass(frozen=True)
@@ -46,11 +47,8 @@ class ClipSource:
     """
 
     def __init__(self, sequences: Sequence[VideoSequence] | str | None, length: int) -> None:
-        if length < 1:
-            raise UserError(f"clip_length must be at least 1, not {length}")
-        if isinstance(sequences, str):
-            sequences = sources.load_sequences(sequences)
-        self.sequences = None if sequences is None else list(sequences)
+        check_count("clip_length", length)
+        self.sequences = _given(sequences)
         if self.sequences is not None and not any(len(s) > 1 for s in self.sequences):
             raise UserError("no sequence has two frames: there is nothing to track")
         self.length = length
@@ -92,7 +90,15 @@ class ClipSource:
 
         Args:
             count: of clips.
+
+        Raises:
+            UserError: if there are no sequences to spread them over, or none that can be started.
         """
+        if self.sequences is None:
+            raise UserError(
+                "clips are spread over sequences, and None means new ones for each clip: give a list, or "
+                'data by name, like "synthetic"'
+            )
         rounds = -(-count // len(self._usable))
         clips = []
         for i in range(count):
@@ -128,6 +134,24 @@ class ClipSource:
             f"no sequence {wanted!r}; there are {len(self.sequences)}: "
             f"{', '.join(s.name for s in self.sequences[:20])}"
         )
+
+
+def _given(sequences: Any) -> list[VideoSequence] | None:
+    """Sequences as a list.
+
+    Raises:
+        UserError: if they are none.
+    """
+    if sequences is None:
+        return None
+    if isinstance(sequences, str):
+        return sources.load_sequences(sequences)
+    if isinstance(sequences, Sequence) and all(isinstance(s, VideoSequence) for s in sequences):
+        return list(sequences)
+    raise UserError(
+        "sequences are a list of VideoSequence, or data by name, like davis16:FOLDER, not "
+        f"{type(sequences).__name__}"
+    )
 
 
 def _whole_number(option: str, value: Any) -> int | None:

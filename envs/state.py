@@ -6,7 +6,6 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
-from array_api_compat import device
 from gymnasium import spaces
 from numpy.typing import NDArray
 
@@ -49,8 +48,18 @@ def check_choices(coordinates: str, reward: str, lost_after: int) -> None:
         raise UserError(f"coordinates must be one of {COORDINATES}, not {coordinates!r}")
     if reward not in get_args(Reward):
         raise UserError(f"reward must be one of {get_args(Reward)}, not {reward!r}")
-    if lost_after < 1:
-        raise UserError(f"lost_after must be at least 1, not {lost_after}")
+    check_count("lost_after", lost_after)
+
+
+def check_count(name: str, value: Any) -> None:
+    """Refuse an argument that is not a whole number from 1 on.
+
+    Raises:
+        UserError: naming it.
+    """
+    whole = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+    if not whole or value < 1:
+        raise UserError(f"{name} must be at least 1, a whole number, not {value!r}")
 
 
 def action_space(coordinates: Coordinates) -> spaces.Box:
@@ -187,10 +196,11 @@ def move(
         Boxes t+1 ``(..., 5)`` and the motion to them in ``object`` coordinates ``(..., 5)``.
     """
     xp = namespace(rbbox, action)
-    low, high = (
-        xp.asarray(bound, dtype=rbbox.dtype, device=device(rbbox)) + xp.zeros_like(action)
-        for bound in ACTION_BOUNDS[coordinates]
+    # Number by number: an array of bounds would be copied to the device, which waits.
+    bounds = zip(*ACTION_BOUNDS[coordinates], strict=True)
+    clipped = xp.stack(
+        [xp.clip(action[..., i], low, high) for i, (low, high) in enumerate(bounds)], axis=-1
     )
-    moved = motion.apply(rbbox, xp.clip(action, low, high), width, height, coordinates)
+    moved = motion.apply(rbbox, clipped, width, height, coordinates)
     result = geometry.clamp(moved, width, height)
     return result, motion.solve(rbbox, result, width, height, "object")

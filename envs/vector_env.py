@@ -18,6 +18,7 @@ from bmvtrack import geometry, motion
 from bmvtrack.data.frame_cache import make_frame_cache
 from bmvtrack.data.sequence import VideoSequence
 from bmvtrack.data.synthetic import synthetic_sequence
+from bmvtrack.devices import to_device
 from bmvtrack.errors import UserError
 from bmvtrack.iou import bounds_iou, rotated_iou_torch
 from bmvtrack.models import Template
@@ -35,7 +36,6 @@ from envs.state import (
 )
 
 Observations = dict[str, torch.Tensor]
-GIBIBYTE = 2**30
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,8 @@ class BMVTrackVectorEnv(VectorEnv[Any, Any, Any]):
         coordinates: of the action: ``frame`` or ``object``.
         reward: IoU of ``rotated`` boxes or of ``axis_aligned`` bounds.
         lost_after: scored frames without overlap that end an episode.
-        cache_bytes: that frames may take on the device; those used least recently make room.
+        cache_bytes: that frames may take on the device; those used least recently make room. None: 4
+            GiB, or a quarter of a GPU's free memory if that is more.
         clips: play these in turn instead of random ones, from the first again after each call
             of :meth:`reset`; each environment plays a stretch of them, see
             :func:`~envs.clips.assign_clips`.
@@ -96,7 +97,7 @@ class BMVTrackVectorEnv(VectorEnv[Any, Any, Any]):
         coordinates: Coordinates = "frame",
         reward: Reward = "rotated",
         lost_after: int = 10,
-        cache_bytes: float = 4 * GIBIBYTE,
+        cache_bytes: float | None = None,
         clips: Sequence[Clip] | None = None,
     ) -> None:
         if num_envs < 1:
@@ -132,6 +133,7 @@ class BMVTrackVectorEnv(VectorEnv[Any, Any, Any]):
         self._truths: torch.Tensor  # (N, L + 2, 5) true boxes of the clip and of the frame after it
         self._boxes: torch.Tensor  # (N, 5)
         self._previous: torch.Tensor  # (N, 5) motion that led there
+        self._at_rest: torch.Tensor  # (5,)
         self._iou: torch.Tensor  # (N,)
         self._template: Template | None = None
 
@@ -212,7 +214,7 @@ class BMVTrackVectorEnv(VectorEnv[Any, Any, Any]):
         self._index += 1
         ended = self._index >= self._last
         rewards = torch.where(scored, iou, 0).float()
-        truncated = torch.from_numpy(ended).to(self.device)
+        truncated = self._uploaded(ended)
         observations, info = self._observe_and_restart(np.flatnonzero(lost | ended))
         return observations, rewards, terminated, truncated, info
 
@@ -226,7 +228,7 @@ class BMVTrackVectorEnv(VectorEnv[Any, Any, Any]):
         views.append(self._view(done))
         final: Observations = {}
         observations: Observations = {}
-        rows = torch.from_numpy(done).to(self.device)
+        rows = self._uploaded(done)
         for name, values in self._look(views).items():  # one encoder pass for both
             final[name] = values[: self.num_envs]
             observations[name] = final[name].index_copy(0, rows, values[self.num_envs :])
@@ -275,6 +277,7 @@ class BMVTrackVectorEnv(VectorEnv[Any, Any, Any]):
         self._truths = torch.full((count, length + 2, 5), torch.nan, device=device).double()
         self._boxes = torch.zeros(count, 5, dtype=torch.float64, device=device)
         self._previous = torch.zeros(count, 5, dtype=torch.float64, device=device)
+        self._at_rest = torch.tensor(motion.AT_REST, dtype=torch.float64, device=device)
         self._iou = torch.ones(count, dtype=torch.float64, device=device)
 
     def _start(self, which: NDArray[np.intp], clips: Sequence[Clip]) -> None:
@@ -286,15 +289,14 @@ class BMVTrackVectorEnv(VectorEnv[Any, Any, Any]):
             boxes = clip.sequence.boxes[clip.start : clip.last + 2]
             truths[k, : len(boxes)] = torch.from_numpy(boxes)
         sizes = torch.tensor([clip.sequence.size for clip in clips], dtype=torch.float64)
-        rows = torch.from_numpy(which).to(self.device)
-        self._truths.index_copy_(0, rows, truths.to(self.device))
-        self._sizes.index_copy_(0, rows, sizes.to(self.device))
+        rows = self._uploaded(which)
+        self._truths.index_copy_(0, rows, to_device(truths, self.device))
         self._steps.index_fill_(0, rows, 0)
         self._missed.index_fill_(0, rows, 0)
-        # These have been handed out: new tensors.
-        at_rest = torch.tensor(motion.AT_REST, dtype=torch.float64, device=self.device)
+        # These have been handed out, or are about to be looked through: new tensors.
+        self._sizes = self._sizes.index_copy(0, rows, to_device(sizes, self.device))
         self._boxes = self._boxes.index_copy(0, rows, self._truths[rows, 0])
-        self._previous = self._previous.index_copy(0, rows, at_rest.expand(len(clips), 5))
+        self._previous = self._previous.index_copy(0, rows, self._at_rest.expand(len(clips), 5))
         self._iou = self._iou.index_fill(0, rows, 1.0)
         if self.perception.uses_template:
             self._memorize(clips, rows)
@@ -319,10 +321,10 @@ class BMVTrackVectorEnv(VectorEnv[Any, Any, Any]):
         for i in which.tolist():
             sequence = self._clips[i].sequence
             wanted.append((sequence, min(int(self._index[i]) + 1, len(sequence) - 1)))
-        rows = torch.from_numpy(which).to(self.device)
-        template = self._template
-        if template is not None and len(which) < self.num_envs:
-            template = template.rows(rows)
+        if len(which) == self.num_envs:  # in order
+            return _View(wanted, self._boxes, self._previous, self._sizes, self._template)
+        rows = self._uploaded(which)
+        template = None if self._template is None else self._template.rows(rows)
         return _View(wanted, self._boxes[rows], self._previous[rows], self._sizes[rows], template)
 
     def _look(self, views: Sequence[_View]) -> Observations:
@@ -342,7 +344,11 @@ class BMVTrackVectorEnv(VectorEnv[Any, Any, Any]):
 
     def _slots(self, wanted: list[tuple[VideoSequence, int]]) -> torch.Tensor:
         """Where frames lie on the device, read if need be."""
-        return torch.tensor(self.frames.slots(wanted), device=self.device)
+        return self._uploaded(np.array(self.frames.slots(wanted)))
+
+    def _uploaded(self, values: NDArray[Any]) -> torch.Tensor:
+        """An array on the device, without waiting for that."""
+        return to_device(torch.from_numpy(values), self.device)
 
     def _overlap(self, boxes: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
         if self.reward == "rotated":

@@ -49,8 +49,9 @@ class Options:
     """steps between evaluations"""
     seeds: tuple[int, ...] = (0, 1, 2)
     """one run of each method for each"""
-    cache_gigabytes: float = 4.0
-    """of frames on the device; those used least recently are read again"""
+    cache_gigabytes: float | None = None
+    """of frames on the device; those used least recently are read again. Default: 4, or a quarter of a
+    GPU's free memory if that is more"""
     device: str = "auto"
     """`auto`, `cpu` or `cuda`"""
     precision: Precision = "float32"

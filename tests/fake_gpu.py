@@ -2,14 +2,14 @@
 
 On a machine without a GPU they show what would go wrong on one that has nothing to do with numbers:
 tensors of two devices in one operation, and hosts that have to know a number before they go on
-(``item``, a boolean index). Copies between the devices can be forbidden. Backward passes are out of
+(``item``, a boolean index, a copy that is waited for). Backward passes are out of
 reach, for autograd asks the CUDA driver.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from types import FunctionType, MethodType, ModuleType
 from typing import Any
 from unittest.mock import patch
@@ -23,7 +23,7 @@ from torch.utils._pytree import tree_leaves
 
 GPU = torch.device("cuda")
 _PLAIN = (FunctionType, MethodType, ModuleType, type, torch.Generator, torch.dtype, torch.device)
-_COPIES = ("aten::_to_copy", "aten::copy_")
+_COPIES = ("aten::_to_copy", "aten::copy_", "aten::to")  # the last in inference mode
 
 
 class FakeGPU:
@@ -74,27 +74,30 @@ class FakeGPU:
         return thing
 
     @contextmanager
-    def running(self, may_copy: bool = False) -> Iterator[None]:
+    def running(self, may_read: bool = False) -> Iterator[None]:
         """Where fake tensors are computed with.
 
         ``cpu().numpy()`` gives zeros, of uint8 (masks) ones, and is on record.
 
         Raises:
-            AssertionError: at a copy between host and GPU, unless they are allowed.
+            AssertionError: where the host waits for a copy to the GPU, and at any from it (unless it may
+                read, by ``cpu()``).
         """
 
         def cpu(tensor: torch.Tensor) -> _Host:
-            assert may_copy, f"the host asks for {tuple(tensor.shape)}"
+            assert may_read, f"the host asks for {tuple(tensor.shape)}"
             self.reads.append(tuple(tensor.shape))
             return _Host(tensor)
 
-        watch = nullcontext() if may_copy else _NoCopies()
-        with self.mode, watch, patch.object(torch.Tensor, "cpu", cpu):
+        pinned = patch.object(
+            torch.Tensor, "pin_memory", lambda tensor: tensor
+        )  # fake ones cannot be
+        with self.mode, _NoWaiting(), pinned, patch.object(torch.Tensor, "cpu", cpu):
             yield
 
 
-class _NoCopies(TorchDispatchMode):
-    """Forbids copies between host and GPU."""
+class _NoWaiting(TorchDispatchMode):
+    """Forbids copies between host and GPU that one of them waits for."""
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
@@ -102,8 +105,12 @@ class _NoCopies(TorchDispatchMode):
         result = func(*args, **(kwargs or {}))
         leaves = tree_leaves((args, kwargs, result))
         devices = {leaf.device.type for leaf in leaves if isinstance(leaf, torch.Tensor)}
-        copied = len(devices) > 1 and func._schema.name in _COPIES
-        assert not copied, f"{func} copies between {' and '.join(sorted(devices))}"
+        if len(devices) > 1 and func._schema.name in _COPIES:
+            names = [argument.name for argument in func._schema.arguments]
+            given = dict(zip(names, args, strict=False)) | (kwargs or {})
+            assert given.get("non_blocking"), (
+                f"{func} copies between {' and '.join(sorted(devices))}"
+            )
         return result
 
 

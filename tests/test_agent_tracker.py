@@ -1,5 +1,6 @@
 """An agent as a tracker: what its actions are, without the environment."""
 
+import pickle
 from pathlib import Path
 
 import numpy as np
@@ -7,7 +8,7 @@ import pytest
 import torch
 
 from agents.storage import StoredActor, load_actor, make_actor, save_actor
-from agents.tracker import agent_mover, agent_tracker
+from agents.tracker import AgentMover, agent_tracker
 from bmvtrack.data.synthetic import synthetic_sequence
 from bmvtrack.errors import UserError
 from bmvtrack.geometry import nearest_label
@@ -22,7 +23,7 @@ from envs.state import move, observe
 def test_agent_of_another_encoder_is_refused(perception: Perception, tmp_path: Path) -> None:
     save_actor(make_actor("latent-prior", "frame", 6, []), "latent-prior", "frame", tmp_path)
     with pytest.raises(UserError, match="belong together"):
-        agent_mover(perception, load_actor(tmp_path))
+        AgentMover(perception, load_actor(tmp_path))
 
 
 @pytest.mark.parametrize("coordinates", ["frame", "object"])
@@ -59,7 +60,7 @@ def test_boxes_move_by_what_stable_baselines_would_predict(
     )
     percept = perception.look(sequence.frame(1), boxes.numpy())
     rest, sizes = torch.tensor([AT_REST] * 2), torch.tensor([sequence.size] * 2)
-    found = agent_mover(perception, StoredActor(actor, coordinates))(percept, boxes, rest, sizes)
+    found = AgentMover(perception, StoredActor(actor, coordinates))(percept, boxes, rest, sizes)
     state = observe(percept, boxes, rest, sizes, coordinates)
     observations = {name: value.numpy() for name, value in state.items()}
     actions, _ = actor.predict(observations, deterministic=True)
@@ -68,3 +69,13 @@ def test_boxes_move_by_what_stable_baselines_would_predict(
     expected, _ = move(boxes, actions, width, height, coordinates)
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-3)
     assert (found - boxes).abs().max() > 0.1
+
+
+def test_a_tracker_goes_to_another_process_as_it_is() -> None:
+    sequence = synthetic_sequence(8)
+    tracker = Tracker.load()
+    tracker.init(sequence.frame(0), sequence.boxes[0])
+    copy = pickle.loads(pickle.dumps(tracker))
+    for t in (1, 2):
+        first, second = (each.update(sequence.frame(t)) for each in (tracker, copy))
+        np.testing.assert_array_equal(first.rbbox, second.rbbox)

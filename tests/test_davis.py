@@ -12,7 +12,7 @@ from PIL import Image
 
 from bmvtrack.data import sources
 from bmvtrack.data.davis import load_davis16, read_mask
-from bmvtrack.data.sequence import VideoSequence, read_image
+from bmvtrack.data.sequence import read_image
 from bmvtrack.errors import UserError
 
 
@@ -159,13 +159,6 @@ def test_unknown_splits_and_sequences_are_named(tmp_path):
         load_davis16(tmp_path, "val")
     with pytest.raises(UserError, match="no sequence yak in"):
         load_davis16(tmp_path, sequences=["bear", "yak"])
-
-
-def test_a_sequence_needs_frames_and_masks_or_boxes():
-    with pytest.raises(UserError, match="no frames"):
-        VideoSequence("empty", 0, lambda t: np.zeros((2, 2, 3), np.uint8))
-    with pytest.raises(UserError, match="neither masks nor boxes"):
-        VideoSequence("bare", 1, lambda t: np.zeros((2, 2, 3), np.uint8))
 
 
 def test_real_folders_are_read_whole(shared_data):

@@ -201,10 +201,14 @@ def test_actions_are_clipped_to_the_bounds() -> None:
     [
         ({"coordinates": "polar"}, "coordinates must be one of"),
         ({"reward": "giou"}, "reward must be one of"),
-        ({"clip_length": 0}, "at least 1"),
+        ({"clip_length": 0}, "clip_length must be at least 1"),
+        ({"clip_length": 2.5}, "clip_length must be at least 1, a whole number, not 2.5"),
+        ({"lost_after": 1.5}, "lost_after must be at least 1, a whole number, not 1.5"),
         ({"render_mode": "ascii"}, "render_mode must be one of"),
         ({"sequences": "nothing:here"}, "unknown data"),
         ({"sequences": []}, "nothing to track"),
+        ({"sequences": Path("DAVIS")}, "data by name, like davis16:FOLDER, not PosixPath"),
+        ({"sequences": [np.zeros((2, 9, 9, 3))]}, "a list of VideoSequence, or data by name"),
         ({"weights": "no-such-weights"}, "no weights"),
     ],
 )
@@ -241,7 +245,14 @@ def test_sequences_that_cannot_be_started(perception: Perception) -> None:
 
 def test_make_by_name_with_arguments(perception: Perception) -> None:
     make = partial(gym.make, "BMVTrack-v0", weights=perception)
-    assert make(coordinates="object").action_space.high[3] == pytest.approx(1.8)
+    bounds = {
+        "frame": (0.9, 1.4),
+        "object": (1.8, 0.9),
+    }  # of the translation, as the docstring says
+    for coordinates, most in bounds.items():
+        space = make(coordinates=coordinates).action_space
+        assert space.high == pytest.approx([4.6, 4.6, 0.8, *most])
+        assert space.low == pytest.approx([0.1, 0.1, -0.8, *(-m for m in most)])
     assert make(clip_length=3).unwrapped.source.length == 3
 
 

@@ -17,6 +17,7 @@ from agents.options import TrainOptions
 from agents.training import make_environments, make_model
 from bmvtrack import prior
 from bmvtrack.data.synthetic import synthetic_sequences
+from bmvtrack.devices import to_device
 from bmvtrack.models import ResNetUNet
 from bmvtrack.perception import Perception
 from bmvtrack.training import PretrainOptions
@@ -46,10 +47,17 @@ def test_a_fake_gpu_minds_what_a_real_one_would(gpu):
         there + here
     with gpu.running(), pytest.raises(Exception, match="_local_scalar"):
         float(there.sum())
-    with gpu.running(), pytest.raises(AssertionError, match="copies between cpu and cuda"):
-        here.to(GPU)
     with gpu.running(), pytest.raises(AssertionError, match="the host asks"):
         there.cpu()
+
+
+@pytest.mark.parametrize("inference", [False, True])
+def test_a_fake_gpu_sees_copies_that_are_waited_for(gpu, inference):
+    here = gpu.mode.from_tensor(torch.ones(3))
+    with torch.inference_mode(inference), gpu.running():
+        assert to_device(here, GPU).device.type == "cuda"
+        with pytest.raises(AssertionError, match="copies between cpu and cuda"):
+            here.to(GPU)
 
 
 TEMPLATE = {"template": True, "distractors": 0.2, "backgrounds": 0.2, "whole_images": 0.5}
@@ -141,11 +149,20 @@ def test_environments_step_on_the_gpu(gpu, sequences, coordinates, reward):
     env.reset(seed=0)
     gpu.move([env.perception, env.frames])
     env.perception.device = GPU
-    for name in ("_rows", "_steps", "_missed", "_sizes", "_truths", "_boxes", "_previous"):
+    for name in (
+        "_rows",
+        "_steps",
+        "_missed",
+        "_sizes",
+        "_truths",
+        "_boxes",
+        "_previous",
+        "_at_rest",
+    ):
         setattr(env, name, gpu.move(getattr(env, name)))
     env._iou, env._template = gpu.move(env._iou), gpu.move(env._template)
     everything = torch.device("cuda:0")
-    with gpu.running(may_copy=True):
+    with gpu.running(may_read=True):
         actions = torch.zeros(3, 5, device=GPU)
         for step in range(4):
             gpu.reads.clear()

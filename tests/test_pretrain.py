@@ -17,7 +17,8 @@ from bmvtrack.errors import UserError
 from bmvtrack.models import BetaMVAE, BetaMVUNet, load_network
 from bmvtrack.training import PretrainOptions
 from bmvtrack.training.checkpoint import checkpoints, load_checkpoint, save_checkpoint
-from bmvtrack.training.pretrain import PretrainRun, build_network
+from bmvtrack.training.parts import build_network, build_optimizer, build_samplers
+from bmvtrack.training.pretrain import PretrainRun
 
 LOOP = sys.modules[PretrainRun.__module__]  # the package gives the function of that name
 MODES = pytest.mark.parametrize("mode", ["paper", "tracking"])
@@ -85,15 +86,60 @@ def test_modes_set_what_is_left_open(options):
     assert (paper.prior, paper.covariance, paper.reparameterization) == ("paper", "batch", "affine")
     assert (paper.beta, paper.likelihood, paper.learning_rate) == (5, 0, 1e-4)
     assert paper.shares == (1, 1)
+    unchanged = PretrainOptions()
+    assert (unchanged.batch_size, unchanged.reduction, unchanged.kl_direction) == (
+        32,
+        "norm",
+        "posterior",
+    )
     network = build_network(paper)
     assert network.input_channels == 3
     assert torch.equal(network.bottleneck.scale, torch.ones(5))
     tracking = dataclasses.replace(options, beta=0.5).resolved()
     assert (tracking.prior, tracking.covariance, tracking.beta) == ("davis16", "frame", 0.5)
+    open_ = unchanged.resolved()
+    assert (open_.beta, open_.likelihood, open_.learning_rate) == (0.01, 0.1, 2e-3)
     network = build_network(tracking)
     assert network.input_channels == 4
     scale = prior.named("davis16").standard_deviations
     np.testing.assert_allclose(network.bottleneck.scale, scale, rtol=1e-6)
+
+
+def test_what_is_held_out_is_so_in_every_run_that_goes_on(options):
+    """Stages of training have seeds of their own, and must not train on each other's validation data."""
+    held_out = []
+    for seed, split_seed in ((0, 0), (5, 0), (5, 1)):
+        run = dataclasses.replace(options, seed=seed, split_seed=split_seed, validation_share=0.4)
+        _, validation = build_samplers(run.resolved(), torch.device("cpu"))
+        held_out.append([sampler.targets.tolist() for sampler in validation.samplers])
+    assert held_out[0] == held_out[1] != held_out[2]
+
+
+def learning_rates(options, steps):
+    """The optimiser's kind, and its rate before each step."""
+    optimizer, scheduler = build_optimizer(torch.nn.Linear(1, 1), options, torch.device("cpu"))
+    rates = []
+    for _ in range(steps):
+        rates.append(scheduler.get_last_lr()[0])
+        optimizer.step()
+        scheduler.step()
+    return type(optimizer), rates
+
+
+def test_the_paper_s_schedule(options):
+    """RAdam, a rate that goes from 5e-5 to 1e-4 and back (paper, §4.4)."""
+    kind, rates = learning_rates(dataclasses.replace(options, mode="paper").resolved(), 4001)
+    assert kind is torch.optim.RAdam
+    assert (rates[0], rates[2000], rates[4000]) == pytest.approx((5e-5, 1e-4, 5e-5))
+    assert rates[1000] == pytest.approx(7.5e-5)
+
+
+def test_the_schedule_of_tracking_is_one_cycle(options):
+    kind, rates = learning_rates(dataclasses.replace(options, steps=100).resolved(), 100)
+    assert kind is torch.optim.AdamW
+    assert max(rates) == pytest.approx(2e-3, rel=1e-3)
+    assert rates.index(max(rates)) == pytest.approx(10, abs=1)
+    assert rates[-1] < 1e-5
 
 
 def test_sizes_left_open_are_those_of_mode_and_architecture():
@@ -269,6 +315,7 @@ def test_a_moved_run_can_be_resumed(options, tmp_path):
         ({"input_size": 100}, "--input-size must be a multiple of 64, not 100"),
         ({"samples": 5}, "--samples must be at least 6"),
         ({"validation_share": 1.0}, r"--validation-share must lie in \(0, 1\)"),
+        ({"split_seed": -1}, r"--split-seed must lie in \[0, 2⁶²\), not -1"),
         ({"longest_side": 8}, "--longest-side must be at least 32"),
         ({"max_minutes": 0}, "--max-minutes must be positive"),
         ({"max_minutes": float("nan")}, "--max-minutes must be positive"),

@@ -31,6 +31,8 @@ def test_stages_are_built_on_those_before_them(options: RecipeOptions) -> None:
             before = Path(stage.weights)
         assert before is None or before.parent in done
         done.add(options.out / name)
+    stages = [stage for stage in recipe(options).values() if isinstance(stage, PretrainOptions)]
+    assert len({stage.split_seed for stage in stages}) == 1, "held out from the first on"
     assert isinstance(stage, TrainOptions)  # the last one, which leaves encoder and agent
     for made, _ in recipes._RESULTS.values():
         assert options.out / Path(made).parent in done

@@ -10,8 +10,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agents import replay
 from agents.replay import TensorReplayBuffer
+from bmvtrack import devices
 from bmvtrack.errors import UserError
 
 SPACE = gym.spaces.Dict(
@@ -127,7 +127,7 @@ def test_each_observation_is_stored_once_and_features_in_half():
 
 def test_more_than_the_memory_is_refused_with_both_numbers(monkeypatch):
     memory = namedtuple("memory", "available")(1_000)
-    monkeypatch.setattr(replay.psutil, "virtual_memory", lambda: memory)
+    monkeypatch.setattr(devices.psutil, "virtual_memory", lambda: memory)
     with pytest.raises(UserError, match=r"takes [\d,]+ bytes, and 1,000 are left on cpu"):
         TensorReplayBuffer(1_000, SPACE, ACTIONS, "cpu", 1)
 
@@ -194,7 +194,7 @@ def test_growth_asks_for_the_memory_that_is_left(monkeypatch):
     """Last observations of episodes take more where episodes are short."""
     buffer = filled(64, 2, np.zeros((3, 2), dtype=bool))
     monkeypatch.setattr(
-        replay.psutil, "virtual_memory", lambda: namedtuple("Memory", "available")(10)
+        devices.psutil, "virtual_memory", lambda: namedtuple("Memory", "available")(10)
     )
 
     def fill() -> None:

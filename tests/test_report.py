@@ -81,7 +81,7 @@ def test_averages_go_over_runs_first(davis):
 def test_csv_has_a_line_a_frame_and_its_mean_is_the_overlap(results):
     run = results["static"][0]
     lines = report.run_csv(run).splitlines()
-    assert lines[0] == "frame,x,y,w,h,angle,iou_rotated,iou_axis_aligned"
+    assert lines[0] == "frame,centre_x,centre_y,width,height,angle,iou_rotated,iou_axis_aligned"
     rows = [line.split(",") for line in lines[1:]]
     assert [int(row[0]) for row in rows] == list(range(6))
     assert rows[0][6:] == ["", ""]

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from environments import AWAY
 from stable_baselines3 import SAC
 from stable_baselines3.common.callbacks import EvalCallback
 from stable_baselines3.common.evaluation import evaluate_policy
@@ -57,13 +58,23 @@ def test_a_lost_target_is_no_time_limit(sequences, perception):
     lost = adapted(sequences, perception, lost_after=1, clip_length=7)
     lost.seed(0)
     lost.reset()
-    away = np.tile(np.float32([0.1, 0.1, 0, 0.9, 1.4]), (3, 1))
+    away = np.tile(np.float32(AWAY), (3, 1))
     for _ in range(3):
         _, _, dones, infos = lost.step(away)
         if dones.any():
             break
     assert dones.any()
     assert not infos[int(np.flatnonzero(dones)[0])]["TimeLimit.truncated"]
+
+
+def test_a_target_lost_in_the_last_step_of_a_clip_is_no_time_limit(sequences, perception):
+    lost = adapted(sequences, perception, lost_after=2, clip_length=2)
+    lost.seed(0)
+    lost.reset()
+    for _ in range(2):
+        _, _, dones, infos = lost.step(np.tile(np.float32(AWAY), (3, 1)))
+    assert dones.all()
+    assert [info["TimeLimit.truncated"] for info in infos] == [False] * 3
 
 
 def test_works_under_monitor_normalisation_and_evaluation(sequences, perception, tmp_path):

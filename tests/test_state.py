@@ -1,5 +1,6 @@
 """What the agent is told of a percept."""
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -34,3 +35,16 @@ def test_the_mask_s_motion_is_told_in_units_of_the_prior(
     whole = (residual.abs() < 10).all(dim=1)  # the rest is cut
     assert whole.sum() >= 2
     torch.testing.assert_close(found[whole], expected[whole], rtol=1e-4, atol=1e-4)
+
+
+def test_box_and_last_motion_are_told_as_the_environment_says(perception: Perception) -> None:
+    sequence = synthetic_sequence(3)
+    boxes = torch.from_numpy(sequence.boxes[:4])
+    sizes = torch.tensor([sequence.size] * 4)
+    last = torch.rand(4, 5, dtype=torch.float64)
+    state = observe(perception.look(sequence.frame(1), boxes.numpy()), boxes, last, sizes, "object")
+    width, height = sequence.size
+    for (x, y, w, h, angle), told in zip(boxes.tolist(), state["box"].tolist(), strict=True):
+        expected = [x / width, y / height, w / width, h / height, math.sin(angle), math.cos(angle)]
+        assert told == pytest.approx(expected, abs=1e-6)
+    torch.testing.assert_close(state["previous_motion"], last.float())

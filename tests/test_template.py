@@ -228,7 +228,7 @@ def test_what_is_put_behind_an_object_leaves_it_alone():
 def test_one_environment_and_many_read_the_same_template(clips, reading):
     arguments = {"sequences": clips, "weights": reading, "clip_length": 4, "lost_after": 3}
     rng = np.random.default_rng(0)
-    ends = follow(BMVTrackEnv(**arguments), BMVTrackVectorEnv(3, **arguments), rng, 16, i=1)
+    ends, _ = follow(BMVTrackEnv(**arguments), BMVTrackVectorEnv(3, **arguments), rng, 16, i=1)
     assert ends > 2
 
 

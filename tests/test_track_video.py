@@ -5,6 +5,7 @@ import csv
 import json
 import shutil
 import signal
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -197,6 +198,18 @@ def test_ctrl_c_leaves_whole_files(
     assert len(read_video(tmp_path / "clip-tracked.mp4")) == 4
     assert len(rows(tmp_path / "clip-tracked.csv")) == 4
     assert len(embedded(tmp_path / "clip-tracked.html")["frames"]) == 4
+
+
+def test_no_page_of_another_track_stays_beside_a_new_one(
+    clip: Path, weights: str, tmp_path: Path
+) -> None:
+    options = TrackOptions(
+        str(clip), ("100,60,70,50",), weights=weights, out=tmp_path, max_frames=3
+    )
+    track_video(replace(options, report=True))
+    assert (tmp_path / "clip-tracked.html").is_file()
+    track_video(replace(options, box=("9,9,70,50",)))
+    assert not (tmp_path / "clip-tracked.html").exists()
 
 
 def test_a_second_ctrl_c_leaves_nothing(

@@ -7,7 +7,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
-from environments import follow, of_three_sizes, sequence
+from environments import AWAY, follow, of_three_sizes, sequence
 from gymnasium.vector import AutoresetMode
 from gymnasium.wrappers import vector
 
@@ -38,7 +38,7 @@ def test_one_equals_the_single_environment(sequences, perception, coordinates, r
         "lost_after": 3,
     }
     rng = np.random.default_rng(0)
-    ends = follow(BMVTrackEnv(**arguments), BMVTrackVectorEnv(1, **arguments), rng, 30)
+    ends, _ = follow(BMVTrackEnv(**arguments), BMVTrackVectorEnv(1, **arguments), rng, 30)
     assert ends > 3
 
 
@@ -46,13 +46,29 @@ def test_one_equals_the_single_environment_on_real_frames(shared_data, perceptio
     sequences = load_davis16(shared_data / "davis16-train-360p", "train")[:3]
     arguments = {"sequences": sequences, "weights": perception, "clip_length": 6}
     rng = np.random.default_rng(0)
-    assert follow(BMVTrackEnv(**arguments), BMVTrackVectorEnv(1, **arguments), rng, 14) > 1
+    ends, _ = follow(BMVTrackEnv(**arguments), BMVTrackVectorEnv(1, **arguments), rng, 14)
+    assert ends > 1
 
 
 def test_each_of_many_equals_the_single_environment(sequences, perception):
     arguments = {"sequences": sequences, "weights": perception, "clip_length": 5}
     rng = np.random.default_rng(1)
     follow(BMVTrackEnv(**arguments), BMVTrackVectorEnv(4, **arguments), rng, 12, i=2)
+
+
+@pytest.mark.parametrize("clip_length", [3, 8], ids=["cut-short", "lost"])
+def test_losses_are_counted_as_by_the_single_environment(sequences, perception, clip_length):
+    """Frames without object neither count nor start the count anew; a new clip does."""
+    hidden = [replace(s, given_boxes=s.boxes.copy(), read_mask=None) for s in sequences]
+    for each in hidden:
+        each.given_boxes[2::3] = np.nan
+    arguments = {"sequences": hidden, "weights": perception, "lost_after": 4}
+    arguments["clip_length"] = clip_length
+    rng = np.random.default_rng(2)
+    single, many = BMVTrackEnv(**arguments), BMVTrackVectorEnv(3, **arguments)
+    ends, losses = follow(single, many, rng, 24, i=1, always=AWAY)
+    assert ends > 3
+    assert (losses > 0) == (clip_length == 8)
 
 
 def test_made_by_gymnasium_on_synthetic_sequences():
@@ -110,6 +126,11 @@ def test_fixed_clips_are_played_in_turn_after_each_reset(sequences, perception):
                 played.append(list(info["sequence"]))
         names = [clip.sequence.name for clip in clips]
         assert played == [names[0::3], names[1::3], names[2::3]]
+
+
+def test_clips_are_not_spread_over_sequences_that_are_made_as_one_goes():
+    with pytest.raises(UserError, match="None means new ones for each clip: give a list"):
+        ClipSource(None, 3).spread(2)
 
 
 def test_actions_that_diverged_are_refused_and_nothing_moves(sequences, perception):

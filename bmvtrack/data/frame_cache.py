@@ -12,7 +12,10 @@ import cv2
 import torch
 
 from bmvtrack.data.sequence import VideoSequence
+from bmvtrack.devices import free_memory, to_device
 from bmvtrack.errors import UserError
+
+GIBIBYTE = 2**30
 
 
 class FrameCache:
@@ -79,20 +82,22 @@ class FrameCache:
                 f"{sequence.size[0]}×{sequence.size[1]}; all frames of a sequence must have one size"
             )
         slot = self._free.pop() if self._free else self._slot_of.popitem(last=False)[1]
-        self.frames[slot, :height, :width] = torch.from_numpy(frame).to(self.frames.device)
-        self.means[slot] = torch.tensor(cv2.mean(frame)[:3]).to(self.means.device)
+        device = self.frames.device
+        self.frames[slot, :height, :width] = to_device(torch.from_numpy(frame), device)
+        self.means[slot] = to_device(torch.tensor(cv2.mean(frame)[:3]), device)
         return slot
 
 
 def make_frame_cache(
-    sequences: Sequence[VideoSequence], at_once: int, limit: float, device: torch.device
+    sequences: Sequence[VideoSequence], at_once: int, limit: float | None, device: torch.device
 ) -> FrameCache:
     """A cache for all frames of ``sequences``, or for as many as the limit allows.
 
     Args:
         sequences: that frames will come from.
         at_once: frames that must be there together.
-        limit: bytes that the frames may take.
+        limit: bytes that the frames may take; None: 4 GiB, or a quarter of a GPU's free memory if that is
+            more.
         device: to keep them on.
 
     Raises:
@@ -101,9 +106,11 @@ def make_frame_cache(
     width = max(sequence.size[0] for sequence in sequences)
     height = max(sequence.size[1] for sequence in sequences)
     frame_bytes = width * height * 3
+    if limit is None:
+        limit = max(4 * GIBIBYTE, free_memory(device) / 4 if device.type == "cuda" else 0)
     if limit < at_once * frame_bytes:
         raise UserError(
-            f"a cache of {limit:,} bytes is too small: {at_once} frames of {width}×{height} take "
+            f"a cache of {limit:,.0f} bytes is too small: {at_once} frames of {width}×{height} take "
             f"{at_once * frame_bytes:,}; allow more bytes or run fewer environments"
         )
     slots = min(sum(len(sequence) for sequence in sequences), limit / frame_bytes)

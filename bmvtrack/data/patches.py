@@ -21,6 +21,7 @@ from bmvtrack import geometry
 from bmvtrack.arrays import Array, namespace
 
 _BAND = 16  # patch pixels whose filters are applied together
+_TOGETHER = 2**28  # numbers of frames that are in float32 at once
 
 
 def window(rbbox: Array) -> Array:
@@ -108,8 +109,11 @@ def _resample(
 ) -> torch.Tensor:
     """:func:`crop` as two products with all pixels of the frames."""
     batch, height, width, channels = frames.shape
-    across = _filters(windows[:, 0], windows[:, 2], size, width, sizes[:, 0])  # (B, S, W)
-    down = _filters(windows[:, 1], windows[:, 3], size, height, sizes[:, 1])  # (B, S, H)
+    together = max(1, _TOGETHER // (height * width * channels))
+    if batch > together:  # as float32, many large frames fill a GPU
+        parts = zip(*(t.split(together) for t in (frames, windows, sizes, fill)), strict=True)
+        return torch.cat([_resample(f, w, size, s, c) for f, w, s, c in parts])
+    across, down = _filters(windows, size, (width, height), sizes)  # (B, S, W), (B, S, H)
     middle = down @ frames.float().reshape(batch, height, width * channels)  # (B, S, W·C)
     middle = middle.reshape(batch, size, width, channels).permute(0, 3, 1, 2)  # (B, C, S, W)
     result = middle @ across.transpose(1, 2)[:, None]  # (B, C, S, S)
@@ -253,18 +257,27 @@ def network_input(
 
 
 def _filters(
-    start: torch.Tensor, stop: torch.Tensor, size: int, extent: int, limits: torch.Tensor
-) -> torch.Tensor:
-    """Triangle filters of one side, ``(B, size, extent)``; a row sums to less than 1 at an edge."""
-    step = ((stop - start) / size)[:, None]  # (B, 1) frame pixels per patch pixel
-    centres = start[:, None] + (torch.arange(size, device=start.device) + 0.5) * step  # (B, S)
-    radius = step.clamp_min(1)
-    fraction = centres - centres.floor()
+    windows: torch.Tensor, size: int, extents: tuple[int, int], limits: torch.Tensor
+) -> list[torch.Tensor]:
+    """Triangle filters of both sides, ``(B, size, extent)``; a row sums to less than 1 at an edge."""
+    corners = windows.T.unflatten(0, (2, 2))  # first and last, of x and y: (2, 2, B)
+    step = ((corners[1] - corners[0]) / size)[..., None]  # (2, B, 1) frame pixels per patch pixel
+    order = torch.arange(size, device=windows.device) + 0.5
+    centres = corners[0][..., None] + order * step  # (2, B, S)
+    radius, floor = step.clamp_min(1), centres.floor()
+    fraction = centres - floor
     total = _side_sum(fraction, radius) + _side_sum(1 - fraction, radius)
-    pixels = torch.arange(extent, device=start.device)
-    distance = (pixels - centres[..., None]).abs()
-    weights = (1 - distance / radius[..., None]).clamp_min(0) / total[..., None]
-    return (weights * (pixels < limits[:, None])[:, None, :]).float()
+    slope, share = -(1 / radius).float(), (1 / total).float()
+    nearest, fraction = floor.int(), fraction.float()
+    result = []
+    for axis, extent in enumerate(extents):
+        pixels = torch.arange(extent, device=windows.device)
+        # Differences of whole numbers are exact in float32, which takes half the memory and time.
+        distance = (pixels - nearest[axis, :, :, None]).float().sub_(fraction[axis, :, :, None])
+        weights = distance.abs_().mul_(slope[axis, :, :, None]).add_(1).clamp_min_(0)
+        there = (pixels < limits[:, axis, None])[:, None, :]
+        result.append(weights.mul_(share[axis, :, :, None]).mul_(there))
+    return result
 
 
 def _side_sum(nearest: torch.Tensor, radius: torch.Tensor) -> torch.Tensor:

@@ -81,12 +81,16 @@ class Sampler:
     def draw(self, count: int, generator: torch.Generator) -> Batch:
         """A batch of ``count`` samples; all randomness comes from ``generator`` (on its device)."""
         bank = self.bank
-        chosen = torch.multinomial(self._weights, count, replacement=True, generator=generator)
+        # Two at least: to draw a single one, multinomial asks the device whether the weights are sane.
+        drawn = max(count, 2)
+        chosen = torch.multinomial(self._weights, drawn, replacement=True, generator=generator)
+        chosen = chosen[:count]
         target = self.targets[chosen]
         truth, wanted = bank.boxes[target], bank.object_id[target]
         box = truth if self.mode == "paper" else self._moved(target, generator)
         whole = self._whole(target, generator)
-        box = torch.where(whole[:, None], patches.box_of_whole(self._sizes(target)), box)
+        if self.augment and self.augmentation.whole_images:
+            box = torch.where(whole[:, None], patches.box_of_whole(self._sizes(target)), box)
         views = [self._seen(target, box, wanted.masked_fill(whole, WHOLE))]
         if self.templates:
             other, seen_through = self._shown(target, generator)

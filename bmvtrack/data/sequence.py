@@ -15,6 +15,7 @@ from PIL import Image, ImageOps
 from bmvtrack import geometry
 from bmvtrack.arrays import BoolArray, ByteArray, FloatArray
 from bmvtrack.errors import UserError
+from bmvtrack.inputs import rgb_frame
 
 
 @dataclass(eq=False)
@@ -27,9 +28,13 @@ class VideoSequence:
     Args:
         name: of the sequence, unique within its data set.
         length: number of frames.
-        read_frame: t → ``(H, W, 3)`` uint8 RGB.
+        read_frame: t → ``(H, W, 3)`` uint8 RGB; of a list of frames, its ``__getitem__``.
         read_mask: t → ``(H, W)`` boolean; None for data that only has boxes.
-        given_boxes: ``(T, 5)`` rotated boxes, NaN where there is no object; needed without masks.
+        given_boxes: ``(T, 5)`` rotated boxes: centre, width and height in pixels, angle in radians; NaN
+            where there is no object. Needed without masks.
+
+    Raises:
+        UserError: if there is no frame, neither masks nor boxes, or boxes are not as they should be.
     """
 
     name: str
@@ -43,6 +48,8 @@ class VideoSequence:
             raise UserError(f"sequence {self.name!r} has no frames")
         if self.read_mask is None and self.given_boxes is None:
             raise UserError(f"sequence {self.name!r} has neither masks nor boxes")
+        if self.given_boxes is not None:
+            self.given_boxes = self._checked(self.given_boxes)
 
     def __len__(self) -> int:
         return self.length
@@ -54,18 +61,30 @@ class VideoSequence:
         return width, height
 
     def frame(self, t: int) -> ByteArray:
-        """Frame t, ``(H, W, 3)`` uint8 RGB."""
-        return self.read_frame(t)
+        """Frame t, ``(H, W, 3)`` uint8 RGB.
+
+        Raises:
+            UserError: if it is anything else, or cannot be read.
+        """
+        frame = self.read_frame(t)
+        try:
+            return rgb_frame(frame, "rgb")
+        except UserError as error:
+            raise UserError(f"sequence {self.name!r}, frame {t}: {error}") from None
 
     def mask(self, t: int) -> BoolArray:
         """Mask of frame t, ``(H, W)`` boolean.
 
         Raises:
-            UserError: if the data has no masks, or frame and mask differ in size.
+            UserError: if the data has no masks, the mask is none, or frame and mask differ in size.
         """
         if self.read_mask is None:
             raise UserError(f"sequence {self.name!r} has boxes but no masks")
         mask = self.read_mask(t)
+        if mask.ndim != 2:
+            raise UserError(
+                f"sequence {self.name!r}, frame {t}: a mask has the shape (H, W), not {mask.shape}"
+            )
         width, height = self.size
         if mask.shape != (height, width):
             raise UserError(
@@ -79,7 +98,7 @@ class VideoSequence:
         """``(T, 5)`` boxes as OpenCV labels them, NaN where there is no object."""
         if self.read_mask is None:
             assert self.given_boxes is not None
-            return np.asarray(self.given_boxes, dtype=np.float64)
+            return self.given_boxes
         boxes = [geometry.from_mask(self.mask(t)) for t in range(len(self))]
         return np.stack([np.full(5, np.nan) if box is None else box for box in boxes])
 
@@ -104,6 +123,28 @@ class VideoSequence:
     def present(self) -> BoolArray:
         """``(T,)``: where there is an object, and so a box to score."""
         return np.asarray(np.isfinite(self.boxes).all(axis=-1))
+
+    def _checked(self, boxes: FloatArray) -> FloatArray:
+        """Boxes as float64.
+
+        Raises:
+            UserError: if there is not one of five numbers for each frame, or one is none.
+        """
+        boxes = np.asarray(boxes, dtype=np.float64)
+        if boxes.shape != (self.length, 5):
+            raise UserError(
+                f"sequence {self.name!r}: boxes are five numbers for each of {self.length} frames (centre, "
+                f"width, height, angle in radians), not of shape {boxes.shape}"
+            )
+        absent = np.isnan(boxes).all(axis=1)
+        sound = np.isfinite(boxes).all(axis=1) & (boxes[:, 2:4] > 0).all(axis=1)
+        if not (absent | sound).all():
+            t = int(np.flatnonzero(~(absent | sound))[0])
+            raise UserError(
+                f"sequence {self.name!r}: box {boxes[t].tolist()} of frame {t} is none: sides are "
+                "positive, and where there is no object all five numbers are NaN"
+            )
+        return boxes
 
     def check_frame_sizes(self) -> None:
         """Read every frame once.

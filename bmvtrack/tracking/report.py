@@ -28,7 +28,10 @@ Results = Mapping[str, Sequence[Run]]
 """The runs of each tracker, by its name: all on the same sequences in the same order."""
 
 _METRICS = ("ao", "sr50", "sr75", "auc", "precision20")
-_COLUMNS = ("frame", "x", "y", "w", "h", "angle", "iou_rotated", "iou_axis_aligned")
+_COLUMNS = (
+    *("frame", "centre_x", "centre_y", "width", "height", "angle"),
+    *("iou_rotated", "iou_axis_aligned"),
+)
 
 
 def by_sequence(runs: Sequence[Run]) -> dict[str, list[Run]]:

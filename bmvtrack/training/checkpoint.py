@@ -44,8 +44,8 @@ def checkpoints(folder: Path) -> list[Path]:
     return sorted(folder.glob("step-*.pt"))
 
 
-def load_checkpoint(folder: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
-    """The newest checkpoint that can be read.
+def load_checkpoint(folder: Path) -> dict[str, Any]:
+    """The newest checkpoint that can be read, on the host.
 
     A damaged one (a full disk, a pulled plug) is passed over for the one before it.
 
@@ -55,21 +55,24 @@ def load_checkpoint(folder: Path, device: torch.device | str = "cpu") -> dict[st
     for path in reversed(checkpoints(folder)):
         try:
             check_sums(path)
-            state: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
-        except torch.cuda.OutOfMemoryError:  # says nothing of the file
-            raise
+            state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
         except DAMAGED:
             continue
         return state
     raise UserError(f"{folder} holds no checkpoint that can be read; start over elsewhere")
 
 
-def check_run_folder(out: Path, resume: bool) -> None:
+def check_run_folder(out: Path, resume: bool, options: dict[str, Any]) -> None:
     """Keep a run from being overwritten by another, and from being resumed where there is none.
+
+    Args:
+        out: folder of the run.
+        resume: whether it is to go on.
+        options: what may not change then; compared with ``options.json``, before anything large is read.
 
     Raises:
         UserError: if ``out`` holds checkpoints and the run is not resumed, or the other way round, or
-            it is no folder.
+            with other options, or it is no folder.
     """
     check_output_folder(out)
     there = checkpoints(out / "checkpoints")
@@ -77,27 +80,31 @@ def check_run_folder(out: Path, resume: bool) -> None:
         raise UserError(f"{out} already holds a run; add --resume, or give another --out")
     if resume and not there:
         raise UserError(f"nothing to resume in {out}; leave --resume out to start")
+    kept = out / "options.json"
+    if resume and kept.is_file():
+        _refuse_others(out, json.loads(kept.read_text(encoding="utf-8")), options)
 
 
-def resumed_state(
-    folder: Path, options: dict[str, Any], device: torch.device | str = "cpu"
-) -> dict[str, Any]:
+def resumed_state(folder: Path, options: dict[str, Any]) -> dict[str, Any]:
     """The newest readable checkpoint of a run, whose ``options`` (a JSON text) must be the same.
 
     Args:
         folder: of checkpoints.
         options: what may not change when a run is resumed.
-        device: to load to.
 
     Raises:
         UserError: if none can be read, or it belongs to a run with other options.
     """
-    state = load_checkpoint(folder, device)
-    before = json.loads(state["options"])
+    state = load_checkpoint(folder)
+    _refuse_others(folder, json.loads(state["options"]), options)
+    return state
+
+
+def _refuse_others(folder: Path, before: dict[str, Any], options: dict[str, Any]) -> None:
+    """Refuse to go on with other options than before, naming those that differ."""
     changed = [name for name, value in options.items() if before.get(name) != value]
     if changed:
         raise UserError(
             f"{folder} belongs to a run with other options ({', '.join(changed)}); "
             "resume with the same ones, or give another --out"
         )
-    return state

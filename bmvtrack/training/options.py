@@ -92,6 +92,9 @@ class PretrainOptions:
     """frames are reduced to this many pixels before training"""
     validation_share: float = 0.05
     """of the sequences (or stills) of each data set; a youtube-vos store is split already"""
+    split_seed: int = 0
+    """which ones are held out, whatever --seed is. With --start-from, give what those weights were trained
+    with: what an earlier run has trained on is not held out"""
     resident_gigabytes: float | None = None
     """data up to this size, each of `data` for itself, is kept on the device; a larger youtube-vos store
     is streamed from disk, other data drawn and cropped on the host. Default: half of a GPU's free memory"""
@@ -110,7 +113,7 @@ class PretrainOptions:
     """compile encoder and decoder with torch.compile, which takes a minute or more at the start; on
     the CPU it did not pay"""
     seed: int = 0
-    """of everything random"""
+    """of everything random but the split"""
     max_minutes: float | None = None
     """stop after this time, with a checkpoint to resume from"""
     resume: bool = False
@@ -195,8 +198,9 @@ class PretrainOptions:
                 "--likelihood is for --mode tracking: in mode paper patches are seen through the true "
                 "box, and there is no motion to explain"
             )
-        if not 0 <= self.seed < _SEEDS:
-            raise UserError(f"--seed must lie in [0, 2⁶²), not {self.seed}")
+        for name in ("seed", "split_seed"):
+            if not 0 <= (value := getattr(self, name)) < _SEEDS:
+                raise UserError(f"--{name.replace('_', '-')} must lie in [0, 2⁶²), not {value}")
 
     def _check_flow(self) -> None:
         flow = f"--bottleneck {self.bottleneck}"

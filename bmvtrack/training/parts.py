@@ -182,12 +182,14 @@ def _banks_of(source: str, options: PretrainOptions) -> list[tuple[FrameBank, to
     share, count = options.validation_share, options.synthetic_count
     longest, made = options.longest_side, SEED_STRIDE * options.seed
     if sources.parse(source)[0] == sources.CUTOUTS:
-        halves = sources.split_cutouts(source, share, options.seed, count=count, made_from=made)
+        halves = sources.split_cutouts(
+            source, share, options.split_seed, count=count, made_from=made
+        )
         banks = [sources.load_bank(source, half, longest) for half in halves]
         return [(bank, torch.arange(len(bank))) for bank in banks]
     sequences = sources.load_sequences(source, synthetic_count=count, seed=made)
     bank = sources.load_bank(source, sequences, longest)
-    return [(bank, targets) for targets in bank.split(share, options.seed)]
+    return [(bank, targets) for targets in bank.split(share, options.split_seed)]
 
 
 def home_of(size: int, device: torch.device, limit: float | None = None) -> torch.device:

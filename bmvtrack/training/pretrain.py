@@ -48,7 +48,7 @@ def pretrain(options: PretrainOptions, console: Console | None = None) -> dict[s
         UserError: on options or data that are not as they should be, before anything is written.
     """
     options = options.resolved()
-    check_run_folder(options.out, options.resume)
+    check_run_folder(options.out, options.resume, options.fixed())
     run = PretrainRun(options)
     if options.resume:
         run.load()
@@ -174,7 +174,8 @@ class PretrainRun:
                 number of devices.
         """
         folder = self.options.out / "checkpoints"
-        state = resumed_state(folder, self.options.fixed(), self.fabric.device)
+        # To the host: there RAdam keeps its steps, and would ask a GPU for each of them.
+        state = resumed_state(folder, self.options.fixed())
         ranks, before = self.fabric.world_size, len(state["generators"])
         if ranks != before:
             raise UserError(

@@ -9,11 +9,11 @@ from collections.abc import Callable, Iterator, Mapping
 import numpy as np
 import torch
 from torch.profiler import ProfilerActivity, profile
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from torch.utils.flop_counter import FlopCounterMode
 
 from bmvtrack.data.batch import Batch, BatchSource
-from bmvtrack.training.parts import build_network, build_optimizer
+from bmvtrack.training.parts import build_network, build_optimizer, build_samplers
 from bmvtrack.training.pretrain import PretrainRun
 
 _SIDES = {"cpu": 2048, "cuda": 8192}  # of matrices that keep a device busy
@@ -111,7 +111,8 @@ class OneByOne(IterableDataset[Batch]):
         self.source = source
 
     def __iter__(self) -> Iterator[Batch]:
-        torch.set_num_threads(1)
+        if get_worker_info() is not None:
+            torch.set_num_threads(1)
         generator = torch.Generator().manual_seed(torch.initial_seed() % 2**63)
         while True:
             yield self.source.draw(1, generator)
@@ -122,8 +123,11 @@ def plain_step(run: PretrainRun) -> Callable[[], None]:
     options, device = run.options, run.fabric.device
     network = build_network(options, run.network.classes).to(device)
     optimizer, _ = build_optimizer(network, options, device)
-    workers = min(8, os.cpu_count() or 1) if device.type == "cpu" else 0
-    source = OneByOne(run.train_sampler)
+    workers = min(8, os.cpu_count() or 1)
+    sampler = run.train_sampler
+    if device.type != "cpu":  # workers draw on the host
+        sampler, _ = build_samplers(options, torch.device("cpu"))
+    source = OneByOne(sampler)
     loader = DataLoader(source, run.batch_size, num_workers=workers, collate_fn=Batch.cat)
     batches = iter(loader)
 

@@ -1,0 +1,78 @@
+"""Sequences of a user's own frames and boxes: refused with the frame's number, or taken as they are."""
+
+import numpy as np
+import pytest
+
+from bmvtrack.data.sequence import VideoSequence
+from bmvtrack.errors import UserError
+
+FRAMES = np.random.default_rng(0).integers(0, 255, (4, 48, 64, 3), np.uint8)
+BOXES = np.tile([32.0, 24, 10, 12, 0.1], (4, 1))
+
+
+def of(frames=FRAMES, boxes=BOXES, mask=None):
+    return VideoSequence("cup", 4, frames.__getitem__, mask, boxes)
+
+
+def test_a_sequence_needs_frames_and_masks_or_boxes():
+    with pytest.raises(UserError, match="no frames"):
+        VideoSequence("empty", 0, FRAMES.__getitem__)
+    with pytest.raises(UserError, match="neither masks nor boxes"):
+        VideoSequence("bare", 1, FRAMES.__getitem__)
+
+
+@pytest.mark.parametrize(
+    ("frames", "message"),
+    [
+        (FRAMES / 255, "uint8, 0 to 255, not float64"),
+        (FRAMES[..., 0], r"\(H, W, 3\), not \(48, 64\)"),
+        (np.concatenate([FRAMES, FRAMES[..., :1]], axis=-1), r"\(H, W, 3\), not \(48, 64, 4\)"),
+        (FRAMES.tolist(), "a NumPy array, not list"),
+    ],
+    ids=["float", "grey", "four-channels", "list"],
+)
+def test_frames_that_are_none_are_named(frames, message):
+    with pytest.raises(UserError, match=rf"sequence 'cup', frame 2: a frame .*{message}"):
+        of(frames).frame(2)
+
+
+def test_frames_of_opencv_turned_round_are_taken_and_others_not_copied():
+    reversed_, read_only = FRAMES[..., ::-1], FRAMES.copy()
+    read_only.flags.writeable = False
+    for frames in (reversed_, read_only):
+        frame = of(frames).frame(1)
+        np.testing.assert_array_equal(frame, frames[1])
+        assert frame.flags.c_contiguous
+        assert frame.flags.writeable
+    assert np.shares_memory(of().frame(1), FRAMES)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda boxes: boxes[:3], r"for each of 4 frames .* not of shape \(3, 5\)"),
+        (lambda boxes: boxes[:, :4], r"not of shape \(4, 4\)"),
+        (lambda boxes: boxes * [1, 1, 0, 1, 1], "of frame 0 is none: sides are positive"),
+        (lambda boxes: boxes * [1, 1, -1, 1, 1], "of frame 0 is none"),
+        (lambda boxes: np.add(boxes, [np.nan, 0, 0, 0, 0]), "of frame 0 is none"),
+        (lambda boxes: np.add(boxes, [0, 0, 0, 0, np.inf]), "of frame 0 is none"),
+    ],
+    ids=["too-few", "no-angle", "flat", "negative", "partly-missing", "infinite"],
+)
+def test_boxes_that_are_none_are_refused_at_once(change, message):
+    with pytest.raises(UserError, match=message):
+        of(boxes=change(BOXES))
+
+
+def test_where_there_is_no_object_a_box_is_nan():
+    boxes = BOXES.copy()
+    boxes[2] = np.nan
+    assert of(boxes=boxes.astype(np.float32)).present.tolist() == [True, True, False, True]
+
+
+def test_a_mask_of_several_channels_is_named():
+    sequence = of(boxes=None, mask=lambda t: FRAMES[t] > 9)
+    with pytest.raises(
+        UserError, match=r"frame 0: a mask has the shape \(H, W\), not \(48, 64, 3\)"
+    ):
+        _ = sequence.boxes
