@@ -2,6 +2,6 @@
 
 from envs.bmvtrack_env import BMVTrackEnv
 from envs.vector_env import BMVTrackVectorEnv
-from envs.wrappers import ToNumpy
+from envs.wrappers import ToNumpy, WhitenedActions
 
-__all__ = ["BMVTrackEnv", "BMVTrackVectorEnv", "ToNumpy"]
+__all__ = ["BMVTrackEnv", "BMVTrackVectorEnv", "ToNumpy", "WhitenedActions"]

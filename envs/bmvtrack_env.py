@@ -60,6 +60,10 @@ class BMVTrackEnv(gym.Env[Observation, NDArray[np.float32]]):
     `object` coordinates it is the box's centre. Actions outside the bounds are clipped; NaN is refused.
     Where the bounds come from: `envs.state.ACTION_BOUNDS`.
 
+    To stand still is (1, 1, 0, 0, 0): neither 0 nor the middle of the bounds, where agents that know nothing
+    of the prior begin, and lose the object in their first step. `envs.WhitenedActions` around the environment
+    takes actions $u$ in units of the encoder's Gaussian instead, $v = m + L u$: u = 0 is its mean.
+
     ## Observation space
     A flat `Dict` of float32 boxes, of the next frame seen through the present box:
 
@@ -90,7 +94,7 @@ class BMVTrackEnv(gym.Env[Observation, NDArray[np.float32]]):
     | argument | default | what |
     |---|---|---|
     | `sequences` | None | `VideoSequence`s, or data by name (`davis16:FOLDER`); None: synthetic, always new |
-    | `weights` | `"davis16-duts"` | encoder: name of bundled weights or a folder; or a `Perception` |
+    | `weights` | `"davis16-duts"` | encoder: name of bundled weights or a folder; or a `bmvtrack.perception.Perception` |
     | `device` | `"cpu"` | of the encoder |
     | `clip_length` | 32 | steps of an episode at most |
     | `coordinates` | `"frame"` | of the action: `frame` or `object` |
@@ -100,6 +104,11 @@ class BMVTrackEnv(gym.Env[Observation, NDArray[np.float32]]):
 
     ## Info
     `sequence` (name), `frame` (index), `rbbox` and `truth` (`(5,)`), `iou` (NaN if not scored).
+
+    ## Own frames
+    `VideoSequence("cup", len(frames), frames.__getitem__, None, boxes)` of `bmvtrack.data.sequence`: frames
+    `(H, W, 3)` uint8 RGB, all of one size; boxes `(T, 5)`: centre, width and height in pixels, angle in
+    radians, NaN where there is no object. Or, instead of None and boxes, a function from t to a boolean mask.
 
     ## Example
     ```python

@@ -1,11 +1,78 @@
-"""``BMVTrackVectorEnv`` for wrappers and agents that work on NumPy arrays."""
+"""The environments as agents and wrappers of others want them."""
 
 from __future__ import annotations
 
 from typing import Any
 
+import gymnasium as gym
+import numpy as np
 import torch
+from gymnasium.utils import RecordConstructorArgs
 from gymnasium.vector import VectorWrapper
+from numpy.typing import NDArray
+
+from bmvtrack import gaussian
+from bmvtrack.errors import UserError
+from envs.state import Observation
+
+_REACH = 3.0  # standard deviations
+
+
+class WhitenedActions(
+    gym.Wrapper[Observation, NDArray[np.float32], Observation, NDArray[np.float32]],
+    RecordConstructorArgs,
+):
+    """Actions u in units of the encoder's Gaussian: the box moves by m + L u.
+
+    m and L are ``prior_mean`` and ``prior_cholesky`` of the observation before. With u = 0 the box goes where
+    the encoder would have it. So any agent starts there that acts around 0 or around the middle of its
+    bounds, as those of Stable-Baselines3 do; in the environment's own units both lose the object at once.
+
+    Args:
+        env: ``BMVTrack-v0``, with observations as they are.
+        reach: bound of each u_i, in standard deviations.
+
+    Raises:
+        UserError: if observations have no prior, or ``reach`` is not positive.
+    """
+
+    def __init__(self, env: gym.Env[Any, Any], reach: float = _REACH) -> None:
+        RecordConstructorArgs.__init__(self, reach=reach)
+        gym.Wrapper.__init__(self, env)
+        known = getattr(env.observation_space, "spaces", {})
+        if not {"prior_mean", "prior_cholesky"} <= known.keys():
+            raise UserError(
+                "observations have no prior: put WhitenedActions around BMVTrack-v0 itself, and other "
+                "wrappers around it"
+            )
+        if not 0 < reach < np.inf:
+            raise UserError(f"reach must be positive, not {reach}")
+        self.action_space = gym.spaces.Box(-reach, reach, (5,), np.float32)
+        self._before: Observation = {}
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Observation, dict[str, Any]]:
+        """See ``BMVTrackEnv.reset``."""
+        self._before, info = self.env.reset(seed=seed, options=options)
+        return self._before, info
+
+    def step(
+        self, action: NDArray[np.float32]
+    ) -> tuple[Observation, Any, bool, bool, dict[str, Any]]:
+        """See ``BMVTrackEnv.step``.
+
+        Args:
+            action: u, ``(5,)``.
+        """
+        if not self._before:
+            raise gym.error.ResetNeeded("call reset() before step()")
+        mean = torch.from_numpy(self._before["prior_mean"])
+        factor = gaussian.unpack_lower(torch.from_numpy(self._before["prior_cholesky"]))
+        motion = gaussian.unwhiten(torch.as_tensor(np.asarray(action, np.float32)), mean, factor)
+        observation, reward, terminated, truncated, info = self.env.step(motion.numpy())
+        self._before = observation
+        return observation, reward, terminated, truncated, info
 
 
 class ToNumpy(VectorWrapper[Any, Any, Any, Any]):

@@ -9,7 +9,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 from gymnasium.utils.env_checker import check_env
-from gymnasium.wrappers import RecordVideo
+from gymnasium.wrappers import FlattenObservation, RecordVideo
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
@@ -23,6 +23,7 @@ from bmvtrack.errors import UserError
 from bmvtrack.iou import bounds_iou, rotated_iou
 from bmvtrack.motion import AT_REST
 from bmvtrack.perception import Perception
+from envs import WhitenedActions
 from envs.bmvtrack_env import BMVTrackEnv, true_motion
 from envs.state import ACTION_BOUNDS, action_space, move
 
@@ -275,3 +276,32 @@ def test_windows_are_closed_each_for_itself(
     first.close()
     second.step(np.array(AT_REST, np.float32))
     second.close()
+
+
+@pytest.mark.parametrize("coordinates", ["frame", "object"])
+def test_whitened_actions_are_in_units_of_the_prior(
+    sequences: list[VideoSequence], perception: Perception, coordinates: str
+) -> None:
+    make = partial(gym.make, "BMVTrack-v0", sequences=sequences, weights=perception)
+    plain, whitened = make(coordinates=coordinates), WhitenedActions(make(coordinates=coordinates))
+    observation, _ = plain.reset(seed=3)
+    same, _ = whitened.reset(seed=3)
+    rng = np.random.default_rng(0)
+    for u in (np.zeros(5), *rng.normal(size=(3, 5))):
+        factor = np.zeros((5, 5))
+        factor[np.tril_indices(5)] = observation["prior_cholesky"]
+        motion = (observation["prior_mean"] + factor @ u).astype(np.float32)
+        observation, reward, *_ = plain.step(motion)
+        same, other, *_ = whitened.step(u.astype(np.float32))
+        assert other == pytest.approx(reward, abs=1e-4)
+        np.testing.assert_allclose(same["box"], observation["box"], atol=1e-4)
+
+
+def test_whitened_actions_need_the_prior(env: BMVTrackEnv) -> None:
+    with pytest.raises(gym.error.ResetNeeded, match="call reset"):
+        WhitenedActions(env).step(np.zeros(5, np.float32))
+    with pytest.raises(UserError, match="put WhitenedActions around BMVTrack-v0 itself"):
+        WhitenedActions(FlattenObservation(env))
+    with pytest.raises(UserError, match="reach must be positive, not 0"):
+        WhitenedActions(env, reach=0)
+    assert WhitenedActions(env, reach=2).action_space.high == pytest.approx([2] * 5)
