@@ -168,8 +168,9 @@ def measure_environments(options: BenchmarkOptions, device: str, measured: Measu
                 continue
             environment.reset(seed=0)
             step = partial(environment.step, at_rest)
-            # On a GPU until the first clips have ended: that is when the most memory is asked for.
-            warm_up = _CLIP_LENGTH + 1 if device == "cuda" else 3 if count <= 64 else 1
+            warm_up = 3 if count <= 64 else 1
+            if device == "cuda" and environment is not one_by_one:
+                warm_up = _CLIP_LENGTH + 1  # when the first clips end, the most memory is asked for
             per_second = rate(step, options.seconds, device, warm_up)
             measured.per_second[f"{name}, N = {count}, steps/s"] = count * per_second
             if isinstance(environment, BMVTrackVectorEnv):

@@ -61,8 +61,9 @@ class BMVTrackEnv(gym.Env[Observation, NDArray[np.float32]]):
     Where the bounds come from: `envs.state.ACTION_BOUNDS`.
 
     To stand still is (1, 1, 0, 0, 0): neither 0 nor the middle of the bounds, where agents that know nothing
-    of the prior begin, and lose the object in their first step. `envs.WhitenedActions` around the environment
-    takes actions $u$ in units of the encoder's Gaussian instead, $v = m + L u$: u = 0 is its mean.
+    of the prior begin; after one such step the IoU is mostly 0 in `frame` coordinates, 0.2 at most in
+    `object` ones. `envs.WhitenedActions` around the environment takes actions $u$ in units of the encoder's
+    Gaussian instead, $v = m + L u$: u = 0 is its mean.
 
     ## Observation space
     A flat `Dict` of float32 boxes, of the next frame seen through the present box:
@@ -94,13 +95,15 @@ class BMVTrackEnv(gym.Env[Observation, NDArray[np.float32]]):
     | argument | default | what |
     |---|---|---|
     | `sequences` | None | `VideoSequence`s, or data by name (`davis16:FOLDER`); None: synthetic, always new |
-    | `weights` | `"davis16-duts"` | encoder: name of bundled weights or a folder; or a `bmvtrack.perception.Perception` |
+    | `weights` | `"davis16-duts"` | encoder: name of bundled weights or a folder; or a `Perception` |
     | `device` | `"cpu"` | of the encoder |
     | `clip_length` | 32 | steps of an episode at most |
     | `coordinates` | `"frame"` | of the action: `frame` or `object` |
     | `reward` | `"rotated"` | IoU of `rotated` boxes or of `axis_aligned` bounds |
-    | `lost_after` | 10 | scored frames without overlap that end an episode |
+    | `lost_after` | 10 | scored frames without overlap that end an episode; `math.inf`: never |
     | `render_mode` | None | `rgb_array`, or `human` (a window) |
+
+    (`from bmvtrack.perception import Perception`: one that several environments share.)
 
     ## Info
     `sequence` (name), `frame` (index), `rbbox` and `truth` (`(5,)`), `iou` (NaN if not scored).
@@ -131,7 +134,7 @@ class BMVTrackEnv(gym.Env[Observation, NDArray[np.float32]]):
         clip_length: int = 32,
         coordinates: Coordinates = "frame",
         reward: Reward = "rotated",
-        lost_after: int = 10,
+        lost_after: float = 10,
         render_mode: str | None = None,
     ) -> None:
         check_choices(coordinates, reward, lost_after)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import cycle, pairwise
@@ -146,12 +146,15 @@ def _given(sequences: Any) -> list[VideoSequence] | None:
         return None
     if isinstance(sequences, str):
         return sources.load_sequences(sequences)
-    if isinstance(sequences, Sequence) and all(isinstance(s, VideoSequence) for s in sequences):
-        return list(sequences)
-    raise UserError(
-        "sequences are a list of VideoSequence, or data by name, like davis16:FOLDER, not "
-        f"{type(sequences).__name__}"
-    )
+    several = isinstance(sequences, Iterable)
+    given = list(sequences) if several else [sequences]
+    wrong = [s for s in given if not several or not isinstance(s, VideoSequence)]
+    if wrong:
+        raise UserError(
+            "sequences are a list of VideoSequence, or data by name, like davis16:FOLDER, not "
+            f"{type(wrong[0]).__name__}"
+        )
+    return given
 
 
 def _whole_number(option: str, value: Any) -> int | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -38,7 +39,7 @@ label or a mirror image makes them so. ``object``: 0.123 0.249 −0.698 −1.710
 """
 
 
-def check_choices(coordinates: str, reward: str, lost_after: int) -> None:
+def check_choices(coordinates: str, reward: str, lost_after: float) -> None:
     """Refuse arguments that no environment takes.
 
     Raises:
@@ -48,7 +49,8 @@ def check_choices(coordinates: str, reward: str, lost_after: int) -> None:
         raise UserError(f"coordinates must be one of {COORDINATES}, not {coordinates!r}")
     if reward not in get_args(Reward):
         raise UserError(f"reward must be one of {get_args(Reward)}, not {reward!r}")
-    check_count("lost_after", lost_after)
+    if lost_after != math.inf:
+        check_count("lost_after", lost_after)
 
 
 def check_count(name: str, value: Any) -> None:

@@ -30,6 +30,7 @@ from envs.state import (
     Reward,
     action_space,
     check_choices,
+    check_count,
     move,
     observation_space,
     observe,
@@ -96,12 +97,11 @@ class BMVTrackVectorEnv(VectorEnv[Any, Any, Any]):
         clip_length: int = 32,
         coordinates: Coordinates = "frame",
         reward: Reward = "rotated",
-        lost_after: int = 10,
+        lost_after: float = 10,
         cache_bytes: float | None = None,
         clips: Sequence[Clip] | None = None,
     ) -> None:
-        if num_envs < 1:
-            raise UserError(f"num_envs must be at least 1, not {num_envs}")
+        check_count("num_envs", num_envs)
         if clips is not None and len(clips) < num_envs:
             raise UserError(
                 f"{len(clips)} clips for {num_envs} environments: each plays at least one"

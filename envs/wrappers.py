@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from bmvtrack import gaussian
 from bmvtrack.errors import UserError
-from envs.state import Observation
+from envs.state import Observation, checked_action
 
 _REACH = 3.0  # standard deviations
 
@@ -26,7 +26,9 @@ class WhitenedActions(
 
     m and L are ``prior_mean`` and ``prior_cholesky`` of the observation before. With u = 0 the box goes where
     the encoder would have it. So any agent starts there that acts around 0 or around the middle of its
-    bounds, as those of Stable-Baselines3 do; in the environment's own units both lose the object at once.
+    bounds, as those of Stable-Baselines3 do; in the environment's own units both leave the object at once.
+
+    One clip at a time; with ``gym.make_vec``: ``vectorization_mode="sync", wrappers=[WhitenedActions]``.
 
     Args:
         env: ``BMVTrack-v0``, with observations as they are.
@@ -48,14 +50,16 @@ class WhitenedActions(
         if not 0 < reach < np.inf:
             raise UserError(f"reach must be positive, not {reach}")
         self.action_space = gym.spaces.Box(-reach, reach, (5,), np.float32)
-        self._before: Observation = {}
+        self._reach = reach
+        self._prior: tuple[NDArray[np.float32], NDArray[np.float32]] | None = None
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Observation, dict[str, Any]]:
         """See ``BMVTrackEnv.reset``."""
-        self._before, info = self.env.reset(seed=seed, options=options)
-        return self._before, info
+        observation, info = self.env.reset(seed=seed, options=options)
+        self._keep(observation)
+        return observation, info
 
     def step(
         self, action: NDArray[np.float32]
@@ -63,16 +67,23 @@ class WhitenedActions(
         """See ``BMVTrackEnv.step``.
 
         Args:
-            action: u, ``(5,)``.
+            action: u, ``(5,)``; clipped to its bounds.
+
+        Raises:
+            ValueError: if it is of another shape, or contains NaN.
         """
-        if not self._before:
+        if self._prior is None:
             raise gym.error.ResetNeeded("call reset() before step()")
-        mean = torch.from_numpy(self._before["prior_mean"])
-        factor = gaussian.unpack_lower(torch.from_numpy(self._before["prior_cholesky"]))
-        motion = gaussian.unwhiten(torch.as_tensor(np.asarray(action, np.float32)), mean, factor)
+        u = checked_action(action).clip(-self._reach, self._reach).astype(np.float32)
+        mean, packed = map(torch.from_numpy, self._prior)
+        motion = gaussian.unwhiten(torch.from_numpy(u), mean, gaussian.unpack_lower(packed))
         observation, reward, terminated, truncated, info = self.env.step(motion.numpy())
-        self._before = observation
+        self._keep(observation)
         return observation, reward, terminated, truncated, info
+
+    def _keep(self, observation: Observation) -> None:
+        """Copies: whoever gets the observation may change it."""
+        self._prior = observation["prior_mean"].copy(), observation["prior_cholesky"].copy()
 
 
 class ToNumpy(VectorWrapper[Any, Any, Any, Any]):

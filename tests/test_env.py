@@ -1,5 +1,6 @@
 """``BMVTrack-v0`` as Gymnasium, Stable-Baselines3 and a user with odd actions see it."""
 
+import math
 import subprocess
 import sys
 from functools import partial
@@ -204,6 +205,7 @@ def test_actions_are_clipped_to_the_bounds() -> None:
         ({"reward": "giou"}, "reward must be one of"),
         ({"clip_length": 0}, "clip_length must be at least 1"),
         ({"clip_length": 2.5}, "clip_length must be at least 1, a whole number, not 2.5"),
+        ({"sequences": 3}, "a list of VideoSequence, or data by name, .* not int"),
         ({"lost_after": 1.5}, "lost_after must be at least 1, a whole number, not 1.5"),
         ({"render_mode": "ascii"}, "render_mode must be one of"),
         ({"sequences": "nothing:here"}, "unknown data"),
@@ -295,6 +297,25 @@ def test_whitened_actions_are_in_units_of_the_prior(
         same, other, *_ = whitened.step(u.astype(np.float32))
         assert other == pytest.approx(reward, abs=1e-4)
         np.testing.assert_allclose(same["box"], observation["box"], atol=1e-4)
+
+
+def test_whitened_actions_are_kept_in_their_bounds(env: BMVTrackEnv) -> None:
+    whitened = WhitenedActions(env, reach=2)
+    boxes = []
+    for u in (2.0, 100.0):
+        observation, _ = whitened.reset(seed=0)
+        observation["prior_mean"][:] = np.nan  # the caller's own
+        boxes.append(whitened.step(np.full(5, u, np.float32))[4]["rbbox"])
+    np.testing.assert_array_equal(*boxes)
+    for wrong in (np.zeros(4), np.zeros((1, 5)), np.full(5, np.nan)):
+        with pytest.raises(ValueError, match=r"five numbers|is NaN in"):
+            whitened.step(wrong.astype(np.float32))
+
+
+def test_a_target_may_never_be_lost(sequences: list[VideoSequence], perception: Perception) -> None:
+    env = BMVTrackEnv(iter(sequences), perception, lost_after=math.inf, clip_length=4)
+    env.reset(seed=0)
+    assert not any(env.step(np.float32([1, 1, 0, 0.9, 1.4]))[2] for _ in range(4))
 
 
 def test_whitened_actions_need_the_prior(env: BMVTrackEnv) -> None:

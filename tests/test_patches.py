@@ -166,6 +166,22 @@ def test_reading_only_what_is_needed_equals_reading_everything():
         torch.testing.assert_close(result, expected, atol=5e-4, rtol=0)
 
 
+def test_many_large_frames_are_resampled_in_parts(monkeypatch):
+    """As float32 all at once, they would fill a GPU."""
+    frames = torch.randint(0, 256, (5, 20, 30, 3), dtype=torch.uint8)
+    windows = torch.rand(5, 4).double() * 8 + torch.tensor([0.0, 0, 12, 10])
+    arguments = (windows, 8, torch.tensor([[30, 20]] * 5), torch.rand(5, 3))
+    expected = patches._resample(frames, *arguments)
+    shapes = []
+    whole = torch.Tensor.float
+    monkeypatch.setattr(patches, "_TOGETHER", 2 * 20 * 30 * 3)
+    with monkeypatch.context() as patched:
+        patched.setattr(torch.Tensor, "float", lambda t: shapes.append(t.shape) or whole(t))
+        found = patches._resample(frames, *arguments)
+    assert max(shape[0] for shape in shapes if shape[1:] == frames.shape[1:]) == 2
+    torch.testing.assert_close(found, expected)
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_the_gpu_agrees_with_the_cpu():

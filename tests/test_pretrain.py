@@ -286,6 +286,38 @@ def test_a_run_is_neither_overwritten_nor_resumed_with_other_options(options):
     assert contents(options.out) == before
 
 
+def test_other_options_are_refused_before_data_is_read(options, monkeypatch):
+    train(options)
+    monkeypatch.setattr(
+        "bmvtrack.data.sources.load_sequences", lambda *_, **__: pytest.fail("read")
+    )
+    with pytest.raises(UserError, match=r"run with other options \(width\)"):
+        train(options, resume=True, width=8)
+
+
+@pytest.mark.parametrize("content", [None, b"", b"[1]", b"\xff"])
+def test_a_damaged_record_of_options_is_passed_over(options, content):
+    train(options)
+    (options.out / "options.json").unlink()
+    if content is not None:
+        (options.out / "options.json").write_bytes(content)
+    assert "at step 6 of 6" in train(options, resume=True)[1]
+
+
+def test_runs_of_before_the_split_s_seed_go_on(options):
+    """They split by their seed."""
+    train(options, seed=3, split_seed=3)
+    folder = options.out / "checkpoints"
+    state = load_checkpoint(folder)
+    known = json.loads(state["options"])
+    del known["split_seed"]
+    save_checkpoint(folder, 6, state | {"options": json.dumps(known)})
+    (options.out / "options.json").write_text(json.dumps(known))
+    assert "at step 6 of 6" in train(options, seed=3, split_seed=3, resume=True)[1]
+    with pytest.raises(UserError, match=r"other options \(split_seed\)"):
+        train(options, seed=3, resume=True)
+
+
 def test_there_must_be_something_to_resume(options):
     with pytest.raises(UserError, match=r"nothing to resume in .*run; leave --resume out"):
         train(options, resume=True)

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from bmvtrack.data.bank import build_bank
 from bmvtrack.data.sequence import VideoSequence
 from bmvtrack.errors import UserError
 
@@ -52,12 +53,16 @@ def test_frames_of_opencv_turned_round_are_taken_and_others_not_copied():
     [
         (lambda boxes: boxes[:3], r"for each of 4 frames .* not of shape \(3, 5\)"),
         (lambda boxes: boxes[:, :4], r"not of shape \(4, 4\)"),
+        (
+            lambda boxes: [*boxes[:3], None],
+            "five numbers for each of 4 frames .*: setting an array",
+        ),
         (lambda boxes: boxes * [1, 1, 0, 1, 1], "of frame 0 is none: sides are positive"),
         (lambda boxes: boxes * [1, 1, -1, 1, 1], "of frame 0 is none"),
         (lambda boxes: np.add(boxes, [np.nan, 0, 0, 0, 0]), "of frame 0 is none"),
         (lambda boxes: np.add(boxes, [0, 0, 0, 0, np.inf]), "of frame 0 is none"),
     ],
-    ids=["too-few", "no-angle", "flat", "negative", "partly-missing", "infinite"],
+    ids=["too-few", "no-angle", "none", "flat", "negative", "partly-missing", "infinite"],
 )
 def test_boxes_that_are_none_are_refused_at_once(change, message):
     with pytest.raises(UserError, match=message):
@@ -70,9 +75,25 @@ def test_where_there_is_no_object_a_box_is_nan():
     assert of(boxes=boxes.astype(np.float32)).present.tolist() == [True, True, False, True]
 
 
-def test_a_mask_of_several_channels_is_named():
-    sequence = of(boxes=None, mask=lambda t: FRAMES[t] > 9)
-    with pytest.raises(
-        UserError, match=r"frame 0: a mask has the shape \(H, W\), not \(48, 64, 3\)"
-    ):
-        _ = sequence.boxes
+@pytest.mark.parametrize(
+    ("mask", "message"),
+    [
+        (FRAMES[0] > 9, r"has the shape \(H, W\), not \(48, 64, 3\)"),
+        (FRAMES[0, ..., 0] / 255, "is boolean or integer, not float64"),
+        ([[True]], "is a NumPy array, not list"),
+    ],
+    ids=["channels", "float", "list"],
+)
+def test_masks_that_are_none_are_named(mask, message):
+    with pytest.raises(UserError, match=f"sequence 'cup', frame 0: a mask {message}"):
+        of(boxes=None, mask=lambda t: mask).mask(0)
+
+
+def test_what_is_not_0_in_a_mask_is_object():
+    mask = np.zeros((48, 64), np.uint8)
+    mask[5:20, 7:30] = 255
+    sequence = of(boxes=None, mask=lambda t: mask)
+    np.testing.assert_array_equal(sequence.mask(0), mask > 0)
+    (*_, bank) = build_bank([sequence], longest_side=32)
+    assert bank.objects.max() == 1
+    assert len(bank) == 4

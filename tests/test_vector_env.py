@@ -12,6 +12,7 @@ from gymnasium.vector import AutoresetMode
 from gymnasium.wrappers import vector
 
 import bmvtrack  # noqa: F401
+from bmvtrack.data import frame_cache
 from bmvtrack.data.davis import load_davis16
 from bmvtrack.data.frame_cache import FrameCache, make_frame_cache
 from bmvtrack.data.sequence import VideoSequence
@@ -206,6 +207,20 @@ def test_bad_sequences_and_resets(sequences, perception):
         many.reset(seed=[1, 2, 3])
     with pytest.raises(UserError, match="unknown options of reset: start"):
         many.reset(options={"start": 3})
+
+
+@pytest.mark.parametrize(
+    ("device", "free", "kept"), [("cpu", 10**12, 4), ("cuda", 10**9, 4), ("cuda", 32 * 2**30, 8)]
+)
+def test_a_cache_takes_what_is_usual(monkeypatch, device, free, kept):
+    """4 GiB, and of a large GPU a quarter of what is free."""
+    taken = []
+    monkeypatch.setattr(frame_cache, "FrameCache", lambda slots, *_: taken.append(slots))
+    monkeypatch.setattr(frame_cache, "free_memory", lambda device: free)
+    frame = np.zeros((2**9, 2**10, 3), np.uint8)
+    long = VideoSequence("long", 10**6, lambda t: frame, None, np.full((10**6, 5), np.nan))
+    make_frame_cache([long], 2, None, torch.device(device))
+    assert taken == [kept * 2**30 // frame.nbytes]
 
 
 def test_the_cache_keeps_what_was_used_last_within_its_bytes(sequences):

@@ -268,12 +268,12 @@ def _filters(
     fraction = centres - floor
     total = _side_sum(fraction, radius) + _side_sum(1 - fraction, radius)
     slope, share = -(1 / radius).float(), (1 / total).float()
-    nearest, fraction = floor.int(), fraction.float()
+    nearest, fraction = floor.float(), fraction.float()
     result = []
     for axis, extent in enumerate(extents):
-        pixels = torch.arange(extent, device=windows.device)
         # Differences of whole numbers are exact in float32, which takes half the memory and time.
-        distance = (pixels - nearest[axis, :, :, None]).float().sub_(fraction[axis, :, :, None])
+        pixels = torch.arange(extent, device=windows.device, dtype=torch.float32)
+        distance = (pixels - nearest[axis, :, :, None]).sub_(fraction[axis, :, :, None])
         weights = distance.abs_().mul_(slope[axis, :, :, None]).add_(1).clamp_min_(0)
         there = (pixels < limits[:, axis, None])[:, None, :]
         result.append(weights.mul_(share[axis, :, :, None]).mul_(there))

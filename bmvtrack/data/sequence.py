@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -29,7 +30,7 @@ class VideoSequence:
         name: of the sequence, unique within its data set.
         length: number of frames.
         read_frame: t → ``(H, W, 3)`` uint8 RGB; of a list of frames, its ``__getitem__``.
-        read_mask: t → ``(H, W)`` boolean; None for data that only has boxes.
+        read_mask: t → ``(H, W)`` boolean or integer, nonzero is object; None for data with boxes only.
         given_boxes: ``(T, 5)`` rotated boxes: centre, width and height in pixels, angle in radians; NaN
             where there is no object. Needed without masks.
 
@@ -80,11 +81,7 @@ class VideoSequence:
         """
         if self.read_mask is None:
             raise UserError(f"sequence {self.name!r} has boxes but no masks")
-        mask = self.read_mask(t)
-        if mask.ndim != 2:
-            raise UserError(
-                f"sequence {self.name!r}, frame {t}: a mask has the shape (H, W), not {mask.shape}"
-            )
+        mask = self._checked_mask(self.read_mask(t), t)
         width, height = self.size
         if mask.shape != (height, width):
             raise UserError(
@@ -92,6 +89,21 @@ class VideoSequence:
                 f"but the frame is {width}×{height}; both must have one size"
             )
         return mask
+
+    def _checked_mask(self, mask: Any, t: int) -> BoolArray:
+        """A mask as boolean: what is not 0 is object.
+
+        Raises:
+            UserError: if it is none.
+        """
+        where = f"sequence {self.name!r}, frame {t}: a mask"
+        if not isinstance(mask, np.ndarray):
+            raise UserError(f"{where} is a NumPy array, not {type(mask).__name__}")
+        if mask.ndim != 2:
+            raise UserError(f"{where} has the shape (H, W), not {mask.shape}")
+        if mask.dtype.kind not in "biu":
+            raise UserError(f"{where} is boolean or integer, not {mask.dtype}")
+        return mask if mask.dtype == np.bool_ else mask != 0
 
     @cached_property
     def opencv_boxes(self) -> FloatArray:
@@ -130,12 +142,16 @@ class VideoSequence:
         Raises:
             UserError: if there is not one of five numbers for each frame, or one is none.
         """
-        boxes = np.asarray(boxes, dtype=np.float64)
+        expected = (
+            f"sequence {self.name!r}: boxes are five numbers for each of {self.length} frames (centre, "
+            "width, height, angle in radians; NaN where there is no object)"
+        )
+        try:
+            boxes = np.asarray(boxes, dtype=np.float64)
+        except (TypeError, ValueError) as error:
+            raise UserError(f"{expected}: {error}") from error
         if boxes.shape != (self.length, 5):
-            raise UserError(
-                f"sequence {self.name!r}: boxes are five numbers for each of {self.length} frames (centre, "
-                f"width, height, angle in radians), not of shape {boxes.shape}"
-            )
+            raise UserError(f"{expected}, not of shape {boxes.shape}")
         absent = np.isnan(boxes).all(axis=1)
         sound = np.isfinite(boxes).all(axis=1) & (boxes[:, 2:4] > 0).all(axis=1)
         if not (absent | sound).all():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -80,9 +81,10 @@ def check_run_folder(out: Path, resume: bool, options: dict[str, Any]) -> None:
         raise UserError(f"{out} already holds a run; add --resume, or give another --out")
     if resume and not there:
         raise UserError(f"nothing to resume in {out}; leave --resume out to start")
-    kept = out / "options.json"
-    if resume and kept.is_file():
-        _refuse_others(out, json.loads(kept.read_text(encoding="utf-8")), options)
+    if resume:
+        with suppress(*DAMAGED):  # the checkpoint has them as well
+            before = json.loads((out / "options.json").read_text(encoding="utf-8"))
+            _refuse_others(out, before, options)
 
 
 def resumed_state(folder: Path, options: dict[str, Any]) -> dict[str, Any]:
@@ -102,6 +104,8 @@ def resumed_state(folder: Path, options: dict[str, Any]) -> dict[str, Any]:
 
 def _refuse_others(folder: Path, before: dict[str, Any], options: dict[str, Any]) -> None:
     """Refuse to go on with other options than before, naming those that differ."""
+    if "split_seed" not in before and "seed" in before:
+        before = before | {"split_seed": before["seed"]}  # by which runs split before there was one
     changed = [name for name, value in options.items() if before.get(name) != value]
     if changed:
         raise UserError(

@@ -94,7 +94,7 @@ class PretrainOptions:
     """of the sequences (or stills) of each data set; a youtube-vos store is split already"""
     split_seed: int = 0
     """which ones are held out, whatever --seed is. With --start-from, give what those weights were trained
-    with: what an earlier run has trained on is not held out"""
+    with (weights from before this option: their --seed): what a run has trained on is not held out"""
     resident_gigabytes: float | None = None
     """data up to this size, each of `data` for itself, is kept on the device; a larger youtube-vos store
     is streamed from disk, other data drawn and cropped on the host. Default: half of a GPU's free memory"""

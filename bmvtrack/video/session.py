@@ -62,10 +62,10 @@ def track_video(options: TrackOptions, console: Console | None = None) -> Tracke
         }
         if options.report:
             contents["html"] = report_page(video, clip, patches)
-        else:  # one of an earlier run would be of another track
-            stem.with_name(f"{stem.name}.html").unlink(missing_ok=True)
         for suffix, text in contents.items():
             write_text(stem.with_name(f"{stem.name}.{suffix}"), text)
+        if not options.report:  # a page of an earlier run would be of another track
+            stem.with_name(f"{stem.name}.html").unlink(missing_ok=True)
         (console or Console()).print(
             _outcome(video, stem, ["mp4", *contents]), soft_wrap=True, markup=False
         )
