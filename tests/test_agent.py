@@ -217,3 +217,64 @@ def test_an_actor_saved_alone_is_of_the_same_kind(tmp_path: Path, env: BMVTrackE
     model = agent(env, policy_kwargs={"correlated": False})
     model.actor.save(str(tmp_path / "actor"))
     assert not LatentPriorActor.load(str(tmp_path / "actor")).prior.correlated
+
+
+def test_several_updates_with_ends_are_those_of_the_plain_loop(env: BMVTrackEnv) -> None:
+    """A lost object ends the sum of rewards; targets wait for their turn; what is logged are means."""
+    records, models = [], []
+    for train in (LatentPriorSAC.train, SAC.train):
+        model = agent(env, target_update_interval=2, learning_starts=100)
+        model.learn(24)
+        model.replay_buffer.dones[::2] = 1
+        torch.manual_seed(7)
+        train(model, 4, 16)
+        records.append(dict(model.logger.name_to_value))
+        models.append(model)
+    for name in ("actor_loss", "critic_loss", "ent_coef", "ent_coef_loss", "n_updates"):
+        ours, plain = (record[f"train/{name}"] for record in records)
+        assert ours == pytest.approx(plain, abs=1e-5), name
+    for name, value in models[1].policy.state_dict().items():
+        found = models[0].policy.state_dict()[name]
+        torch.testing.assert_close(found, value, rtol=0, atol=1e-5)
+
+
+def test_followers_act_by_the_truth_with_the_prior_s_noise(
+    perception: Perception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clips = [synthetic_sequence(8)]
+    many = StableBaselinesEnv(BMVTrackVectorEnv(4, clips, perception, coordinates="object"))
+    model = agent(many, truth_share=0.75, learning_starts=100)
+    model.learn(4)
+    space = many.action_space
+    there = torch.tensor([1.1, 0.9, 0.1, 0.2, -0.1])
+    outside, missing = torch.from_numpy(space.high) + 9, torch.full((5,), torch.nan)
+    truth = torch.stack([there, outside, missing, there])
+    monkeypatch.setattr(model.env, "env_method", lambda name: [truth])
+    packed = 0.01 * model._last_obs["prior_cholesky"]
+    monkeypatch.setitem(model._last_obs, "prior_cholesky", packed)
+    actions, scaled = map(
+        np.stack, zip(*(model._sample_action(0, None, 4) for _ in range(400)), strict=True)
+    )
+    factor = gaussian.unpack_lower(torch.from_numpy(packed[0]))
+    white = gaussian.whiten(torch.from_numpy(actions[:, 0]), there, factor)
+    torch.testing.assert_close(white.T.cov(), torch.eye(5), atol=0.3, rtol=0)
+    assert white.mean(dim=0).abs().max() < 0.25
+    assert (actions[:, 1] == space.high).all()
+    assert np.isfinite(actions).all()
+    np.testing.assert_allclose(scaled, model.policy.scale_action(actions), atol=1e-6)
+
+
+def test_the_actor_learns_as_fast_as_the_critics_unless_told(env: BMVTrackEnv) -> None:
+    model = agent(env, learning_rate=1e-2)
+    model.learn(20)
+    assert model.actor.optimizer.param_groups[0]["lr"] == 1e-2
+
+
+def test_the_kl_that_is_logged_is_of_the_states_acted_in(env: BMVTrackEnv) -> None:
+    model = agent(env)
+    model.learn(12)
+    for parameter in model.actor.head.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    batch = model.replay_buffer.sample(16)
+    expected = model.actor.action_log_prob(batch.observations)[1].mean()
+    torch.testing.assert_close(model.update(batch)["kl_to_prior"], expected.detach())

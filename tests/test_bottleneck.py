@@ -348,3 +348,14 @@ def test_heads_stay_in_float32_under_autocast():
         found = bottleneck(features)
     assert torch.equal(found.mean, expected.mean)
     assert torch.equal(found.covariance, expected.covariance)
+
+
+@pytest.mark.parametrize("reduction", ["norm", "mean"])
+def test_a_head_that_says_nothing_still_has_a_gradient(reduction):
+    """The root of zero has none: the norm over the batch must do without."""
+    bottleneck = make(covariance="batch", reduction=reduction)
+    for parameter in bottleneck.covariance_head.parameters():
+        torch.nn.init.zeros_(parameter)
+    bottleneck.kl_divergence(bottleneck(features())).sum().backward()
+    for parameter in bottleneck.covariance_head.parameters():
+        assert torch.isfinite(parameter.grad).all()

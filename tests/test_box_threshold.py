@@ -108,3 +108,11 @@ def test_masks_move_boxes_by_the_cut_of_their_weights() -> None:
             assert rotated_iou(moved.numpy(), true.numpy())[0] > 0.9
     assert areas == sorted(areas, reverse=True)
     assert areas[0] > 1.1 * areas[2]
+
+
+def test_it_does_not_matter_in_which_order_the_frames_come() -> None:
+    good = torch.linspace(0.5, 0.9, len(THRESHOLDS)).double().repeat(9, 1)
+    bad = torch.zeros(2, len(THRESHOLDS)).double()
+    bad[:, 0] = 4.0
+    mixed = torch.cat([good[:4], bad, good[4:]])
+    assert best_threshold(mixed) == (THRESHOLDS[-1], pytest.approx(0.9))

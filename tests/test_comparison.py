@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from rich.console import Console
 
 from agents import comparison
@@ -153,3 +154,93 @@ def test_a_good_seed_is_good_on_all_sequences():
     assert wide.high - wide.low == pytest.approx(4 * by_sequence.std() / 40**0.5, rel=0.1)
     with pytest.raises(ValueError, match="at least one"):
         crossed_bootstrap(np.zeros((0, 3)))
+
+
+def test_a_clip_that_ended_counts_no_more(sequences, perception):
+    short = synthetic_sequence(4, SceneOptions(width=96, height=72, length=5)).in_memory()
+    clips = ClipSource([sequences[0], short], 10**9).spread(2)
+
+    def overlaps(*clips):
+        many = BMVTrackVectorEnv(
+            len(clips), weights=perception, coordinates="object", clips=list(clips)
+        )
+        return clip_overlaps(lambda o: o["prior_mean"], many)
+
+    alone = np.concatenate([overlaps(clip) for clip in clips])
+    np.testing.assert_allclose(overlaps(*clips), alone, atol=1e-4)
+
+
+def test_a_clip_without_a_scored_frame_has_no_overlap():
+    class Environment:
+        num_envs = 2
+
+        def reset(self):
+            return {}, {}
+
+        def step(self, actions):
+            iou, over = torch.tensor([0.5, torch.nan]), torch.tensor([True, True])
+            return {}, None, over, ~over, {"iou": iou, "final_info": {"iou": iou}}
+
+    np.testing.assert_array_equal(clip_overlaps(lambda o: o, Environment()), [0.5, np.nan])
+
+
+def test_methods_are_judged_to_the_end_in_their_own_coordinates(options, sequences, monkeypatch):
+    judged = []
+
+    class Noted(BMVTrackVectorEnv):
+        def __init__(self, *arguments, **named):
+            judged.append(named)
+            super().__init__(*arguments, **named)
+
+    monkeypatch.setattr(comparison, "BMVTrackVectorEnv", Noted)
+    methods = ["latent prior", "plain SAC, object"]
+    options = replace(
+        options, steps=8, validate_every=8, precision="bfloat16", out=options.out / "judged"
+    )
+    compare(options, [0], sequences[:2], sequences[2:], 2, Console(quiet=True), None, methods)
+    assert [named["coordinates"] for named in judged] == ["frame", "object"]
+    for named in judged:
+        assert named["lost_after"] > 10**6
+        assert named["weights"].precision == "float32"  # whatever learns
+        assert [clip.last for clip in named["clips"]] == [6, 6]
+
+
+def test_every_method_has_its_turn_before_the_next_seed(options, sequences, monkeypatch):
+    def trained(method, run, perception, training, clips, console):
+        return Curve(method, run.seed, np.array([0]), np.zeros((1, 1)), ("clip",))
+
+    monkeypatch.setattr(comparison, "_train", trained)
+    run = replace(options, out=options.out / "turns")
+    methods = ["latent prior", "plain SAC, frame"]
+    rest = sequences[:1], sequences[2:], 1, Console(quiet=True)
+    curves = compare(run, [0, 1], *rest, methods=methods)
+    assert [(c.seed, c.method) for c in curves] == [(s, m) for s in (0, 1) for m in methods]
+
+
+def test_what_has_no_score_has_none_when_it_is_read_again(options, sequences, monkeypatch):
+    overlaps = np.array([[0.5, np.nan]])
+
+    def trained(method, run, perception, training, clips, console):
+        return Curve(method, run.seed, np.array([0]), overlaps, ("a", "b"))
+
+    monkeypatch.setattr(comparison, "_train", trained)
+    run, one = replace(options, out=options.out / "missing"), {"methods": ["latent prior"]}
+    for _ in range(2):
+        (curve,) = compare(run, [0], sequences[:1], sequences[1:], 2, Console(quiet=True), **one)
+        np.testing.assert_array_equal(curve.overlaps, overlaps)
+
+
+def test_the_table_counts_sequences_and_pairs_seeds(tmp_path):
+    def curve(method, seed, *overlaps):
+        return Curve(method, seed, np.array([0]), np.array([overlaps]), ("a", "a", "a", "b"))
+
+    curves = [
+        curve("latent prior", 0, 0.1, 0.1, 0.1, 0.5),
+        curve("latent prior", 1, 0.3, 0.3, 0.3, 0.7),
+        curve("latent prior", 2, 0.9, 0.9, 0.9, 0.9),  # of no other method
+        curve("plain SAC, frame", 0, 0.2, 0.2, np.nan, 0.6),  # left out, for every seed
+        curve("plain SAC, frame", 1, 0.4, 0.4, 0.9, 0.8),
+    ]
+    *_, plain = rows(curves, tmp_path / "table.csv")
+    assert plain[2].startswith("0.500 [")
+    assert plain[4] == "+0.100 [+0.100, +0.100]"

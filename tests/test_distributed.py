@@ -11,7 +11,7 @@ import two_ranks
 from rectangles import write_rectangles
 from runs import assert_equal, final_state
 
-from bmvtrack import prior
+from bmvtrack import distributed, prior
 from bmvtrack.distributed import all_gather, all_sum, rank, rank_count
 from bmvtrack.errors import UserError
 from bmvtrack.models import ResNetUNet, load_network
@@ -138,3 +138,14 @@ def test_torchrun_decides_how_many(data, tmp_path, monkeypatch):
     for option, has in (("devices", 4), ("nodes", 2)):
         with pytest.raises(UserError, match=f"--{option} 3, but torchrun started {has}; leave"):
             pretrain(PretrainOptions(out=tmp_path, data=data, device="cpu", **{option: 3}))
+
+
+def test_what_is_summed_over_ranks_is_left_alone(monkeypatch):
+    monkeypatch.setattr(distributed, "rank_count", lambda: 2)
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda values: values.mul_(2))
+    values = torch.tensor([1.0, 2], requires_grad=True)
+    total = all_sum(values)
+    (2 * total).sum().backward()
+    assert values.tolist() == [1, 2]
+    assert total.tolist() == [2, 4]
+    assert values.grad.tolist() == [4, 4]

@@ -206,3 +206,27 @@ def test_units_are_active_whose_mean_varies_by_a_tenth_of_the_priors_deviation(a
     share = torch.where(torch.arange(5) < active, 0.101, 0.099)
     means = bottleneck.latent_mean + signs * share * deviation
     assert active_units(means, bottleneck) == active
+
+
+@KINDS
+def test_latents_depend_on_the_generator_only(kind):
+    bottleneck = make(kind)
+    posterior = bottleneck(features())
+    first, again, other = (
+        bottleneck.draw(posterior, torch.Generator().manual_seed(s)) for s in (1, 1, 2)
+    )
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+
+
+@KINDS
+def test_a_flow_moves_every_variable(kind):
+    posterior = make(kind)(features())
+    assert ((posterior.mean - posterior.base_mean).abs() > 1e-3).any(dim=0).all()
+
+
+def test_a_flow_may_speak_in_units_of_the_prior():
+    bottleneck = FlowBottleneck("planar", FEATURES, PAPER, standardized=True)
+    torch.testing.assert_close(bottleneck.latent_mean, torch.zeros(5))
+    torch.testing.assert_close(bottleneck.latent_covariance, torch.eye(5))
+    torch.testing.assert_close(bottleneck.offset.double(), torch.from_numpy(PAPER.mean))

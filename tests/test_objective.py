@@ -1,5 +1,7 @@
 """What is minimised and reported, and what a mask's probability means by it."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -12,7 +14,7 @@ from bmvtrack.data.batch import Batch
 from bmvtrack.losses import construction_loss, soft_jaccard_loss
 from bmvtrack.models import Bottleneck, Output, Posterior
 from bmvtrack.training import PretrainOptions
-from bmvtrack.training.objective import averaged, objective, validation_metrics
+from bmvtrack.training.objective import averaged, motion_nll, objective, validation_metrics
 
 
 def terms_of(logits, labels, **arguments):
@@ -105,3 +107,34 @@ def test_mask_iou_is_of_the_foreground():
 def test_averages_are_over_samples():
     parts = [{"a": torch.tensor([1.0, 2, 3]), "b": torch.tensor(1.0)}, {"a": torch.tensor([6.0])}]
     assert averaged(parts) == {"a": 3.0, "b": 1.0}
+
+
+def test_every_class_but_the_first_is_foreground():
+    output, batch, bottleneck = example()
+    batch.labels[:], batch.labels[:, :4] = 1, 2
+    output.logits = functional.one_hot(3 - batch.labels, 3).movedim(-1, 1).float()
+    metrics = validation_metrics(output, batch, bottleneck, with_motion=False)
+    torch.testing.assert_close(metrics["mask_iou"], torch.ones(3))
+
+
+def test_the_divergence_that_is_reported_is_of_the_posterior_from_the_prior():
+    output, batch, bottleneck = example()
+    metrics = validation_metrics(output, batch, bottleneck, with_motion=False)
+    assert torch.equal(metrics["kl"], bottleneck.kl_divergence(output.posterior, "posterior"))
+
+
+def test_a_motion_that_is_not_known_costs_nothing():
+    output, batch, bottleneck = example()
+    known = motion_nll(output, batch, bottleneck)
+    partly = batch.motion.clone()
+    partly[1, 2] = torch.nan
+    found = motion_nll(output, replace(batch, motion=partly), bottleneck)
+    torch.testing.assert_close(found, known * torch.tensor([1, 0, 1]))
+
+
+@pytest.mark.parametrize("weights", ["none", "balanced"])
+def test_half_precision_logits_cost_what_single_ones_do(weights):
+    labels = (torch.rand(2, 8, 8) < 0.2).long()
+    logits = torch.randn(2, 2, 8, 8).bfloat16()
+    found, expected = (terms_of(x, labels, class_weights=weights) for x in (logits, logits.float()))
+    torch.testing.assert_close(found["total"], expected["total"])

@@ -354,3 +354,16 @@ def test_what_a_file_browser_leaves_is_nobodys_data(data, tmp_path):
     (tmp_path / "store").mkdir()
     (tmp_path / "store" / ".DS_Store").write_bytes(b"1")
     assert len(make(data, tmp_path / "store"))
+
+
+def test_other_categories_are_other_data(data, tmp_path):
+    """A shard holds the numbers of classes: they follow from a clip's categories, and from all."""
+    prepare(data, tmp_path / "store", SIZE, 1)
+    first, *rest = data.clips
+    swapped = dataclasses.replace(first, categories={1: "ape", 2: "dog"})
+    for other in (
+        dataclasses.replace(data, clips=(swapped, *rest)),
+        dataclasses.replace(data, categories=("ant", *data.categories)),
+    ):
+        with pytest.raises(UserError, match="was begun with another --size, other data"):
+            prepare(other, tmp_path / "store", SIZE, 1)

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from agents.policy import LatentPriorActor, LatentPriorPolicy, StateExtractor, TwinNetwork
-from agents.residual import Residual
+from agents.residual import MaskHead, Residual, State
 from agents.storage import (
     load_actor,
     make_actor,
@@ -268,3 +268,74 @@ def test_a_spread_that_left_its_bounds_comes_back() -> None:
     residual.kl().sum().backward()
     assert packed.grad is not None
     assert (gaussian.unpack_lower(packed.grad).diagonal(dim1=1, dim2=2) > 0).all()
+
+
+def test_no_input_is_beyond_its_bounds() -> None:
+    space = observation_space(FEATURES)
+    values = tensors(observations(torch.ones(5), torch.eye(5) / 100, 2))
+    values["mask_geometry"] -= 100
+    values["features"] += torch.arange(FEATURES)
+    inputs = StateExtractor(space, "all")(values)
+    assert inputs.abs().max() == 5
+    start = 6  # behind the box
+    normalised = inputs[0, start : start + FEATURES]
+    assert abs(normalised.mean()) < 1e-6
+    assert normalised.std(correction=0) == pytest.approx(1, abs=1e-3)
+
+
+def test_critics_see_the_action_and_how_far_it_is_from_the_mask_s_motion() -> None:
+    policy = LatentPriorPolicy(observation_space(FEATURES), action_space("object"), lambda _: 1e-3)
+    policy.critic.twins = torch.nn.Identity()
+    state = State(torch.randn(3, 4), 3 * torch.randn(3, 5))
+    white = torch.randn(3, 5)
+    white[0, 0] = 99  # of which ten count
+    seen, u, s = policy.critic.values(state, white), white.clamp(max=10), state.suggestion
+    parts = [u, u - s, u - s.tanh()]
+    expected = torch.cat([state.inputs, *parts, *(part.square() / 4 for part in parts)], dim=1)
+    torch.testing.assert_close(seen, expected)
+
+
+def test_critics_whiten_as_the_actor_does() -> None:
+    root = torch.randn(5, 5, dtype=torch.float64) / 10
+    state = tensors(observations(torch.ones(5), root @ root.T + 0.01 * torch.eye(5), 3))
+    actions = torch.randn(3, 5)
+    for correlated in (True, False):
+        policy = LatentPriorPolicy(
+            observation_space(FEATURES),
+            action_space("frame"),
+            lambda _: 1e-3,
+            correlated=correlated,
+        )
+        white = gaussian.whiten(actions, *policy.actor.prior(state))
+        expected = policy.critic.values(policy.actor.state(state), white)
+        torch.testing.assert_close(torch.stack(policy.critic(state, actions)), expected)
+
+
+def test_without_correlations_no_suggestion_is_beyond_ten() -> None:
+    factor = torch.eye(5, dtype=torch.float64)
+    factor[4] = 0.5
+    values = observations(torch.ones(5), factor @ factor.T / 100, 1)
+    values["mask_residual"][:] = 10
+    actor = make_actor("diagonal-prior", "frame", FEATURES, [])
+    suggestion = actor.state(tensors(values)).suggestion
+    torch.testing.assert_close(suggestion, torch.full((1, 5), 10.0))
+
+
+def test_a_policy_stays_where_it_is_sane() -> None:
+    residual = Residual.of(torch.full((1, 5), 99.0), torch.full((1, 15), -9.0), correlated=False)
+    torch.testing.assert_close(residual.shift, torch.full((1, 5), 6.0))
+    torch.testing.assert_close(residual.log_diagonal, torch.full((1, 5), -4.0))
+
+
+def test_twin_networks_begin_as_linear_layers_do() -> None:
+    torch.manual_seed(0)
+    for weight in TwinNetwork(64, [64, 64]).weights:
+        assert 0.11 < weight.abs().max() <= 0.125
+
+
+def test_the_mask_is_followed_up_to_two_deviations_at_first() -> None:
+    head = MaskHead(5)
+    with torch.no_grad():
+        head.share.fill_(1)
+    shift, _ = head(State(torch.zeros(1, 0), torch.full((1, 5), 50.0)))
+    torch.testing.assert_close(shift, torch.full((1, 5), 2.0), atol=0.02, rtol=0)

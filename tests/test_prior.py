@@ -232,3 +232,8 @@ def test_boxes_that_do_not_vary_in_all_five_ways_give_no_prior(seed):
     boxes[:, 3] = boxes[:, 2] / 2
     with pytest.raises(UserError, match="positive definite"):
         prior.fit([(boxes, 240, 120)], frames_apart=1, labels="continuous", coordinates="object")
+
+
+def test_pushed_forward_it_keeps_its_labels_and_its_source():
+    pushed = random_prior(labels="opencv", source="from a test").at_box(BOX, WIDTH, HEIGHT)
+    assert (pushed.labels, pushed.source) == ("opencv", "from a test")

@@ -280,3 +280,46 @@ def test_bootstrap_needs_runs():
         bootstrap_mean([])
     with pytest.raises(ValueError, match="a run in each"):
         bootstrap_mean([np.array([1.0]), np.array([])])
+
+
+def test_what_turned_an_odd_number_of_quarters_keeps_its_sides():
+    boxes = np.array([[80.0, 60, 40, 20, 0.5 * t] for t in range(40)])
+    spinning = VideoSequence("spinning", 40, lambda t: FRAME, given_boxes=boxes)
+    for start in range(40):
+        box = first_box(spinning, start, upright=False)
+        assert rotated_iou(box, boxes[start]) > 0.999
+
+
+def test_limits_are_compared_with_those_of_the_same_frames():
+    scores = one_pass(OracleTracker, moving(), start=3).scores
+    assert scores["axis_aligned"].ao == pytest.approx(1)
+
+
+def test_upright_trackers_are_started_upright_in_sre():
+    mask = np.zeros((120, 160), dtype=np.uint8)
+    cv2.fillPoly(mask, [np.array([[20, 20], [100, 60], [90, 80], [10, 40]])], 1)
+    sequence = VideoSequence("mask", 2, lambda t: FRAME, lambda t: mask != 0)
+    runs = run_protocol("sre", lambda s, t: Upright(), sequence)
+    assert all(run.boxes[0, 4] == 0 for run in runs)
+
+
+def test_what_a_tracker_does_for_its_bounds_is_timed():
+    class Thorough(StaticTracker):
+        def axis_aligned(self, rbbox):
+            time.sleep(0.01)
+            return super().axis_aligned(rbbox)
+
+    assert one_pass(lambda s, t: Thorough(), moving()).seconds >= 0.1
+
+
+def test_masks_are_kept_as_they_were():
+    class Overwriting(StaticTracker):
+        mask = np.zeros((120, 160), dtype=bool)
+
+        def update(self, frame):
+            self.mask[:] = True
+            return super().update(frame)
+
+    run = one_pass(lambda s, t: Overwriting(), moving(), keep_masks=True)
+    assert not run.masks[0].any()
+    assert run.masks[1].all()

@@ -271,3 +271,20 @@ def test_what_does_not_fit_the_device_is_drawn_on_the_host():
     batches = [there.draw(3, generator) for generator in (first, again, first)]
     assert torch.equal(batches[0].patches, batches[1].patches)
     assert not torch.equal(batches[0].patches, batches[2].patches)
+
+
+def test_sides_change_by_factors_about_one():
+    wild = Augmentation(log_scale=0.8, turn=0, shift=0, strengths=(1.0,))
+    bank = build(several())
+    batch = draw(sampler(bank, [1], jitter=wild), 2000)
+    factors = (batch.boxes[:, 2:4] / bank.boxes[1, 2:4]).sort(dim=1).values  # of either label
+    assert (factors > 0).all()
+    grown = factors.log().sum(dim=1)
+    assert grown.mean().abs() < 0.1
+    assert grown.std() == pytest.approx(0.8 * 2**0.5, rel=0.1)
+
+
+def test_what_is_left_of_broken_shares_goes_where_it_is_missing():
+    mixed = mixture([9, 1])
+    found = np.array([counts(mixed, 1, seed) for seed in range(100)])
+    assert 0.8 < found[:, 0].mean() < 0.98

@@ -10,6 +10,7 @@ from environments import follow, of_three_sizes
 from network_tests import NetworkTests
 
 from bmvtrack import prior
+from bmvtrack.data import samples
 from bmvtrack.data.augmentation import Augmentation, with_others
 from bmvtrack.data.samples import Sampler
 from bmvtrack.errors import UserError
@@ -278,3 +279,24 @@ def test_an_object_is_not_put_behind_itself_as_another(monkeypatch):
         targets = torch.arange(len(bank))
         draw(Sampler(bank, targets, SIZE, 4, "tracking", Augmentation(distractors=1)), 64)
         assert crowded.pop().any() == expected
+
+
+def test_what_stands_behind_an_object_stands_behind_its_template(monkeypatch):
+    chosen = []
+
+    def noted(images, masks, which, *rest):
+        chosen.append(which)
+        return images
+
+    monkeypatch.setattr(samples, "with_others", noted)
+    draw(sampler(build(several(), video()), Augmentation(distractors=0.5), augment=True), 16)
+    assert len(chosen) == 2
+    assert torch.equal(*chosen)
+    assert chosen[0].unique().numel() > 2
+
+
+def test_a_template_is_seen_through_a_box_that_is_not_quite_right():
+    bank = build(several())
+    exact, shaken = (draw(sampler(bank, Augmentation(template=t)), 24) for t in (0, 0.3))
+    assert torch.equal(exact.boxes, shaken.boxes)
+    assert (exact.template != shaken.template).flatten(1).any(dim=1).all()

@@ -162,3 +162,23 @@ def test_bounds_of_an_upright_rectangle_are_a_pixel_wider_than_its_box():
     grown = limits + np.array([-0.5, -0.5, 0.5, 0.5])
     assert geometry.mask_bounds(mask) == pytest.approx(grown, abs=1e-4)
     assert math.isclose(np.diff(geometry.mask_bounds(mask)[[0, 2]])[0], 35)
+
+
+def test_half_and_three_quarters_are_counted():
+    scores = score(Overlap(np.array([0.4, 0.6, 0.72, 0.8]), np.zeros(4)))
+    assert (scores.sr50, scores.sr75) == (0.75, 0.25)
+    mean = metrics.average([scores, scores])
+    assert (mean.sr50, mean.sr75) == (0.75, 0.25)
+
+
+def test_a_box_of_which_a_number_is_missing_is_none():
+    true = shapes((9, 9), (10, 10))
+    predicted = true.copy()
+    predicted[1, 4] = NAN
+    overlap = rotated_overlap(predicted, true)
+    assert (overlap.iou[1], overlap.centre_error[1]) == (0, np.inf)
+
+
+def test_the_centre_of_bounds_is_their_middle():
+    true = np.tile([0.0, 0, 10, 20], (2, 1))
+    assert axis_aligned_overlap(true + np.array([2, 4, -2, -4]), true).centre_error[1] == 0

@@ -1,6 +1,7 @@
 """The public tracker: boxes in any form, several objects at once, mistakes said plainly."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from bmvtrack.data.synthetic import synthetic_sequence
 from bmvtrack.errors import UserError
 from bmvtrack.inputs import can_start, corner_and_size, rotated_box
 from bmvtrack.iou import rotated_iou
-from bmvtrack.masks import mask_in_frame
+from bmvtrack.masks import bounds_of_mask, mask_in_frame
 from bmvtrack.motion import AT_REST, apply
 from bmvtrack.movers import move_by_both, move_by_mask, move_by_posterior
 from bmvtrack.perception import Percept, Perception
@@ -341,3 +342,58 @@ def test_the_one_box_of_select_rois_is_a_box() -> None:
     assert (rotated_box(several, 64, 48) == rotated_box(several[0], 64, 48)).all()
     with pytest.raises(UserError, match="a box is"):
         rotated_box(np.array([1, 2, 3, 4 + 1j]), 64, 48)
+
+
+def test_a_mask_changes_a_side_by_a_quarter_at_most_and_none_changes_nothing(
+    perception: Perception, sequence: VideoSequence
+) -> None:
+    box = sequence.boxes[:1]
+    percept = perception.look(sequence.frame(1), box)
+    boxes, rest = torch.from_numpy(box), torch.tensor([AT_REST], dtype=torch.float64)
+    nothing, everything = (torch.full_like(percept.probabilities, x) for x in (0.0, 1.0))
+    speck = nothing.clone()
+    speck[:, 30:34, 30:34] = 1
+    for probabilities, factor in ((nothing, 1), (everything, 1.25), (speck, 1 / 1.25)):
+        seen = replace(percept, probabilities=probabilities)
+        moved = move_by_mask(seen, boxes, rest, torch.tensor([sequence.size]))
+        torch.testing.assert_close(moved[:, 2:4], factor * boxes[:, 2:4])
+        if factor == 1:
+            assert torch.equal(moved, boxes)
+
+
+def test_movers_are_told_the_motion_before(perception: Perception, sequence: VideoSequence) -> None:
+    told: list[np.ndarray] = []
+
+    def mover(percept: Percept, boxes: torch.Tensor, before: torch.Tensor, _: Any) -> torch.Tensor:
+        told.append(before[0].numpy())
+        return boxes + torch.tensor([4.0, -2, 0, 0, 0.1])
+
+    tracker = Tracker(perception, mover)
+    follow(tracker, sequence, 2)
+    follow(tracker, sequence, 1)  # anew
+    unit = np.sqrt(sequence.boxes[0, 2:4].prod())
+    moved = [1, 1, np.sin(0.1), 4 / unit, -2 / unit]
+    np.testing.assert_allclose(told, [AT_REST, moved, AT_REST], atol=1e-6)
+
+
+def test_no_mover_takes_a_box_far_out_of_the_frame(
+    perception: Perception, sequence: VideoSequence
+) -> None:
+    tracker = Tracker(perception, lambda percept, boxes, *_: boxes + 1000)
+    tracker.init(sequence.frame(0), sequence.boxes[0])
+    found = tracker.update(sequence.frame(1)).rbbox
+    np.testing.assert_allclose(found, geometry.clamp(sequence.boxes[0] + 1000, *sequence.size))
+    np.testing.assert_allclose(found[:2], 2 * np.array(sequence.size))
+
+
+def test_limits_are_cut_at_the_threshold_of_the_weights(
+    tracker: Tracker, sequence: VideoSequence
+) -> None:
+    (result,) = follow(tracker, sequence, 1)
+    ramp = torch.linspace(0, 1, result.probabilities.shape[-1]).expand_as(
+        torch.from_numpy(result.probabilities)
+    )
+    for above in (0.2, 0.8):
+        cut = replace(result, probabilities=ramp.numpy(), box_threshold=above)
+        expected = bounds_of_mask(cut.probabilities, cut.window, cut.rbbox, above)
+        np.testing.assert_array_equal(cut.limits, expected)
