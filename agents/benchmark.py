@@ -26,7 +26,7 @@ from bmvtrack.data import sources
 from bmvtrack.data.batch import Mode
 from bmvtrack.data.sequence import VideoSequence
 from bmvtrack.data.synthetic import synthetic_sequences
-from bmvtrack.devices import checked_device
+from bmvtrack.devices import check_choice, checked_device
 from bmvtrack.errors import UserError
 from bmvtrack.files import write_json
 from bmvtrack.motion import AT_REST
@@ -96,8 +96,7 @@ def run_benchmark(options: BenchmarkOptions) -> None:
         raise UserError(f"--seconds must be positive, not {options.seconds}")
     if not options.parts or not options.environments or min(options.environments) < 1:
         raise UserError("--parts and --environments need at least one each, and numbers from 1 on")
-    if options.device not in ("auto", "cpu", "cuda"):
-        raise UserError(f"unknown --device {options.device!r}: it is auto, cpu or cuda")
+    check_choice(options.device)
     device = str(checked_device(options.device))
     measured = Measured()
     for part in options.parts:

@@ -13,6 +13,7 @@ from bmvtrack.console import check_minutes
 from bmvtrack.data import sources
 from bmvtrack.data.frame_cache import GIBIBYTE
 from bmvtrack.data.mirrored import Mirroring
+from bmvtrack.devices import check_choice
 from bmvtrack.errors import UserError
 from bmvtrack.motion import Coordinates
 from bmvtrack.perception import DEFAULT_WEIGHTS, Precision
@@ -157,8 +158,7 @@ class TrainOptions:
             raise UserError(f"--truth-share must lie in [0, 1], not {self.truth_share}")
         if self.truth_share and self.policy == "plain":
             raise UserError("--truth-share needs --policy latent-prior or diagonal-prior")
-        if self.device not in ("auto", "cpu", "cuda"):
-            raise UserError(f"unknown --device {self.device!r}: it is auto, cpu or cuda")
+        check_choice(self.device)
 
     @property
     def cache_bytes(self) -> float | None:

@@ -11,6 +11,16 @@ import torch
 from bmvtrack.errors import UserError
 
 
+def check_choice(device: str) -> None:
+    """Refuse what is no choice of a ``--device``.
+
+    Raises:
+        UserError: if it is neither ``auto`` nor ``cpu`` nor ``cuda``.
+    """
+    if device not in ("auto", "cpu", "cuda"):
+        raise UserError(f"unknown --device {device!r}: it is auto, cpu or cuda")
+
+
 def resolved_device(device: str) -> str:
     """``cuda`` or ``cpu`` for ``auto``, by what the machine has; any other name as it is."""
     if device != "auto":

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bmvtrack import geometry
-from bmvtrack.arrays import ByteArray, FloatArray
+from bmvtrack.arrays import BoolArray, ByteArray, FloatArray
 from bmvtrack.errors import UserError
 
 Colour = Literal["rgb", "bgr"]
@@ -36,6 +36,24 @@ def rgb_frame(frame: Any, colour: Colour) -> ByteArray:
         raise UserError(f"a frame is uint8, 0 to 255, not {frame.dtype}")
     # Writable, because torch takes no other arrays.
     return np.require(frame if colour == "rgb" else frame[..., ::-1], requirements=["C", "W"])
+
+
+def boolean_mask(mask: Any) -> BoolArray:
+    """A mask as boolean, nonzero is object; the mask itself if it is that already.
+
+    Args:
+        mask: ``(H, W)``, boolean or integer.
+
+    Raises:
+        UserError: if it is anything else.
+    """
+    if not isinstance(mask, np.ndarray):
+        raise UserError(f"a mask is a NumPy array, not {type(mask).__name__}")
+    if mask.ndim != 2:
+        raise UserError(f"a mask has the shape (H, W), not {mask.shape}")
+    if mask.dtype.kind not in "biu":
+        raise UserError(f"a mask is boolean or integer, not {mask.dtype}")
+    return mask if mask.dtype == np.bool_ else mask != 0
 
 
 def rotated_box(box: Any, width: int, height: int) -> FloatArray:
@@ -148,8 +166,7 @@ def corner_and_size(limits: FloatArray) -> FloatArray:
 
 
 def _box_of_mask(mask: NDArray[Any], width: int, height: int) -> FloatArray:
-    if mask.dtype != np.bool_ and not np.issubdtype(mask.dtype, np.integer):
-        raise UserError(f"a mask is boolean or integer, not {mask.dtype}")
+    mask = boolean_mask(mask)
     if mask.shape != (height, width):
         raise UserError(
             f"the mask is {mask.shape[1]}×{mask.shape[0]} but the frame is {width}×{height}; both "

@@ -65,16 +65,18 @@ class Percept:
     @classmethod
     def cat(cls, parts: Sequence[Percept]) -> Percept:
         """Several batches seen by one network as one."""
-        names = [field.name for field in fields(cls) if field.name != "box_threshold"]
-        tensors = {name: torch.cat([getattr(part, name) for part in parts]) for name in names}
+        tensors = {n: torch.cat([getattr(part, n) for part in parts]) for n in cls._tensors()}
         return cls(**tensors, box_threshold=parts[0].box_threshold)
 
     def cpu(self) -> Percept:
         """The same on the host, where a few boxes are moved faster than on a GPU."""
         if self.mean.device.type == "cpu":
             return self
-        names = [field.name for field in fields(self) if field.name != "box_threshold"]
-        return replace(self, **{name: getattr(self, name).cpu() for name in names})
+        return replace(self, **{name: getattr(self, name).cpu() for name in self._tensors()})
+
+    @classmethod
+    def _tensors(cls) -> list[str]:
+        return [field.name for field in fields(cls) if field.name != "box_threshold"]
 
 
 class Perception:

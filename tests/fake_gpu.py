@@ -89,9 +89,8 @@ class FakeGPU:
             self.reads.append(tuple(tensor.shape))
             return _Host(tensor)
 
-        pinned = patch.object(
-            torch.Tensor, "pin_memory", lambda tensor: tensor
-        )  # fake ones cannot be
+        # Fake tensors cannot be pinned.
+        pinned = patch.object(torch.Tensor, "pin_memory", lambda tensor: tensor)
         with self.mode, _NoWaiting(), pinned, patch.object(torch.Tensor, "cpu", cpu):
             yield
 

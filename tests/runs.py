@@ -6,8 +6,24 @@ import io
 import torch
 from rich.console import Console
 
-from bmvtrack.training import pretrain
+from bmvtrack.training import PretrainOptions, pretrain
 from bmvtrack.training.checkpoint import load_checkpoint
+
+
+def small_run(out, data):
+    """Options of a run of six steps, validated after three."""
+    return PretrainOptions(
+        out=out,
+        data=data,
+        width=4,
+        input_size=64,
+        samples=10,
+        steps=6,
+        batch_size=4,
+        validate_every=3,
+        validation_share=0.3,
+        device="cpu",
+    )
 
 
 def train(options, **changes):

@@ -248,11 +248,8 @@ def test_sequences_that_cannot_be_started(perception: Perception) -> None:
 
 def test_make_by_name_with_arguments(perception: Perception) -> None:
     make = partial(gym.make, "BMVTrack-v0", weights=perception)
-    bounds = {
-        "frame": (0.9, 1.4),
-        "object": (1.8, 0.9),
-    }  # of the translation, as the docstring says
-    for coordinates, most in bounds.items():
+    translations = {"frame": (0.9, 1.4), "object": (1.8, 0.9)}  # as the docstring says
+    for coordinates, most in translations.items():
         space = make(coordinates=coordinates).action_space
         assert space.high == pytest.approx([4.6, 4.6, 0.8, *most])
         assert space.low == pytest.approx([0.1, 0.1, -0.8, *(-m for m in most)])

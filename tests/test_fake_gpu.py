@@ -149,16 +149,8 @@ def test_environments_step_on_the_gpu(gpu, sequences, coordinates, reward):
     env.reset(seed=0)
     gpu.move([env.perception, env.frames])
     env.perception.device = GPU
-    for name in (
-        "_rows",
-        "_steps",
-        "_missed",
-        "_sizes",
-        "_truths",
-        "_boxes",
-        "_previous",
-        "_at_rest",
-    ):
+    counted, moved = ("_rows", "_steps", "_missed"), ("_sizes", "_truths", "_boxes", "_previous")
+    for name in (*counted, *moved, "_at_rest"):
         setattr(env, name, gpu.move(getattr(env, name)))
     env._iou, env._template = gpu.move(env._iou), gpu.move(env._template)
     everything = torch.device("cuda:0")

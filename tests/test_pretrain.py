@@ -3,20 +3,19 @@
 import dataclasses
 import json
 import sys
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from rectangles import write_rectangles
-from runs import assert_equal, final_state, train
+from runs import assert_equal, small_run, train
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from bmvtrack import console, prior
+from bmvtrack import prior
 from bmvtrack.errors import UserError
 from bmvtrack.models import BetaMVAE, BetaMVUNet, load_network
 from bmvtrack.training import PretrainOptions
-from bmvtrack.training.checkpoint import checkpoints, load_checkpoint, save_checkpoint
+from bmvtrack.training.checkpoint import checkpoints, load_checkpoint
 from bmvtrack.training.parts import build_network, build_optimizer, build_samplers
 from bmvtrack.training.pretrain import PretrainRun
 
@@ -33,18 +32,7 @@ def data(tmp_path_factory):
 
 @pytest.fixture
 def options(data, tmp_path):
-    return PretrainOptions(
-        out=tmp_path / "run",
-        data=data,
-        width=4,
-        input_size=64,
-        samples=10,
-        steps=6,
-        batch_size=4,
-        validate_every=3,
-        validation_share=0.3,
-        device="cpu",
-    )
+    return small_run(tmp_path / "run", data)
 
 
 @MODES
@@ -185,150 +173,6 @@ def test_a_seed_makes_a_run(options, tmp_path, mode):
     assert_equal(*states[:2])
     weights = [state["network"]["bottleneck.mean_head.weight"] for state in states]
     assert not torch.equal(weights[2], weights[0])
-
-
-@MODES
-def test_stopped_by_the_clock_and_resumed_equals_not_stopped(options, tmp_path, mode, monkeypatch):
-    train(options, out=tmp_path / "straight", mode=mode)
-    minutes = iter(range(100))  # every look at the clock takes a minute
-    clock = SimpleNamespace(monotonic=lambda: 60.0 * next(minutes))
-    with monkeypatch.context() as patch:
-        for module in (LOOP, console):
-            patch.setattr(module, "time", clock)
-        metrics, printed = train(options, mode=mode, max_minutes=2.5)
-    assert "time is up at step 2; go on with --resume" in printed
-    assert json.loads((options.out / "metrics.json").read_text()) == {"step": 2, **metrics}
-    (events,) = (options.out / "tensorboard").iterdir()
-    events.rename(events.with_name("events.out.tfevents.1"))  # written in an earlier second
-    _, printed = train(options, mode=mode, resume=True)
-    assert "at step 2 of 6" in printed
-    assert_equal(final_state(options.out), final_state(tmp_path / "straight"))
-    events = EventAccumulator(str(options.out / "tensorboard")).Reload()
-    assert [e.step for e in events.Scalars("validation/loss")] == [2, 3, 6]
-
-
-@MODES
-def test_killed_and_resumed_equals_not_stopped(options, tmp_path, mode, monkeypatch):
-    straight, _ = train(options, out=tmp_path / "straight", mode=mode)
-    step = PretrainRun.training_step
-
-    def killed(run):
-        if run.step == 5:
-            raise KeyboardInterrupt
-        return step(run)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(PretrainRun, "training_step", killed)
-        with pytest.raises(KeyboardInterrupt):
-            train(options, mode=mode)
-    metrics, printed = train(options, mode=mode, resume=True)
-    assert "at step 3 of 6" in printed
-    assert metrics == straight
-    runs = [load_checkpoint(out / "checkpoints") for out in (options.out, tmp_path / "straight")]
-    assert_equal(*runs)
-    for folder in ("best", "last"):
-        weights = [
-            out / folder / "model.safetensors" for out in (options.out, tmp_path / "straight")
-        ]
-        assert weights[0].read_bytes() == weights[1].read_bytes()
-
-
-def test_a_corrupt_checkpoint_is_passed_over(options, tmp_path):
-    train(options, out=tmp_path / "straight")
-    train(options)
-    newest = checkpoints(options.out / "checkpoints")[-1]
-    newest.write_bytes(newest.read_bytes()[:1000])
-    _, printed = train(options, resume=True)
-    assert "at step 3 of 6" in printed
-    assert_equal(final_state(options.out), final_state(tmp_path / "straight"))
-
-
-def test_a_run_goes_on_on_another_kind_of_device(options):
-    """There the states of random generators have another length; its batches are others, then."""
-    train(options)
-    folder = options.out / "checkpoints"
-    state = load_checkpoint(folder)
-    for name in ("generators", "noises"):
-        state[name] = [torch.arange(16, dtype=torch.uint8)]
-    save_checkpoint(folder, 6, state)
-    run = PretrainRun(dataclasses.replace(options, resume=True, steps=9).resolved())
-    with pytest.raises(UserError, match="other options"):
-        run.load()
-    run = PretrainRun(dataclasses.replace(options, resume=True).resolved())
-    run.load()
-    first = run.train_sampler.draw(2, run.generator).patches
-    run.load()
-    assert torch.equal(run.train_sampler.draw(2, run.generator).patches, first)
-
-
-def test_a_finished_run_is_only_validated_again(options):
-    metrics, _ = train(options)
-    again, printed = train(options, resume=True)
-    assert again == metrics
-    assert "at step 6 of 6" in printed
-
-
-def contents(folder):
-    return {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
-
-
-def test_a_run_is_neither_overwritten_nor_resumed_with_other_options(options):
-    train(options)
-    before = contents(options.out)
-    with pytest.raises(UserError, match=r"run already holds a run; add --resume, or give another"):
-        train(options)
-    with pytest.raises(UserError, match=r"run with other options \(width, batch_size\)"):
-        train(options, resume=True, width=8, batch_size=2)
-    with pytest.raises(UserError, match=r"run with other options \(mode, prior, .*\)"):
-        train(options, resume=True, mode="paper")
-    with pytest.raises(UserError, match=r"run with other options \(shares\)"):
-        train(options, resume=True, shares=(2, 1))
-    assert contents(options.out) == before
-
-
-def test_other_options_are_refused_before_data_is_read(options, monkeypatch):
-    train(options)
-    monkeypatch.setattr(
-        "bmvtrack.data.sources.load_sequences", lambda *_, **__: pytest.fail("read")
-    )
-    with pytest.raises(UserError, match=r"run with other options \(width\)"):
-        train(options, resume=True, width=8)
-
-
-@pytest.mark.parametrize("content", [None, b"", b"[1]", b"\xff"])
-def test_a_damaged_record_of_options_is_passed_over(options, content):
-    train(options)
-    (options.out / "options.json").unlink()
-    if content is not None:
-        (options.out / "options.json").write_bytes(content)
-    assert "at step 6 of 6" in train(options, resume=True)[1]
-
-
-def test_runs_of_before_the_split_s_seed_go_on(options):
-    """They split by their seed."""
-    train(options, seed=3, split_seed=3)
-    folder = options.out / "checkpoints"
-    state = load_checkpoint(folder)
-    known = json.loads(state["options"])
-    del known["split_seed"]
-    save_checkpoint(folder, 6, state | {"options": json.dumps(known)})
-    (options.out / "options.json").write_text(json.dumps(known))
-    assert "at step 6 of 6" in train(options, seed=3, split_seed=3, resume=True)[1]
-    with pytest.raises(UserError, match=r"other options \(split_seed\)"):
-        train(options, seed=3, resume=True)
-
-
-def test_there_must_be_something_to_resume(options):
-    with pytest.raises(UserError, match=r"nothing to resume in .*run; leave --resume out"):
-        train(options, resume=True)
-    assert not options.out.exists()
-
-
-def test_a_moved_run_can_be_resumed(options, tmp_path):
-    train(options)
-    options.out.rename(tmp_path / "moved")
-    _, printed = train(options, out=tmp_path / "moved", resume=True, max_minutes=5)
-    assert "at step 6" in printed
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
@@ -16,7 +15,7 @@ from PIL import Image, ImageOps
 from bmvtrack import geometry
 from bmvtrack.arrays import BoolArray, ByteArray, FloatArray
 from bmvtrack.errors import UserError
-from bmvtrack.inputs import rgb_frame
+from bmvtrack.inputs import boolean_mask, rgb_frame
 
 
 @dataclass(eq=False)
@@ -81,7 +80,11 @@ class VideoSequence:
         """
         if self.read_mask is None:
             raise UserError(f"sequence {self.name!r} has boxes but no masks")
-        mask = self._checked_mask(self.read_mask(t), t)
+        read = self.read_mask(t)
+        try:
+            mask = boolean_mask(read)
+        except UserError as error:
+            raise UserError(f"sequence {self.name!r}, frame {t}: {error}") from None
         width, height = self.size
         if mask.shape != (height, width):
             raise UserError(
@@ -89,21 +92,6 @@ class VideoSequence:
                 f"but the frame is {width}×{height}; both must have one size"
             )
         return mask
-
-    def _checked_mask(self, mask: Any, t: int) -> BoolArray:
-        """A mask as boolean: what is not 0 is object.
-
-        Raises:
-            UserError: if it is none.
-        """
-        where = f"sequence {self.name!r}, frame {t}: a mask"
-        if not isinstance(mask, np.ndarray):
-            raise UserError(f"{where} is a NumPy array, not {type(mask).__name__}")
-        if mask.ndim != 2:
-            raise UserError(f"{where} has the shape (H, W), not {mask.shape}")
-        if mask.dtype.kind not in "biu":
-            raise UserError(f"{where} is boolean or integer, not {mask.dtype}")
-        return mask if mask.dtype == np.bool_ else mask != 0
 
     @cached_property
     def opencv_boxes(self) -> FloatArray:

@@ -82,8 +82,10 @@ def check_run_folder(out: Path, resume: bool, options: dict[str, Any]) -> None:
     if resume and not there:
         raise UserError(f"nothing to resume in {out}; leave --resume out to start")
     if resume:
-        with suppress(*DAMAGED):  # the checkpoint has them as well
+        before = None
+        with suppress(OSError, ValueError):  # lost or damaged: the checkpoint has them as well
             before = json.loads((out / "options.json").read_text(encoding="utf-8"))
+        if isinstance(before, dict):
             _refuse_others(out, before, options)
 
 

@@ -10,7 +10,7 @@ import torch
 from lightning.fabric import Fabric
 from torch import distributed, nn
 
-from bmvtrack.devices import knows_bfloat16, resolved_device, warn_of_emulation
+from bmvtrack.devices import check_choice, knows_bfloat16, resolved_device, warn_of_emulation
 from bmvtrack.errors import UserError
 
 _FRAGILE_CHANNELS = 8
@@ -33,8 +33,7 @@ def make_fabric(
     Raises:
         UserError: if a device is unknown or not there, or ``torchrun`` says otherwise.
     """
-    if device not in ("auto", "cpu", "cuda"):
-        raise UserError(f"unknown --device {device!r}: it is auto, cpu or cuda")
+    check_choice(device)
     if device == "cuda" and not torch.cuda.is_available():
         raise UserError("--device cuda: this machine has no CUDA device; use --device cpu")
     accelerator = resolved_device(device)
