@@ -26,7 +26,8 @@ class WhitenedActions(
 
     m and L are ``prior_mean`` and ``prior_cholesky`` of the observation before. With u = 0 the box goes where
     the encoder would have it. So any agent starts there that acts around 0 or around the middle of its
-    bounds, as those of Stable-Baselines3 do; in the environment's own units both miss the object or most of it at once.
+    bounds, as those of Stable-Baselines3 do; in the environment's own units both miss the object, or most of
+    it, at once.
 
     One clip at a time; with ``gym.make_vec``: ``vectorization_mode="sync", wrappers=[WhitenedActions]``.
 
