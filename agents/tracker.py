@@ -15,7 +15,7 @@ from bmvtrack.perception import DEFAULT_WEIGHTS, Percept, Perception, weights_fo
 from bmvtrack.tracker import Tracker
 from bmvtrack.tracking.learned import PerceptionTracker
 from bmvtrack.tracking.trackers import BoxTracker, TrackerFactory
-from envs.state import checked_action, move, observe
+from envs.state import checked_action, moved, observe
 
 
 class AgentMover:
@@ -54,8 +54,8 @@ class AgentMover:
         actions = [checked_action(action) for action in self.actor.unscale_action(scaled.numpy())]
         width, height = sizes.to(boxes).unbind(-1)
         taken = torch.as_tensor(np.stack(actions)).to(boxes)
-        moved, _ = move(boxes, taken, width, height, self.coordinates)
-        return moved
+        after: torch.Tensor = moved(boxes, taken, width, height, self.coordinates)
+        return after
 
 
 def load_agent_mover(folder: Path, perception: Perception) -> Mover:

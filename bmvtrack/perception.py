@@ -6,7 +6,7 @@ The environment, the trackers and the agent all see through :class:`Perception`.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from functools import lru_cache
 from pathlib import Path
 from typing import Literal
@@ -18,7 +18,7 @@ import torch
 from bmvtrack import geometry
 from bmvtrack.arrays import ByteArray, FloatArray
 from bmvtrack.data import patches
-from bmvtrack.devices import checked_device, warn_of_emulation
+from bmvtrack.devices import checked_device, to_device, warn_of_emulation
 from bmvtrack.errors import UserError
 from bmvtrack.masks import mask_geometry
 from bmvtrack.models import (
@@ -28,6 +28,8 @@ from bmvtrack.models import (
     foreground_probability,
     load_network,
 )
+from bmvtrack.models.bottleneck import Bottleneck
+from bmvtrack.perception_graphs import GraphCache
 
 Precision = Literal["float32", "bfloat16"]
 DEFAULT_WEIGHTS = "davis16-duts"
@@ -36,6 +38,7 @@ MASK_WEIGHTS = "davis16-duts-masks"
 """Bundled: an encoder, with better masks."""
 _BUNDLED = Path(__file__).parent / "weights"
 _AT_ONCE = 64  # frames in one pass on a CPU: of more, layers fit no cache and take gigabytes
+_LAUNCHED_WHOLE = 8  # frames at most on a GPU: of more, launching takes less time than the rest
 _LEAST_SCALE, _MOST_SINE = 0.05, 0.95  # a posterior mean is kept where motion is defined
 
 
@@ -72,11 +75,30 @@ class Percept:
         """The same on the host, where a few boxes are moved faster than on a GPU."""
         if self.mean.device.type == "cpu":
             return self
-        return replace(self, **{name: getattr(self, name).cpu() for name in self._tensors()})
+        return self.unpacked(self.packed().cpu())  # one transfer
+
+    def packed(self) -> torch.Tensor:
+        """The bytes of all tensors in one of uint8; those of float64 first, for their alignment."""
+        tensors = (getattr(self, name) for name in self._packing())
+        return torch.cat([tensor.reshape(-1).view(torch.uint8) for tensor in tensors])
+
+    def unpacked(self, packed: torch.Tensor) -> Percept:
+        """Another percept of the same shapes, from its :meth:`packed` form: views of that."""
+        names = self._packing()
+        models = [getattr(self, name) for name in names]
+        parts = packed.split([model.numel() * model.element_size() for model in models])
+        tensors = {
+            name: part.view(model.dtype).view(model.shape)
+            for name, part, model in zip(names, parts, models, strict=True)
+        }
+        return Percept(**tensors, box_threshold=self.box_threshold)
 
     @classmethod
     def _tensors(cls) -> list[str]:
         return [field.name for field in fields(cls) if field.name != "box_threshold"]
+
+    def _packing(self) -> list[str]:
+        return sorted(self._tensors(), key=lambda name: -getattr(self, name).element_size())
 
 
 class Perception:
@@ -88,6 +110,9 @@ class Perception:
         device: to run on.
         precision: of the network's convolutions and products; ``bfloat16`` is about twice as fast for
             many frames at once where the device has instructions for it, and says nearly the same.
+
+    On a GPU up to eight frames are seen by one launch, of a CUDA graph
+    (:class:`~bmvtrack.perception_graphs.GraphCache`).
 
     Raises:
         UserError: if the network was not trained to track, or the device is not there.
@@ -111,6 +136,7 @@ class Perception:
         self._folded = (
             fold_batch_norms(network).to(self.device).to(memory_format=torch.channels_last)
         )
+        self._graphs: GraphCache[Percept] = GraphCache()
 
     @classmethod
     def load(
@@ -154,6 +180,9 @@ class Perception:
             fill: ``(B, 3)`` colour of what lies outside the frame.
             template: of the B objects, from :meth:`memorize`; None: each patch is its own.
         """
+        if self._launches_whole(len(boxes)):
+            shared = frames[:1] if frames.stride(0) == 0 else frames
+            return self._launch(shared, torch.cat([boxes, sizes, fill], dim=1), template)
         if self.device.type != "cpu" or len(boxes) <= _AT_ONCE:
             return self._perceive(frames, boxes, sizes, fill, template)
         parts = []
@@ -162,6 +191,34 @@ class Perception:
             part = slice(int(rows[0]), int(rows[-1]) + 1)
             parts.append(self._perceive(frames[part], boxes[part], sizes[part], fill[part], own))
         return Percept.cat(parts)
+
+    def _launches_whole(self, count: int) -> bool:
+        """Whether so many frames are seen by one launch; flows copy constants to the device."""
+        plain = type(self._folded.bottleneck) is Bottleneck
+        return self.device.type == "cuda" and count <= _LAUNCHED_WHOLE and plain
+
+    @torch.inference_mode()
+    def _launch(
+        self, frames: torch.Tensor, numbers: torch.Tensor, template: Template | None
+    ) -> Percept:
+        """Few frames on a GPU, by one launch where their shape has come before.
+
+        Args:
+            frames: ``(B, H, W, 3)``, or ``(1, H, W, 3)``: one for all boxes; may be in pinned memory.
+            numbers: ``(B, 10)`` float64: boxes, sizes and fill; may be in pinned memory.
+            template: see the call.
+        """
+        percept = self._graphs(self._perceive_columns, frames, numbers, template, self.device)
+        if percept is not None:
+            return percept
+        frames = frames.to(self.device, non_blocking=True)
+        return self._perceive_columns(frames, numbers.to(self.device, non_blocking=True), template)
+
+    def _perceive_columns(
+        self, frames: torch.Tensor, numbers: torch.Tensor, template: Template | None
+    ) -> Percept:
+        """:meth:`_perceive` with the arguments of :meth:`_launch`, on the device."""
+        return self._perceive(*_apart(frames, numbers), template)
 
     def _perceive(
         self,
@@ -217,7 +274,10 @@ class Perception:
             rbboxes: ``(5,)`` or ``(B, 5)``.
             template: of the B objects, see :meth:`remember`.
         """
-        return self(*self._batch(frame, rbboxes), template)
+        frames, numbers = _together(frame, rbboxes)
+        if self._launches_whole(len(numbers)):
+            return self._launch(frames.pin_memory(), numbers.pin_memory(), template)
+        return self(*self._moved(frames, numbers), template)
 
     def remember(self, frame: ByteArray, rbboxes: FloatArray) -> Template | None:
         """The templates of the objects in one frame's boxes; see :meth:`memorize`.
@@ -226,11 +286,14 @@ class Perception:
             frame: ``(H, W, 3)`` uint8 RGB.
             rbboxes: ``(5,)`` or ``(B, 5)``.
         """
-        return self.memorize(*self._batch(frame, rbboxes))
+        return self.memorize(*self._moved(*_together(frame, rbboxes)))
 
     def _autocast(self) -> torch.autocast:
         reduced = self.precision == "bfloat16"
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=reduced)
+        # No weight is used twice in a pass, and what a graph is captured of must not be in a cache.
+        return torch.autocast(
+            self.device.type, torch.bfloat16, enabled=reduced, cache_enabled=False
+        )
 
     def _patches(
         self, frames: torch.Tensor, boxes: torch.Tensor, sizes: torch.Tensor, fill: torch.Tensor
@@ -242,20 +305,33 @@ class Perception:
         inputs = patches.network_input(images, boxes, windows, self.network.input_channels)
         return inputs.contiguous(memory_format=torch.channels_last), windows
 
-    def _batch(
-        self, frame: ByteArray, rbboxes: FloatArray
+    def _moved(
+        self, frames: torch.Tensor, numbers: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-        """One frame as B of them: frames, boxes, sizes and fill."""
-        height, width = frame.shape[:2]
-        boxes = torch.as_tensor(np.atleast_2d(rbboxes), dtype=torch.float64, device=self.device)
-        count = len(boxes)
-        mean = cv2.mean(frame)[:3]
-        return (
-            torch.from_numpy(frame)[None].to(self.device).expand(count, -1, -1, -1),
-            boxes,
-            torch.tensor([[width, height]], device=self.device).expand(count, -1),
-            torch.tensor([mean], dtype=torch.float32, device=self.device).expand(count, -1),
-        )
+        """What :func:`_together` gives, on the device and as the call takes it."""
+        return _apart(to_device(frames, self.device), to_device(numbers, self.device))
+
+
+def _together(frame: ByteArray, rbboxes: FloatArray) -> tuple[torch.Tensor, torch.Tensor]:
+    """One frame ``(1, H, W, 3)`` and, of each of B boxes in it, box, size and fill ``(B, 10)``.
+
+    All numbers in float64: each is exact in it, and they reach a GPU in one transfer.
+    """
+    boxes = np.atleast_2d(rbboxes)
+    numbers = np.empty((len(boxes), 10))
+    numbers[:, :5] = boxes
+    numbers[:, 5:7] = frame.shape[1::-1]
+    numbers[:, 7:] = cv2.mean(frame)[:3]
+    return torch.from_numpy(frame)[None], torch.from_numpy(numbers)
+
+
+def _apart(
+    frames: torch.Tensor, numbers: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """B frames, boxes, sizes and fill, as :class:`Perception` takes them; see :func:`_together`."""
+    boxes, sizes, fill = numbers.split((5, 2, 3), dim=1)
+    seen = frames.expand(len(numbers), -1, -1, -1)
+    return seen, boxes.contiguous(), sizes.long(), fill.float()
 
 
 def weights_folder(weights: str | Path) -> Path:

@@ -255,7 +255,8 @@ class BMVTrackEnv(gym.Env[Observation, NDArray[np.float32]]):
         """Observe the next frame (the same one again at the end of the sequence)."""
         sequence = self._current()
         next_index = min(self.frame_index + 1, len(sequence) - 1)
-        self._percept = self.perception.look(sequence.frame(next_index), self.rbbox, self._template)
+        frame = sequence.frame(next_index)
+        self._percept = self.perception.look(frame, self.rbbox, self._template).cpu()
         return observe_one(
             self._percept, self.rbbox, self._previous_motion, sequence.size, self.coordinates
         )

@@ -197,12 +197,24 @@ def move(
     Returns:
         Boxes t+1 ``(..., 5)`` and the motion to them in ``object`` coordinates ``(..., 5)``.
     """
+    result = moved(rbbox, action, width, height, coordinates)
+    return result, motion.solve(rbbox, result, width, height, "object")
+
+
+def moved(
+    rbbox: Array,
+    action: Array,
+    width: float | Array,
+    height: float | Array,
+    coordinates: Coordinates,
+) -> Array:
+    """The boxes of :func:`move` alone."""
     xp = namespace(rbbox, action)
     # Number by number: an array of bounds would be copied to the device, which waits.
     bounds = zip(*ACTION_BOUNDS[coordinates], strict=True)
     clipped = xp.stack(
         [xp.clip(action[..., i], low, high) for i, (low, high) in enumerate(bounds)], axis=-1
     )
-    moved = motion.apply(rbbox, clipped, width, height, coordinates)
-    result = geometry.clamp(moved, width, height)
-    return result, motion.solve(rbbox, result, width, height, "object")
+    after = motion.apply(rbbox, clipped, width, height, coordinates)
+    result: Array = geometry.clamp(after, width, height)
+    return result

@@ -19,7 +19,7 @@ from bmvtrack import prior
 from bmvtrack.data.synthetic import synthetic_sequences
 from bmvtrack.devices import to_device
 from bmvtrack.models import ResNetUNet
-from bmvtrack.perception import Perception
+from bmvtrack.perception import Percept, Perception, _together
 from bmvtrack.training import PretrainOptions
 from bmvtrack.training.pretrain import PretrainRun
 from envs import BMVTrackVectorEnv
@@ -43,7 +43,7 @@ def data(tmp_path_factory):
 def test_a_fake_gpu_minds_what_a_real_one_would(gpu):
     there = gpu.move({"numbers": torch.ones(3)})["numbers"]
     here = gpu.mode.from_tensor(torch.ones(3))
-    with gpu.running(), pytest.raises(RuntimeError, match="same device"):
+    with gpu.running(), pytest.raises(RuntimeError, match=r"same device|different devices"):
         there + here
     with gpu.running(), pytest.raises(Exception, match="_local_scalar"):
         float(there.sum())
@@ -134,8 +134,9 @@ def test_an_update_of_the_agent_does_not_wait(gpu, sequences, perception, tmp_pa
 @pytest.mark.parametrize(
     ("coordinates", "reward"), [("object", "rotated"), ("frame", "axis_aligned")]
 )
-def test_environments_step_on_the_gpu(gpu, sequences, coordinates, reward):
+def test_environments_step_on_the_gpu(gpu, sequences, monkeypatch, coordinates, reward):
     """Each step reads the ends of episodes, and what OpenCV finds boxes of masks from."""
+    monkeypatch.setattr("bmvtrack.perception._LAUNCHED_WHOLE", 0)  # a fake GPU has no graphs
     torch.manual_seed(0)
     network = ResNetUNet(prior.named("davis16"), width=4, input_size=64, template=True)
     env = BMVTrackVectorEnv(
@@ -166,3 +167,22 @@ def test_environments_step_on_the_gpu(gpu, sequences, coordinates, reward):
             assert {value.device for value in numbers} == {everything}
         assert env.true_motion().device == everything
     assert np.isin(info["sequence"], [sequence.name for sequence in sequences]).all()
+
+
+@pytest.mark.parametrize("template", [False, True])
+def test_a_few_looks_and_their_way_to_the_host_wait_once(gpu, sequences, monkeypatch, template):
+    """Nothing that a CUDA graph may not hold, and one transfer in each direction that counts."""
+    network = ResNetUNet(prior.named("davis16"), width=4, input_size=64, template=template)
+    seer, frame, boxes = Perception(network), sequences[0].frame(0), sequences[0].boxes[:2]
+    known = seer.remember(frame, boxes)
+    frames, numbers = (gpu.mode.from_tensor(t) for t in _together(frame, boxes))
+    gpu.move([seer, known])
+    seer.device = GPU
+    monkeypatch.setattr(Percept, "unpacked", lambda percept, host: host.numbers)
+    with gpu.running(may_read=True):
+        percept = seer._launch(frames, numbers, known)
+        assert gpu.reads == []
+        numbers = percept.cpu()
+    (size,) = numbers.shape
+    assert size == 2 * (8 * (5 + 25 + 4) + 4 * (seer.feature_count + 64**2 + 8))
+    assert gpu.reads == [(size,)]

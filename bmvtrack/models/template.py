@@ -44,9 +44,20 @@ class Template:
         pairs = zip(self._tensors(), others._tensors(), strict=True)
         return _paired([mine.index_copy(0, index, other) for mine, other in pairs])
 
+    def clone(self) -> Template:
+        """A copy."""
+        return self._each(torch.clone)
+
+    def copy_(self, other: Template) -> None:
+        """Become another of the same shapes, in place."""
+        for mine, new in zip(self._tensors(), other._tensors(), strict=True):
+            mine.copy_(new)
+
     @staticmethod
     def cat(parts: list[Template]) -> Template:
-        """Several batches of templates as one."""
+        """Several batches of templates as one; of one alone, that itself."""
+        if len(parts) == 1:
+            return parts[0]
         return _paired([torch.cat(t) for t in zip(*(p._tensors() for p in parts), strict=True)])
 
     def _each(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Template:
