@@ -20,6 +20,7 @@ from stable_baselines3 import SAC
 
 from agents.options import TrainOptions
 from agents.replay import TensorReplayBuffer
+from agents.sac import LatentPriorSAC
 from agents.tracker import agent_tracker
 from agents.training import make_environments, make_model
 from bmvtrack.data import sources
@@ -64,6 +65,10 @@ class BenchmarkOptions:
     """of the network that is trained; default by mode"""
     batch_size: int = 32
     """of pretraining"""
+    precision: Literal["auto", "32-true", "bf16-mixed"] = "auto"
+    """of pretraining, as of pretrain_vae.py"""
+    compile: bool = False
+    """compile the network that is trained, as pretrain_vae.py does"""
     train_data: tuple[str, ...] = ("synthetic",)
     """to pretrain on, named as for pretrain_vae.py"""
     data: str = "synthetic"
@@ -102,7 +107,7 @@ def run_benchmark(options: BenchmarkOptions) -> None:
     for part in options.parts:
         # Training and Stable-Baselines3 set these for the whole process, later parts included.
         torch.set_float32_matmul_precision("highest")
-        torch.backends.cudnn.deterministic = False
+        torch.backends.cudnn.deterministic = torch.backends.cudnn.benchmark = False
         PARTS[part](options, device, measured)
     machine = f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads"
     if device == "cuda":
@@ -135,6 +140,8 @@ def measure_training(options: BenchmarkOptions, device: str, measured: Measured)
             longest_side=320,
             steps=10**6,
             device=device,
+            precision=options.precision,
+            compile=options.compile,
         ).resolved()
     )
     measured.per_second |= training_rates(run, options.seconds)
@@ -177,18 +184,28 @@ def measure_environments(options: BenchmarkOptions, device: str, measured: Measu
 
 
 def measure_agent(options: BenchmarkOptions, device: str, measured: Measured) -> None:
-    """Updates/s of the same networks by Stable-Baselines3's loop and by ours; whole training; replay."""
+    """Updates/s of the same networks by Stable-Baselines3's loop and by ours, on a GPU also without its
+    graph; whole training; replay."""
     perception = Perception.load(options.weights, device)
     sequences = benchmark_sequences(options)
     with tempfile.TemporaryDirectory() as folder:
         train = TrainOptions(out=Path(folder), learning_starts=256)
         model = make_model(train, make_environments(train, perception, sequences), device)
+        assert isinstance(model, LatentPriorSAC)
         # Fills the buffer, warms up with one round of updates, logs to the temporary folder.
         model.learn(train.learning_starts + train.environments)
-        updates = {
+        updates: dict[str, Callable[[], object]] = {
             "Stable-Baselines3's update, updates/s": partial(SAC.train, model, 1, train.batch_size),
             "our update, updates/s": partial(model.train, 1, train.batch_size),
         }
+        if device == "cuda":
+
+            def kernel_by_kernel() -> None:
+                model.graphed = False
+                model.train(1, train.batch_size)
+                model.graphed = True
+
+            updates["our update without a graph, updates/s"] = kernel_by_kernel
         measured.per_second |= rates_in_turn(updates, options.seconds, device)
         started, before = time.perf_counter(), model.num_timesteps
         model.learn(round(200 * options.seconds), reset_num_timesteps=False)

@@ -19,6 +19,7 @@ from bmvtrack.errors import UserError
 
 _HALF = "features"  # layer-normalised by the encoder: three decimal digits are plenty
 _FINAL_SHARE = 32  # transitions for each episode's last observation, at first
+_MANY = 2**62  # of so many numbers, remainders are as good as uniform
 
 
 class TensorReplayBuffer(ReplayBuffer):
@@ -26,8 +27,8 @@ class TensorReplayBuffer(ReplayBuffer):
 
     A transition's next observation is the observation of the next row; only where an episode ended
     is it kept apart, because the next row belongs to another episode. Encoder features are in half
-    precision. Sampling does not wait for the device. A transition that a time limit cut short
-    bootstraps; one that lost its target does not.
+    precision. Sampling does not wait for the device, and on a GPU can be part of a CUDA graph. A transition
+    that a time limit cut short bootstraps; one that lost its target does not.
 
     Takes the arguments of Stable-Baselines3's ``ReplayBuffer``; give it to ``SAC`` as
     ``replay_buffer_class``.
@@ -75,6 +76,19 @@ class TensorReplayBuffer(ReplayBuffer):
         self._host_slots = np.full(shape, -1)
         self._free = list(range(finals))
         self._led_to: dict[str, FloatArray] | None = None  # by the newest row
+        # What `pos` and `full` say, where a CUDA graph can read it; rows and environments as one.
+        self._oldest = torch.zeros((), dtype=torch.long, device=self.device)
+        self._count = torch.ones((), dtype=torch.long, device=self.device)
+
+    @property
+    def tensors(self) -> list[torch.Tensor]:
+        """All that is on the device; growth and :meth:`load_state` put others in their place."""
+        return [
+            *self.observations.values(),
+            *self.finals.values(),
+            *(self.actions, self.rewards, self.dones, self.final_slots),
+            *(self._oldest, self._count),
+        ]
 
     @property
     def bytes_per_transition(self) -> int:
@@ -84,9 +98,7 @@ class TensorReplayBuffer(ReplayBuffer):
     @property
     def nbytes(self) -> int:
         """Bytes held on the device."""
-        tensors = [*self.observations.values(), *self.finals.values()]
-        tensors += [self.actions, self.rewards, self.dones, self.final_slots]
-        return sum(tensor.nbytes for tensor in tensors)
+        return sum(tensor.nbytes for tensor in self.tensors)
 
     def add(  # type: ignore[override]
         self,
@@ -126,7 +138,7 @@ class TensorReplayBuffer(ReplayBuffer):
         self.actions[row] = action_
         self.rewards[row], self.dones[row] = reward_[:, 0], terminal_[:, 0]
         self.final_slots[row] = slots_[:, 0]
-        self.pos, self.full = following, self.full or following == 0
+        self._go_to(following, self.full or following == 0)
         self._led_to = next_obs
 
     def _part_from(self, obs: dict[str, FloatArray]) -> None:
@@ -151,6 +163,17 @@ class TensorReplayBuffer(ReplayBuffer):
         for name, stored in self.observations.items():
             self.finals[name][where] = stored[row, which]
 
+    def reset(self) -> None:
+        """Forget all transitions."""
+        self._go_to(0, False)
+
+    def _go_to(self, pos: int, full: bool) -> None:
+        """Say where the next row goes, without waiting for the device."""
+        self.pos, self.full = pos, full
+        oldest = pos + 1 if full else 0  # row `pos` is the newest next observation
+        self._oldest.fill_(oldest * self.n_envs)
+        self._count.fill_(max(self.size(), 1) * self.n_envs)
+
     def size(self) -> int:
         """Rows that hold transitions."""
         return self.buffer_size if self.full else self.pos
@@ -163,11 +186,10 @@ class TensorReplayBuffer(ReplayBuffer):
         """
         if env is not None:
             raise UserError("the replay buffer on the device takes no VecNormalize")
-        offsets = torch.randint(self.size(), (batch_size,), device=self.device)
-        oldest = self.pos + 1 if self.full else 0  # row `pos` is the newest next observation
-        rows = (oldest + offsets) % (self.buffer_size + 1)
-        columns = torch.randint(self.n_envs, (batch_size,), device=self.device)
-        return self._transitions(rows, columns)
+        by_host = self.device.type == "cpu"
+        return self._transitions(
+            self._draw(batch_size) if by_host else self._draw_by_device(batch_size)
+        )
 
     def state(self) -> dict[str, Any]:
         """Contents as tensors and numbers, for a checkpoint."""
@@ -202,27 +224,40 @@ class TensorReplayBuffer(ReplayBuffer):
             getattr(self, name)[:used] = state[name].to(self.device)
         finals = state["finals"].items()
         self.finals = {name: value.to(self.device, copy=True) for name, value in finals}
-        self.pos, self.full, self._led_to = state["position"], state["full"], None
+        self._go_to(state["position"], state["full"])
+        self._led_to = None
         self._host_slots = self.final_slots.cpu().numpy().copy()
         taken = set(self._host_slots[self._host_slots >= 0].tolist())
         count = len(next(iter(self.finals.values())))
         self._free = [slot for slot in range(count) if slot not in taken]
 
-    def _transitions(self, rows: torch.Tensor, columns: torch.Tensor) -> DictReplayBufferSamples:
-        following = (rows + 1) % (self.buffer_size + 1)
-        slots = self.final_slots[rows, columns]
-        ended = (slots >= 0)[:, None]
+    def _draw(self, count: int) -> torch.Tensor:
+        """Where transitions are, drawn uniformly: row times environments plus environment."""
+        offsets = torch.randint(self.size(), (count,), device=self.device)
+        oldest = self.pos + 1 if self.full else 0
+        rows = (oldest + offsets) % (self.buffer_size + 1)
+        return rows * self.n_envs + torch.randint(self.n_envs, (count,), device=self.device)
+
+    def _draw_by_device(self, count: int) -> torch.Tensor:
+        """As :meth:`_draw`, of as many transitions as the device knows of when it comes to it."""
+        offsets = torch.randint(_MANY, (count,), device=self.device) % self._count
+        return (self._oldest + offsets) % self.final_slots.numel()
+
+    def _transitions(self, where: torch.Tensor) -> DictReplayBufferSamples:
+        following = (where + self.n_envs) % self.final_slots.numel()
+        slots = self.final_slots.flatten()[where]
+        ended, slots = (slots >= 0)[:, None], slots.clamp_min(0)
         now, then = {}, {}
-        for name, stored in self.observations.items():
-            now[name] = stored[rows, columns].float()
-            final = self.finals[name][slots.clamp_min(0)]
-            then[name] = torch.where(ended, final, stored[following, columns]).float()
+        for name, rows in self.observations.items():
+            stored = rows.flatten(0, 1)
+            now[name] = stored[where].float()
+            then[name] = torch.where(ended, self.finals[name][slots], stored[following]).float()
         return DictReplayBufferSamples(
             observations=now,
-            actions=self.actions[rows, columns],
+            actions=self.actions.flatten(0, 1)[where],
             next_observations=then,
-            dones=self.dones[rows, columns][:, None],
-            rewards=self.rewards[rows, columns][:, None],
+            dones=self.dones.flatten()[where][:, None],
+            rewards=self.rewards.flatten()[where][:, None],
         )
 
     def _used_rows(self) -> int:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
 from typing import Any, ClassVar, cast
 
 import numpy as np
@@ -20,9 +23,13 @@ from agents.replay import TensorReplayBuffer
 from agents.residual import State
 from bmvtrack import gaussian
 from bmvtrack.arrays import FloatArray
+from bmvtrack.cuda_graphs import Launcher
 from bmvtrack.errors import UserError
 from bmvtrack.motion import COORDINATES
 from envs.state import action_space
+
+Report = tuple[tuple[str, ...], torch.Tensor]
+"""Names of losses and the like, and as many numbers on the device."""
 
 
 class LatentPriorSAC(SAC):
@@ -42,6 +49,9 @@ class LatentPriorSAC(SAC):
         truth_share: of the environments that act by the true motion plus the prior's noise, so that
             part of the buffer shows what good tracking is worth. Needs environments with a
             ``true_motion`` method.
+        graphed: on a GPU, with :class:`TensorReplayBuffer` and targets that follow at each step, have a
+            gradient step launched as one CUDA graph from the fourth on. What it does must then not
+            wait for the device (a features extractor of one's own, for example).
         kwargs: of Stable-Baselines3's ``SAC``. The warm-up (``learning_starts``) draws from the prior.
     """
 
@@ -59,9 +69,12 @@ class LatentPriorSAC(SAC):
         learning_rate: float = 3e-4,
         actor_learning_rate: float | Schedule | None = None,
         truth_share: float = 0.0,
+        graphed: bool = True,
         **kwargs: Any,
     ) -> None:
-        self.target_kl, self.truth_share = target_kl, truth_share
+        self.target_kl, self.truth_share, self.graphed = target_kl, truth_share, graphed
+        self._launcher: Launcher[Report] | None = None
+        self._rates: list[torch.Tensor] = []  # of learning, for the graph
         self.actor_learning_rate = (
             learning_rate if actor_learning_rate is None else actor_learning_rate
         )
@@ -128,27 +141,102 @@ class LatentPriorSAC(SAC):
     def train(self, gradient_steps: int, batch_size: int = 64) -> None:
         """See ``SAC``; logs the KL to the prior as well."""
         self.policy.set_training_mode(True)
-        others = [self.critic.optimizer]
-        if self.ent_coef_optimizer is not None:
-            others.append(self.ent_coef_optimizer)
+        actor, *others = self._optimizers
         self._update_learning_rate(others)
         rate = self.actor_learning_rate
         if callable(rate):
             rate = rate(self._current_progress_remaining)
-        update_learning_rate(self.actor.optimizer, rate)
-        sums: dict[str, torch.Tensor] = {}
+        update_learning_rate(actor, rate)
+        graphed = self._can_be_graphed()
+        if graphed:
+            self._prepare_graph()
+        names: tuple[str, ...] = ()
+        sums = torch.zeros((), device=self.device)
         for step in range(gradient_steps):
-            assert self.replay_buffer is not None
-            batch = self.replay_buffer.sample(batch_size, env=self._vec_normalize_env)
-            for name, value in self.update(cast("DictReplayBufferSamples", batch)).items():
-                sums[name] = sums.get(name, 0) + value
-            if step % self.target_update_interval == 0:
-                self._update_target()
+            if graphed:
+                names, values = self._launch(batch_size)
+            else:
+                names, values = self._gradient_step(
+                    batch_size, step % self.target_update_interval == 0
+                )
+            sums = sums + values
         self._n_updates += gradient_steps
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
-        means = torch.stack(list(sums.values())).div(gradient_steps).tolist()  # waits once
-        for name, mean in zip(sums, means, strict=True):
+        means = sums.div(gradient_steps).tolist()  # waits once
+        for name, mean in zip(names, means, strict=True):
             self.logger.record(f"train/{name}", mean)
+
+    @property
+    def _optimizers(self) -> list[torch.optim.Optimizer]:
+        """Of actor, critics and, if it is tuned, temperature."""
+        optimizers = [self.actor.optimizer, self.critic.optimizer]
+        if self.ent_coef_optimizer is not None:
+            optimizers.append(self.ent_coef_optimizer)
+        return optimizers
+
+    def _gradient_step(self, batch_size: int, update_target: bool = True) -> Report:
+        """Draw a batch and learn from it."""
+        assert self.replay_buffer is not None
+        batch = self.replay_buffer.sample(batch_size, env=self._vec_normalize_env)
+        report = self.update(cast("DictReplayBufferSamples", batch))
+        if update_target:
+            self._update_target()
+        return tuple(report), torch.stack(list(report.values()))
+
+    def _can_be_graphed(self) -> bool:
+        return (
+            self.graphed
+            and self.device.type == "cuda"
+            and self.target_update_interval == 1
+            and isinstance(self.replay_buffer, TensorReplayBuffer)
+            and all(isinstance(optimizer, torch.optim.Adam) for optimizer in self._optimizers)
+        )
+
+    def _prepare_graph(self) -> None:
+        """Put learning rates, and all of the optimisers' states, where a graph can read them."""
+        if self._launcher is None:
+            self._launcher = Launcher(self.device)
+            self._rates = [torch.zeros((), device=self.device) for _ in self._optimizers]
+        for optimizer, rate in zip(self._optimizers, self._rates, strict=True):
+            _fuse(optimizer)
+            rate.fill_(optimizer.param_groups[0]["lr"])
+
+    def _launch(self, batch_size: int) -> Report:
+        """A gradient step on a GPU: after a few plain ones, a graph of it."""
+        assert self._launcher is not None
+        return self._launcher.run(
+            partial(self._capturable_step, batch_size),
+            self._tensors(),
+            (batch_size, self.tau, self.gamma, self.target_kl, *self._hyperparameters()),
+        )
+
+    def _capturable_step(self, batch_size: int) -> Report:
+        with _rates_on_device(self._optimizers, self._rates):
+            return self._gradient_step(batch_size)
+
+    def _tensors(self) -> list[torch.Tensor]:
+        """All that a gradient step reads or writes, and that loading or growing may replace."""
+        assert isinstance(self.replay_buffer, TensorReplayBuffer)
+        tensors = [*self.replay_buffer.tensors, *self._rates, *self.critic_target.parameters()]
+        if self.ent_coef_optimizer is None:
+            tensors.append(self.ent_coef_tensor)
+        for optimizer in self._optimizers:
+            for parameter in _parameters(optimizer):
+                tensors += [parameter, *optimizer.state.get(parameter, {}).values()]
+        return tensors
+
+    def _hyperparameters(self) -> list[object]:
+        """Of all optimisers, but for their rates."""
+        return [
+            value
+            for optimizer in self._optimizers
+            for group in optimizer.param_groups
+            for name, value in group.items()
+            if name not in ("params", "lr")
+        ]
+
+    def _excluded_save_params(self) -> list[str]:
+        return [*super()._excluded_save_params(), "_launcher", "_rates"]
 
     def update(self, batch: DictReplayBufferSamples) -> dict[str, torch.Tensor]:
         """One gradient step of temperature, critics and actor, as in ``SAC.train``.
@@ -224,7 +312,47 @@ class LatentPriorSAC(SAC):
 
 def _minimize(optimizer: torch.optim.Optimizer, loss: torch.Tensor) -> None:
     """One step; gradients of anything else that the loss depends on are not worked out."""
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    parameters = _parameters(optimizer)
     for parameter, gradient in zip(parameters, torch.autograd.grad(loss, parameters), strict=True):
         parameter.grad = gradient
     optimizer.step()
+
+
+def _parameters(optimizer: torch.optim.Optimizer) -> list[torch.Tensor]:
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
+
+
+def _fuse(optimizer: torch.optim.Optimizer) -> None:
+    """Have an Adam count its steps on the device, too, in one kernel with all else.
+
+    Stable-Baselines3's of the temperature does not, nor does one after a checkpoint of a CPU was loaded.
+    """
+    for group in optimizer.param_groups:
+        group["fused"] = True
+    for parameter in _parameters(optimizer):
+        state = optimizer.state.get(parameter)
+        if state:
+            state["step"] = state["step"].to(parameter.device, torch.float32)
+
+
+@contextmanager
+def _rates_on_device(
+    optimizers: Sequence[torch.optim.Optimizer], rates: Sequence[torch.Tensor]
+) -> Iterator[None]:
+    """Where fused Adams read their learning rates from tensors, and can be captured.
+
+    Anywhere else rates are numbers, as Stable-Baselines3 sets them and checkpoints hold them.
+    """
+    pairs = [
+        (group, rate)
+        for optimizer, rate in zip(optimizers, rates, strict=True)
+        for group in optimizer.param_groups
+    ]
+    before = [(group["lr"], group["capturable"]) for group, _ in pairs]
+    for group, rate in pairs:
+        group["lr"], group["capturable"] = rate, True
+    try:
+        yield
+    finally:
+        for (group, _), (number, capturable) in zip(pairs, before, strict=True):
+            group["lr"], group["capturable"] = number, capturable
