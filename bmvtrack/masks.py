@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import math
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
+from itertools import pairwise
+from typing import Any
 
 import cv2
 import numpy as np
@@ -10,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from bmvtrack import geometry
-from bmvtrack.arrays import BoolArray, ByteArray, FloatArray
+from bmvtrack.arrays import BoolArray, FloatArray
 from bmvtrack.data import patches
 
 GEOMETRY = (
@@ -26,6 +30,7 @@ GEOMETRY = (
 """What the numbers of the mask geometry are."""
 INSIDE = GEOMETRY.index("mean probability inside the mask")
 _SMALLEST_PART = 0.1  # of the largest: smaller parts of a mask do not belong to the object
+_IN_A_PICTURE = 64  # masks; of more, OpenCV is no faster
 _LEAST_FILLED = 0.25  # of the box, for a mask to be trusted with its bounds
 
 
@@ -80,8 +85,8 @@ def mask_geometry(
 def mask_boxes(probabilities: torch.Tensor, windows: torch.Tensor, above: float) -> FloatArray:
     """The rotated boxes of masks on patches, in the frame.
 
-    OpenCV's contours and rectangles, one mask after the other, are many times faster here than
-    anything in tensors; the masks are brought to the host in one transfer.
+    The masks are brought to the host in one transfer. There OpenCV is many times faster than anything in
+    tensors: it follows the outlines of many masks in one picture, several pictures in threads.
 
     Args:
         probabilities: ``(B, S, S)``.
@@ -91,28 +96,89 @@ def mask_boxes(probabilities: torch.Tensor, windows: torch.Tensor, above: float)
     Returns:
         ``(B, 5)`` as OpenCV labels them; NaN where no pixel counts.
     """
-    masks = (probabilities > above).to(torch.uint8).cpu().numpy()
-    outlines = [_outline(mask) for mask in masks]
-    counts = np.array([len(outline) for outline in outlines])
-    boxes = np.full((len(masks), 5), np.nan)
-    found = np.flatnonzero(counts)
-    if found.size:
-        own = np.repeat(windows.cpu().numpy(), counts, axis=0)  # of each point
-        on_patch = np.concatenate(outlines)[:, None].astype(np.float64)
-        points = patches.to_frame(on_patch, own, masks.shape[-1])[:, 0]
-        boxes[found] = geometry.from_outlines(np.split(points, counts[found].cumsum()[:-1]))
+    if probabilities.device.type == "cpu":
+        values = probabilities.detach().numpy()
+    else:  # a quarter of the bytes to transfer
+        values, above = (probabilities > above).view(torch.uint8).cpu().numpy(), 0
+    places = windows.cpu().numpy()
+    count = len(values)
+    boxes = np.full((count, 5), np.nan)
+    groups = [slice(first, first + _IN_A_PICTURE) for first in range(0, count, _IN_A_PICTURE)]
+    threads = min(torch.get_num_threads(), len(groups))
+    with ThreadPoolExecutor(threads) if threads > 1 else nullcontext() as pool:
+        in_order = pool.map if pool else map
+        outlines = in_order(lambda group: _outlines(values[group], places[group], above), groups)
+        for group, (found, points) in zip(groups, outlines, strict=True):
+            if points:
+                boxes[group][found] = geometry.from_outlines(points)
     return boxes
 
 
-def _outline(mask: ByteArray) -> NDArray[np.int32]:
-    """Points around the parts of a mask that belong to the object, ``(K, 2)``; none of an empty one."""
-    contours, _ = cv2.findContours(mask, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
-    parts = [np.asarray(contour, np.int32).reshape(-1, 2) for contour in contours]
-    if len(parts) > 1:
-        areas = [cv2.contourArea(part) for part in parts]
-        least = _SMALLEST_PART * max(areas)
-        parts = [part for part, area in zip(parts, areas, strict=True) if area >= least]
-    return np.concatenate(parts) if parts else np.empty((0, 2), np.int32)
+def _outlines(
+    values: NDArray[Any], windows: FloatArray, above: float
+) -> tuple[NDArray[np.intp], list[NDArray[np.float32]]]:
+    """Points in the frame around the parts of masks that belong to the objects.
+
+    Args:
+        values: ``(B, S, S)``.
+        windows: ``(B, 4)``, where the patches lie.
+        above: which value a pixel counts.
+
+    Returns:
+        Which masks are not empty, M of them; of each its points, ``(K, 2)``.
+    """
+    count, size = values.shape[:2]
+    picture = np.zeros((count, size + 1, size), np.uint8)  # an empty row below each mask
+    np.greater(values, above, out=picture.view(np.bool_)[:, :size])
+    contours, _ = cv2.findContours(
+        picture.reshape(-1, size), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE
+    )
+    if not contours:
+        return np.empty(0, np.intp), []
+    x, y = np.concatenate(contours)[:, 0].T.copy()
+    owners = y // (size + 1)
+    y -= owners * (size + 1)
+    if len(contours) > 1:
+        kept = _of_objects(x, y, owners, np.array([len(contour) for contour in contours]))
+        x, y, owners = x[kept], y[kept], owners[kept]
+    # Laid out as rows of x and of y, with which NumPy is faster.
+    on_patch = np.array([x, y], np.float64).T
+    own = windows.T.copy()[:, owners].T
+    points = patches.to_frame(on_patch[:, None], own, size)[:, 0].astype(np.float32, order="C")
+    counts = np.bincount(owners)
+    found = np.flatnonzero(counts)
+    limits = [0, *counts.cumsum()[found].tolist()]
+    return found, [points[start:end] for start, end in pairwise(limits)]
+
+
+def _of_objects(
+    x: NDArray[np.int32],
+    y: NDArray[np.int32],
+    owners: NDArray[np.int32],
+    lengths: NDArray[np.intp],
+) -> NDArray[np.intp]:
+    """Points of contours of at least a tenth of the area that the largest of their mask has.
+
+    Args:
+        x: ``(K,)``, of all contours one after the other.
+        y: ``(K,)``.
+        owners: ``(K,)``, numbers of their masks.
+        lengths: of the contours.
+
+    Returns:
+        Which points, in the order of the masks and, in each, as they were: on that it depends which of
+        two equally small rectangles OpenCV takes.
+    """
+    ends = lengths.cumsum()
+    starts = ends - lengths
+    after = np.arange(1, len(x) + 1)
+    after[ends - 1] = starts
+    areas = np.abs(np.add.reduceat(x * y[after] - x[after] * y, starts))  # twice
+    masks = owners[starts]
+    largest = np.zeros(masks.max() + 1)
+    np.maximum.at(largest, masks, areas)
+    kept = np.flatnonzero(np.repeat(areas >= _SMALLEST_PART * largest[masks], lengths))
+    return kept[np.argsort(owners[kept], kind="stable")]
 
 
 def bounds_of_mask(

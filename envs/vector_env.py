@@ -125,7 +125,8 @@ class BMVTrackVectorEnv(VectorEnv[Any, Any, Any]):
         self._clips: list[Clip] = []
         self._assigned: list[Iterator[Clip]] = []
         self._index: NDArray[np.intp]  # of the present frame; what the host must know is an array
-        self._last: NDArray[np.intp]
+        self._last: NDArray[np.intp]  # of the clip
+        self._final: NDArray[np.intp]  # of its sequence
         self._rows: torch.Tensor  # (N,) 0, 1, …
         self._steps: torch.Tensor  # (N,) since the clip's start
         self._missed: torch.Tensor  # (N,) scored frames without overlap, in a row
@@ -269,7 +270,7 @@ class BMVTrackVectorEnv(VectorEnv[Any, Any, Any]):
         count, device = self.num_envs, self.device
         length = max([self.source.length, *(c.last - c.start for c in self.clips or ())])
         self._clips = [None] * count  # type: ignore[list-item]
-        self._index, self._last = np.zeros(count, np.intp), np.zeros(count, np.intp)
+        self._index, self._last, self._final = np.zeros((3, count), np.intp)
         self._rows = torch.arange(count, device=device)
         self._steps = torch.zeros(count, dtype=torch.long, device=device)
         self._missed = torch.zeros(count, dtype=torch.long, device=device)
@@ -286,6 +287,7 @@ class BMVTrackVectorEnv(VectorEnv[Any, Any, Any]):
         for k, (i, clip) in enumerate(zip(which.tolist(), clips, strict=True)):
             self._clips[i] = clip
             self._index[i], self._last[i] = clip.start, clip.last
+            self._final[i] = len(clip.sequence) - 1
             boxes = clip.sequence.boxes[clip.start : clip.last + 2]
             truths[k, : len(boxes)] = torch.from_numpy(boxes)
         sizes = torch.tensor([clip.sequence.size for clip in clips], dtype=torch.float64)
@@ -317,10 +319,9 @@ class BMVTrackVectorEnv(VectorEnv[Any, Any, Any]):
 
     def _view(self, which: NDArray[np.intp]) -> _View:
         """The next frame of environments (the same one again at the end of a sequence)."""
-        wanted = []
-        for i in which.tolist():
-            sequence = self._clips[i].sequence
-            wanted.append((sequence, min(int(self._index[i]) + 1, len(sequence) - 1)))
+        following = np.minimum(self._index + 1, self._final)[which]
+        frames = zip(which.tolist(), following.tolist(), strict=True)
+        wanted = [(self._clips[i].sequence, t) for i, t in frames]
         if len(which) == self.num_envs:  # in order
             return _View(wanted, self._boxes, self._previous, self._sizes, self._template)
         rows = self._uploaded(which)

@@ -59,7 +59,8 @@ class FrameCache:
         Args:
             wanted: sequence and index of each frame, no more different ones than there are slots.
         """
-        keys = [(self._number(sequence), t) for sequence, t in wanted]
+        numbers = {sequence: self._number(sequence) for sequence in {s for s, _ in wanted}}
+        keys = [(numbers[sequence], t) for sequence, t in wanted]
         for key in keys:  # first, so that none of them makes room for another
             if key in self._slot_of:
                 self._slot_of.move_to_end(key)
