@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
+from functools import partial
 from itertools import pairwise
 
 import cv2
@@ -21,6 +24,7 @@ _SMALLEST_PART = 0.1  # of the largest part: smaller parts are not objects of th
 _SMALLEST_AREA = 48  # pixels on the bank's canvas
 _LEFT_OVER = 255  # object id of parts that are not objects of their own
 _WHOLE_SHARE = 0.3  # of the draws of an image with several parts
+_READERS = 16  # threads at most: decoding images leaves Python's lock to others
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,15 +125,21 @@ def build_bank(sequences: Sequence[VideoSequence], longest_side: int) -> Iterato
     """
     frames: list[_Frame] = []
     starts = [0]
-    for count, sequence in enumerate(sequences, start=1):
-        frames.extend(_reduced_frames(sequence, longest_side))
-        starts.append(len(frames))
-        yield count
+    read = partial(_reduced_frames, longest_side=longest_side)
+    readers = ThreadPoolExecutor(min(_READERS, os.cpu_count() or 1), "frames")
+    try:
+        for count, found in enumerate(readers.map(read, sequences), start=1):
+            frames.extend(found)
+            starts.append(len(frames))
+            yield count
+    finally:  # also when a file is not as it should be: the rest need not be read
+        readers.shutdown(cancel_futures=True)
     yield _assemble(frames, starts)
 
 
-def _reduced_frames(sequence: VideoSequence, longest_side: int) -> Iterator[_Frame]:
+def _reduced_frames(sequence: VideoSequence, longest_side: int) -> list[_Frame]:
     video = len(sequence) > 1
+    frames = []
     for t in range(len(sequence)):
         image, mask = sequence.frame(t), sequence.mask(t)
         scale = longest_side / max(mask.shape)
@@ -147,7 +157,8 @@ def _reduced_frames(sequence: VideoSequence, longest_side: int) -> Iterator[_Fra
             part_box = geometry.from_mask(part)
             assert part_box is not None
             targets.append((number, part_box, (1 - _WHOLE_SHARE) / len(parts)))
-        yield _Frame(image, objects, targets)
+        frames.append(_Frame(image, objects, targets))
+    return frames
 
 
 def _parts(mask: BoolArray) -> list[BoolArray]:

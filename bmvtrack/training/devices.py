@@ -47,6 +47,7 @@ def make_fabric(
         precision = "bf16-mixed" if fast else "32-true"
     if accelerator == "cuda":
         torch.set_float32_matmul_precision("high")
+        torch.backends.cudnn.benchmark = True  # every batch has the same shape
     if precision == "bf16-mixed":
         warn_of_emulation(accelerator)
     choices: dict[str, Any] = {"accelerator": accelerator, "precision": precision}
