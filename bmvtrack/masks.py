@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
+import os
+from collections.abc import Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import lru_cache
 from itertools import pairwise
 from typing import Any
 
@@ -12,6 +14,7 @@ import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch.nn import functional
 
 from bmvtrack import geometry
 from bmvtrack.arrays import BoolArray, FloatArray
@@ -31,6 +34,9 @@ GEOMETRY = (
 INSIDE = GEOMETRY.index("mean probability inside the mask")
 _SMALLEST_PART = 0.1  # of the largest: smaller parts of a mask do not belong to the object
 _IN_A_PICTURE = 64  # masks; of more, OpenCV is no faster
+_MOST_THREADS = (
+    4  # for boxes of masks: of sixteen cores, eight threads took longer than one, for Python's lock
+)
 _LEAST_FILLED = 0.25  # of the box, for a mask to be trusted with its bounds
 
 
@@ -96,42 +102,118 @@ def mask_boxes(probabilities: torch.Tensor, windows: torch.Tensor, above: float)
     Returns:
         ``(B, 5)`` as OpenCV labels them; NaN where no pixel counts.
     """
-    if probabilities.device.type == "cpu":
-        values = probabilities.detach().numpy()
-    else:  # a quarter of the bytes to transfer
-        values, above = (probabilities > above).view(torch.uint8).cpu().numpy(), 0
-    places = windows.cpu().numpy()
-    count = len(values)
-    boxes = np.full((count, 5), np.nan)
-    groups = [slice(first, first + _IN_A_PICTURE) for first in range(0, count, _IN_A_PICTURE)]
-    threads = min(torch.get_num_threads(), len(groups))
-    with ThreadPoolExecutor(threads) if threads > 1 else nullcontext() as pool:
-        in_order = pool.map if pool else map
-        outlines = in_order(lambda group: _outlines(values[group], places[group], above), groups)
-        for group, (found, points) in zip(groups, outlines, strict=True):
-            if points:
-                boxes[group][found] = geometry.from_outlines(points)
+    if probabilities.device.type != "cpu":
+        return boxes_on_their_way([MasksOnTheirWay(probabilities, windows, above)])
+    values, places = probabilities.detach().numpy(), windows.numpy()
+    groups = _groups(len(values))
+    pool = _pool(os.getpid(), min(torch.get_num_threads(), _MOST_THREADS))
+    if len(groups) < 2 or pool is None:
+        return _joined([_boxes(values[group], places[group], above) for group in groups])
+    return _joined(list(pool.map(lambda g: _boxes(values[g], places[g], above), groups)))
+
+
+class MasksOnTheirWay:
+    """Masks on a GPU that are being brought to the host, which goes on meanwhile.
+
+    Into pinned memory, as bytes: a quarter of what probabilities take; and each with the empty row below
+    it that :func:`_outlines` wants.
+
+    Args:
+        probabilities: ``(B, S, S)``.
+        windows: ``(B, 4)``, where the patches lie.
+        above: which probability a pixel counts.
+    """
+
+    def __init__(self, probabilities: torch.Tensor, windows: torch.Tensor, above: float) -> None:
+        counted = (probabilities > above).view(torch.uint8)
+        self._pictures = ToHost(functional.pad(counted, (0, 0, 0, 1)))
+        self._windows = ToHost(windows)
+
+    def arrived(self) -> tuple[NDArray[np.uint8], FloatArray]:
+        """Pictures ``(B, S + 1, S)`` and windows, when they are there."""
+        return self._pictures.numpy(), self._windows.numpy()
+
+
+class ToHost:
+    """A tensor on its way from a GPU to the host.
+
+    Args:
+        tensor: on the GPU.
+    """
+
+    def __init__(self, tensor: torch.Tensor) -> None:
+        self._copy = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+        self._copy.copy_(tensor, non_blocking=True)
+        self._there = torch.cuda.Event()
+        self._there.record(torch.cuda.current_stream(tensor.device))
+
+    def numpy(self) -> NDArray[Any]:
+        """Its numbers, when they are there."""
+        self._there.synchronize()
+        return self._copy.numpy()
+
+
+def boxes_on_their_way(batches: Iterable[MasksOnTheirWay]) -> FloatArray:
+    """:func:`mask_boxes` of batches of masks one after the other, each as soon as it has arrived."""
+    pool = _pool(os.getpid(), min(torch.get_num_threads(), _MOST_THREADS))
+    found: list[FloatArray | Future[FloatArray]] = []
+    for batch in batches:
+        pictures, windows = batch.arrived()
+        for group in _groups(len(pictures)):
+            part = pictures[group], windows[group]
+            found.append(
+                pool.submit(_boxes_of_pictures, *part) if pool else _boxes_of_pictures(*part)
+            )
+    return _joined([part.result() if isinstance(part, Future) else part for part in found])
+
+
+@lru_cache(maxsize=1)
+def _pool(process: int, threads: int) -> ThreadPoolExecutor | None:
+    """The threads of a process (not those that the one it was forked from had), if there are several."""
+    return ThreadPoolExecutor(threads) if threads > 1 else None
+
+
+def _groups(count: int) -> list[slice]:
+    """Masks that are one picture."""
+    return [slice(first, first + _IN_A_PICTURE) for first in range(0, count, _IN_A_PICTURE)]
+
+
+def _joined(parts: list[FloatArray]) -> FloatArray:
+    return np.concatenate(parts) if parts else np.empty((0, 5))
+
+
+def _boxes(values: NDArray[Any], windows: FloatArray, above: float) -> FloatArray:
+    """:func:`mask_boxes` of as many as one picture holds."""
+    count, size = values.shape[:2]
+    pictures = np.zeros((count, size + 1, size), np.uint8)
+    np.greater(values, above, out=pictures.view(np.bool_)[:, :size])
+    return _boxes_of_pictures(pictures, windows)
+
+
+def _boxes_of_pictures(pictures: NDArray[np.uint8], windows: FloatArray) -> FloatArray:
+    """:func:`_boxes` of masks with an empty row below each."""
+    boxes = np.full((len(pictures), 5), np.nan)
+    found, points = _outlines(pictures, windows)
+    if points:
+        boxes[found] = geometry.from_outlines(points)
     return boxes
 
 
 def _outlines(
-    values: NDArray[Any], windows: FloatArray, above: float
+    pictures: NDArray[np.uint8], windows: FloatArray
 ) -> tuple[NDArray[np.intp], list[NDArray[np.float32]]]:
     """Points in the frame around the parts of masks that belong to the objects.
 
     Args:
-        values: ``(B, S, S)``.
+        pictures: ``(B, S + 1, S)``, masks with an empty row below each.
         windows: ``(B, 4)``, where the patches lie.
-        above: which value a pixel counts.
 
     Returns:
         Which masks are not empty, M of them; of each its points, ``(K, 2)``.
     """
-    count, size = values.shape[:2]
-    picture = np.zeros((count, size + 1, size), np.uint8)  # an empty row below each mask
-    np.greater(values, above, out=picture.view(np.bool_)[:, :size])
+    size = pictures.shape[2]
     contours, _ = cv2.findContours(
-        picture.reshape(-1, size), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE
+        pictures.reshape(-1, size), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE
     )
     if not contours:
         return np.empty(0, np.intp), []

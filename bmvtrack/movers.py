@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from bmvtrack import geometry, motion
+from bmvtrack.arrays import FloatArray
 from bmvtrack.devices import to_device
 from bmvtrack.masks import mask_boxes
 from bmvtrack.perception import Percept
@@ -39,9 +40,22 @@ def move_by_mask(
     ``minAreaRect``, the label nearest to the last box, sides within a factor of 1.25 of it. Where
     there is no mask the box stays.
     """
+    found = mask_boxes(percept.probabilities, percept.windows, percept.box_threshold)
+    return towards(found, boxes)
+
+
+def towards(found: FloatArray, boxes: torch.Tensor) -> torch.Tensor:
+    """What :func:`move_by_mask` makes of the boxes of masks.
+
+    Args:
+        found: ``(B, 5)`` as OpenCV labels them; NaN where there is no mask.
+        boxes: t, ``(B, 5)``.
+
+    Returns:
+        Boxes t+1 ``(B, 5)``, beside boxes t.
+    """
     before = boxes.cpu().numpy()
-    moved = mask_boxes(percept.probabilities, percept.windows, percept.box_threshold)
-    moved = np.where(np.isnan(moved), before, geometry.nearest_label(moved, before))
+    moved = np.where(np.isnan(found), before, geometry.nearest_label(found, before))
     sides = before[:, 2:4]
     moved[:, 2:4] = np.clip(moved[:, 2:4], sides / _MOST_GROWTH, sides * _MOST_GROWTH)
     return to_device(torch.as_tensor(moved).to(boxes.dtype), boxes.device)

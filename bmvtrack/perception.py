@@ -5,7 +5,7 @@ The environment, the trackers and the agent all see through :class:`Perception`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from functools import lru_cache
 from pathlib import Path
@@ -17,6 +17,7 @@ import torch
 
 from bmvtrack import geometry
 from bmvtrack.arrays import ByteArray, FloatArray
+from bmvtrack.cuda_graphs import RowGraphs, portions
 from bmvtrack.data import patches
 from bmvtrack.devices import checked_device, to_device, warn_of_emulation
 from bmvtrack.errors import UserError
@@ -29,6 +30,7 @@ from bmvtrack.models import (
     load_network,
 )
 from bmvtrack.models.bottleneck import Bottleneck
+from bmvtrack.models.template import Memory
 from bmvtrack.perception_graphs import GraphCache
 
 Precision = Literal["float32", "bfloat16"]
@@ -38,7 +40,10 @@ MASK_WEIGHTS = "davis16-duts-masks"
 """Bundled: an encoder, with better masks."""
 _BUNDLED = Path(__file__).parent / "weights"
 _AT_ONCE = 64  # frames in one pass on a CPU: of more, layers fit no cache and take gigabytes
-_LAUNCHED_WHOLE = 8  # frames at most on a GPU: of more, launching takes less time than the rest
+_LAUNCHED_WHOLE = 8  # frames on a GPU with a graph for just as many; more are filled up
+_AT_ONCE_ON_GPU = 256  # of more, a GPU is no faster, and its host would wait for all of them
+_MOST_NUMBERS = 2**28  # of frames that a pass has at once, in float32
+_ROOM = 2**25  # bytes a frame that must be free for a graph
 _LEAST_SCALE, _MOST_SINE = 0.05, 0.95  # a posterior mean is kept where motion is defined
 
 
@@ -67,8 +72,10 @@ class Percept:
 
     @classmethod
     def cat(cls, parts: Sequence[Percept]) -> Percept:
-        """Several batches seen by one network as one."""
-        tensors = {n: torch.cat([getattr(part, n) for part in parts]) for n in cls._tensors()}
+        """Several batches seen by one network as one; of one alone, that itself."""
+        if len(parts) == 1:
+            return parts[0]
+        tensors = {n: torch.cat([getattr(part, n) for part in parts]) for n in cls.names()}
         return cls(**tensors, box_threshold=parts[0].box_threshold)
 
     def cpu(self) -> Percept:
@@ -93,12 +100,17 @@ class Percept:
         }
         return Percept(**tensors, box_threshold=self.box_threshold)
 
+    def tensors(self) -> list[torch.Tensor]:
+        """All tensors, in the order of the attributes."""
+        return [getattr(self, name) for name in self.names()]
+
     @classmethod
-    def _tensors(cls) -> list[str]:
+    def names(cls) -> list[str]:
+        """Of the tensors."""
         return [field.name for field in fields(cls) if field.name != "box_threshold"]
 
     def _packing(self) -> list[str]:
-        return sorted(self._tensors(), key=lambda name: -getattr(self, name).element_size())
+        return sorted(self.names(), key=lambda name: -getattr(self, name).element_size())
 
 
 class Perception:
@@ -112,7 +124,8 @@ class Perception:
             many frames at once where the device has instructions for it, and says nearly the same.
 
     On a GPU up to eight frames are seen by one launch, of a CUDA graph
-    (:class:`~bmvtrack.perception_graphs.GraphCache`).
+    (:class:`~bmvtrack.perception_graphs.GraphCache`). More are seen in parts of up to 256, filled up to a
+    power of two, each by one launch (:class:`~bmvtrack.cuda_graphs.RowGraphs`).
 
     Raises:
         UserError: if the network was not trained to track, or the device is not there.
@@ -137,6 +150,7 @@ class Perception:
             fold_batch_norms(network).to(self.device).to(memory_format=torch.channels_last)
         )
         self._graphs: GraphCache[Percept] = GraphCache()
+        self._passes, self._memories = RowGraphs(), RowGraphs()
 
     @classmethod
     def load(
@@ -180,22 +194,74 @@ class Perception:
             fill: ``(B, 3)`` colour of what lies outside the frame.
             template: of the B objects, from :meth:`memorize`; None: each patch is its own.
         """
-        if self._launches_whole(len(boxes)):
+        return Percept.cat(list(self.in_parts(frames, boxes, sizes, fill, template)))
+
+    @torch.inference_mode()
+    def in_parts(
+        self,
+        frames: torch.Tensor,
+        boxes: torch.Tensor,
+        sizes: torch.Tensor,
+        fill: torch.Tensor,
+        template: Template | None = None,
+        any_number: bool = False,
+    ) -> Iterator[Percept]:
+        """The call, part by part where a GPU sees a batch in parts: the host may go on with the first while
+        the GPU is at the others.
+
+        Args:
+            frames: and those that follow, as in the call.
+            boxes: as in the call.
+            sizes: as in the call.
+            fill: as in the call.
+            template: as in the call.
+            any_number: whether B is another one each time. Then eight frames and fewer have no graphs for
+                just as many, which would be too many graphs.
+        """
+        if not any_number and self._launches_whole(len(boxes)):
             shared = frames[:1] if frames.stride(0) == 0 else frames
-            return self._launch(shared, torch.cat([boxes, sizes, fill], dim=1), template)
-        if self.device.type != "cpu" or len(boxes) <= _AT_ONCE:
-            return self._perceive(frames, boxes, sizes, fill, template)
-        parts = []
-        for rows in torch.arange(len(boxes)).split(_AT_ONCE):
-            own = None if template is None else template.rows(rows)
-            part = slice(int(rows[0]), int(rows[-1]) + 1)
-            parts.append(self._perceive(frames[part], boxes[part], sizes[part], fill[part], own))
-        return Percept.cat(parts)
+            yield self._launch(shared, torch.cat([boxes, sizes, fill], dim=1), template)
+        elif self.device.type == "cuda" and self._capturable:
+            tensors = frames, boxes, sizes, fill, *_tensors_of(template)
+            for rows, whole in portions(len(boxes), _most_at_once(frames)):
+                yield self._launch_part([tensor[rows] for tensor in tensors], whole)
+        elif self.device.type != "cpu" or len(boxes) <= _AT_ONCE:
+            yield self._perceive(frames, boxes, sizes, fill, template)
+        else:
+            parts = []
+            for index in torch.arange(len(boxes)).split(_AT_ONCE):
+                own = None if template is None else template.rows(index)
+                part = slice(int(index[0]), int(index[-1]) + 1)
+                seen = self._perceive(frames[part], boxes[part], sizes[part], fill[part], own)
+                parts.append(seen)
+            yield Percept.cat(parts)
+
+    @property
+    def _capturable(self) -> bool:
+        """Whether a graph may hold a pass; flows copy constants to the device."""
+        return type(self._folded.bottleneck) is Bottleneck
+
+    @torch.inference_mode()
+    def _launch_part(self, tensors: Sequence[torch.Tensor], rows: int) -> Percept:
+        """Part of a batch on a GPU: arguments of the call, the template as its tensors."""
+        seen = self._passes(self._perceive_rows, tensors, rows, memory=rows * _ROOM)
+        named = dict(zip(Percept.names(), seen, strict=True))
+        return Percept(**named, box_threshold=self.network.box_threshold)
+
+    def _perceive_rows(
+        self,
+        frames: torch.Tensor,
+        boxes: torch.Tensor,
+        sizes: torch.Tensor,
+        fill: torch.Tensor,
+        *template: torch.Tensor,
+    ) -> list[torch.Tensor]:
+        """:meth:`_perceive` of and to plain tensors."""
+        return self._perceive(frames, boxes, sizes, fill, _template_of(template)).tensors()
 
     def _launches_whole(self, count: int) -> bool:
-        """Whether so many frames are seen by one launch; flows copy constants to the device."""
-        plain = type(self._folded.bottleneck) is Bottleneck
-        return self.device.type == "cuda" and count <= _LAUNCHED_WHOLE and plain
+        """Whether so many frames are seen by one launch of a graph for just as many."""
+        return self.device.type == "cuda" and count <= _LAUNCHED_WHOLE and self._capturable
 
     @torch.inference_mode()
     def _launch(
@@ -260,9 +326,22 @@ class Perception:
         """
         if not self.uses_template:
             return None
+        if self.device.type != "cuda" or not self._capturable:
+            return _template_of(self._memorize_rows(frames, boxes, sizes, fill))
+        parts = []
+        for rows, whole in portions(len(boxes), _most_at_once(frames)):
+            tensors = [tensor[rows] for tensor in (frames, boxes, sizes, fill)]
+            known = self._memories(self._memorize_rows, tensors, whole, memory=whole * _ROOM)
+            parts.append(Template(_memories_of(known)))
+        return Template.cat(parts)
+
+    def _memorize_rows(
+        self, frames: torch.Tensor, boxes: torch.Tensor, sizes: torch.Tensor, fill: torch.Tensor
+    ) -> list[torch.Tensor]:
+        """Keys and values of the templates, in one pass."""
         inputs, _ = self._patches(frames, boxes, sizes, fill)
         with self._autocast():
-            return self._folded.memorize(inputs)
+            return _tensors_of(self._folded.memorize(inputs))
 
     def look(
         self, frame: ByteArray, rbboxes: FloatArray, template: Template | None = None
@@ -310,6 +389,26 @@ class Perception:
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
         """What :func:`_together` gives, on the device and as the call takes it."""
         return _apart(to_device(frames, self.device), to_device(numbers, self.device))
+
+
+def _most_at_once(frames: torch.Tensor) -> int:
+    """Frames of that size that a GPU sees in one pass: a power of two, fewer of large ones."""
+    fit = max(1, _MOST_NUMBERS // frames[0].numel())
+    return int(min(_AT_ONCE_ON_GPU, 1 << (fit.bit_length() - 1)))
+
+
+def _tensors_of(template: Template | None) -> list[torch.Tensor]:
+    """Keys and values of a template, map by map."""
+    return [] if template is None else [t for memory in template.memories for t in memory]
+
+
+def _memories_of(tensors: Sequence[torch.Tensor]) -> tuple[Memory, ...]:
+    return tuple(zip(tensors[::2], tensors[1::2], strict=True))
+
+
+def _template_of(tensors: Sequence[torch.Tensor]) -> Template | None:
+    """The inverse of :func:`_tensors_of`."""
+    return Template(_memories_of(tensors)) if tensors else None
 
 
 def _together(frame: ByteArray, rbboxes: FloatArray) -> tuple[torch.Tensor, torch.Tensor]:

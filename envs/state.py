@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -105,29 +106,63 @@ def observe(
     Returns:
         See :func:`observation_space`, with a leading axis B; float32, every value finite.
     """
-    mean, covariance = percept.mean, percept.covariance
+    by_mask = move_by_mask(percept, boxes, previous_motion, sizes)
+    numbers = numbers_of(
+        percept.mean, percept.covariance, boxes, by_mask, sizes, coordinates=coordinates
+    )
+    return as_observation(percept, numbers, previous_motion)
+
+
+def numbers_of(
+    mean: torch.Tensor,
+    covariance: torch.Tensor,
+    boxes: torch.Tensor,
+    by_mask: torch.Tensor,
+    sizes: torch.Tensor,
+    coordinates: Coordinates,
+) -> list[torch.Tensor]:
+    """What of an observation is worked out of a percept.
+
+    Args:
+        mean: of the posterior.
+        covariance: of the posterior.
+        boxes: see :func:`observe`.
+        by_mask: ``(B, 5)`` boxes t+1 of the mask.
+        sizes: see :func:`observe`.
+        coordinates: see :func:`observe`.
+
+    Returns:
+        float32 mean, packed Cholesky factor, residual of the mask, box.
+    """
     width, height = sizes.to(boxes).unbind(-1)
     if coordinates == "frame":
         mean, covariance = push_forward(mean, covariance, boxes, width, height)
-    by_mask = move_by_mask(percept, boxes, previous_motion, sizes)
     suggested = motion.solve(boxes, by_mask, width, height, coordinates)
     factor = gaussian.cholesky(covariance)
     residual = gaussian.whiten(suggested, mean, factor).clamp(-_MOST_RESIDUAL, _MOST_RESIDUAL)
     x, y, w, h, angle = boxes.unbind(-1)
     relative = [x / width, y / height, w / width, h / height, angle.sin(), angle.cos()]
+    values = mean, gaussian.pack_lower(factor), residual, torch.stack(relative, dim=-1)
+    return [value.float() for value in values]
+
+
+def as_observation(
+    percept: Percept, numbers: Sequence[torch.Tensor], previous_motion: torch.Tensor
+) -> dict[str, torch.Tensor]:
+    """The observations of B frames, of what :func:`numbers_of` gives and the rest."""
+    mean, factor, residual, relative = numbers
     values = {
         "features": percept.features,
         "prior_mean": mean,
-        "prior_cholesky": gaussian.pack_lower(factor),
+        "prior_cholesky": factor,
         "mask_geometry": percept.geometry,
         "mask_residual": residual,
-        "box": torch.stack(relative, dim=-1),
-        "previous_motion": previous_motion,
+        "box": relative,
+        "previous_motion": previous_motion.float(),
     }
     # Copies of what was made in inference mode: who learns from observations may need gradients.
     return {
-        name: value.clone() if value.is_inference() else value
-        for name, value in ((name, value.float()) for name, value in values.items())
+        name: value.clone() if value.is_inference() else value for name, value in values.items()
     }
 
 

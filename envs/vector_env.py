@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,23 +16,28 @@ from gymnasium.vector.utils import batch_space
 from numpy.typing import ArrayLike, NDArray
 
 from bmvtrack import geometry, motion
+from bmvtrack.cuda_graphs import RowGraphs
 from bmvtrack.data.frame_cache import make_frame_cache
 from bmvtrack.data.sequence import VideoSequence
 from bmvtrack.data.synthetic import synthetic_sequence
 from bmvtrack.devices import to_device
 from bmvtrack.errors import UserError
 from bmvtrack.iou import bounds_iou, rotated_iou_torch
+from bmvtrack.masks import MasksOnTheirWay, boxes_on_their_way
 from bmvtrack.models import Template
 from bmvtrack.motion import Coordinates
-from bmvtrack.perception import DEFAULT_WEIGHTS, Perception, perception_of
+from bmvtrack.movers import towards
+from bmvtrack.perception import DEFAULT_WEIGHTS, Percept, Perception, perception_of
 from envs.clips import Clip, ClipSource, assign_clips
 from envs.state import (
     OVERLAP_OF_LOST,
     Reward,
     action_space,
+    as_observation,
     check_choices,
     check_count,
     move,
+    numbers_of,
     observation_space,
     observe,
 )
@@ -50,6 +56,15 @@ class _View:
     template: Template | None
 
 
+@dataclass(frozen=True)
+class _Look:
+    """A view, and on a GPU what comes of it."""
+
+    view: _View
+    percepts: list[Percept] = field(default_factory=list)
+    masks: list[MasksOnTheirWay] = field(default_factory=list)
+
+
 class BMVTrackVectorEnv(VectorEnv[Any, Any, Any]):
     """N clips of ``BMVTrack-v0`` stepped together: one encoder pass a step, everything on the device.
 
@@ -64,7 +79,9 @@ class BMVTrackVectorEnv(VectorEnv[Any, Any, Any]):
     count are marked in ``info["_final_obs"]``), ``info["final_info"]`` their info.
 
     A step waits for the device twice: for masks, whose boxes OpenCV finds on the host, and to learn
-    which episodes have ended.
+    which episodes have ended. On a GPU everything is launched as CUDA graphs, for numbers of rows that
+    recur (:class:`~bmvtrack.cuda_graphs.RowGraphs`); frames are seen in parts, and while the GPU is at one
+    the host finds the boxes of the part before.
 
     Args:
         num_envs: N.
@@ -137,6 +154,7 @@ class BMVTrackVectorEnv(VectorEnv[Any, Any, Any]):
         self._at_rest: torch.Tensor  # (5,)
         self._iou: torch.Tensor  # (N,)
         self._template: Template | None = None
+        self._moves, self._numbers = RowGraphs(), RowGraphs()  # on a GPU
 
     @property
     def device(self) -> torch.device:
@@ -176,7 +194,7 @@ class BMVTrackVectorEnv(VectorEnv[Any, Any, Any]):
         self._allocate()
         everyone = np.arange(self.num_envs)
         self._start(everyone, [self._next_clip(i) for i in range(self.num_envs)])
-        return self._look([self._view(everyone)]), self._info()
+        return self._observed([self._look(self._view(everyone))]), self._info()
 
     def step(
         self, actions: torch.Tensor | ArrayLike
@@ -196,15 +214,10 @@ class BMVTrackVectorEnv(VectorEnv[Any, Any, Any]):
             raise ValueError(
                 f"actions are ({self.num_envs}, 5) numbers, not of shape {tuple(chosen.shape)}"
             )
-        width, height = self._sizes.unbind(-1)
-        boxes, previous = move(self._boxes, chosen, width, height, self.coordinates)
         truth = self._truths[self._rows, self._steps + 1]
-        iou = self._overlap(boxes, truth)
-        scored = iou.isfinite()
-        missed = torch.where(iou < OVERLAP_OF_LOST, self._missed + 1, 0)
-        missed = torch.where(scored, missed, self._missed)
-        terminated = missed >= self.lost_after
-        lost, diverged = torch.stack([terminated, chosen.isnan().any(-1)]).cpu().numpy()
+        state = self._boxes, chosen, self._sizes, truth, self._missed
+        boxes, previous, iou, missed, rewards, terminated, ends = self._moves(self._moved, state)
+        lost, diverged = ends.T.cpu().numpy()
         if diverged.any():
             raise ValueError(
                 f"the actions of environments {np.flatnonzero(diverged).tolist()} contain NaN; "
@@ -214,23 +227,46 @@ class BMVTrackVectorEnv(VectorEnv[Any, Any, Any]):
         self._steps += 1
         self._index += 1
         ended = self._index >= self._last
-        rewards = torch.where(scored, iou, 0).float()
         truncated = self._uploaded(ended)
         observations, info = self._observe_and_restart(np.flatnonzero(lost | ended))
         return observations, rewards, terminated, truncated, info
 
+    def _moved(
+        self,
+        boxes: torch.Tensor,
+        actions: torch.Tensor,
+        sizes: torch.Tensor,
+        truth: torch.Tensor,
+        missed: torch.Tensor,
+    ) -> tuple[torch.Tensor, ...]:
+        """Everything of a step before anybody looks: of rows, on the device.
+
+        Returns:
+            Boxes, motion to them, IoU, frames missed, reward, whether the object is lost; and ``(N, 2)`` this
+            and whether the action contains NaN.
+        """
+        width, height = sizes.unbind(-1)
+        after, previous = move(boxes, actions, width, height, self.coordinates)
+        iou = self._overlap(after, truth)
+        scored = iou.isfinite()
+        counted = torch.where(iou < OVERLAP_OF_LOST, missed + 1, 0)
+        counted = torch.where(scored, counted, missed)
+        lost = counted >= self.lost_after
+        ends = torch.stack([lost, actions.isnan().any(-1)], dim=-1)
+        return after, previous, iou, counted, torch.where(scored, iou, 0).float(), lost, ends
+
     def _observe_and_restart(self, done: NDArray[np.intp]) -> tuple[Observations, dict[str, Any]]:
         """Look at the next frames and, where episodes have ended, at the first of new clips too."""
-        views = [self._view(np.arange(self.num_envs))]
+        looks = [self._look(self._view(np.arange(self.num_envs)))]
         if not done.size:
-            return self._look(views), self._info()
+            return self._observed(looks), self._info()
         final_info = self._info()
         self._start(done, [self._next_clip(i) for i in done.tolist()])
-        views.append(self._view(done))
+        looks.append(self._look(self._view(done)))
         final: Observations = {}
         observations: Observations = {}
         rows = self._uploaded(done)
-        for name, values in self._look(views).items():  # one encoder pass for both
+        for name, values in self._observed(looks).items():
             final[name] = values[: self.num_envs]
             observations[name] = final[name].index_copy(0, rows, values[self.num_envs :])
         marked = np.zeros(self.num_envs, dtype=bool)
@@ -307,7 +343,7 @@ class BMVTrackVectorEnv(VectorEnv[Any, Any, Any]):
         """Keep the first frames of clips as the templates of these environments."""
         slots = self._slots([(clip.sequence, clip.start) for clip in clips])
         new = self.perception.memorize(
-            self.frames.frames[slots],
+            self.frames.at(slots),
             self._boxes[rows],
             self._sizes[rows].long(),
             self.frames.means[slots],
@@ -328,20 +364,43 @@ class BMVTrackVectorEnv(VectorEnv[Any, Any, Any]):
         template = None if self._template is None else self._template.rows(rows)
         return _View(wanted, self._boxes[rows], self._previous[rows], self._sizes[rows], template)
 
-    def _look(self, views: Sequence[_View]) -> Observations:
-        slots = self._slots([frame for view in views for frame in view.wanted])
+    def _look(self, view: _View) -> _Look:
+        """Begin to look: on a GPU, which the host does not wait for."""
+        look = _Look(view)
+        if self.device.type != "cpu":
+            for percept in self._percepts([view]):
+                look.percepts.append(percept)
+                masks = percept.probabilities, percept.windows, percept.box_threshold
+                look.masks.append(MasksOnTheirWay(*masks))
+        return look
+
+    def _observed(self, looks: Sequence[_Look]) -> Observations:
+        """The observations of all looks, one after the other."""
+        views = [look.view for look in looks]
         boxes = torch.cat([view.boxes for view in views])
         sizes = torch.cat([view.sizes for view in views])
+        previous = torch.cat([view.previous for view in views])
+        if self.device.type == "cpu":  # one encoder pass for all
+            (percept,) = self._percepts(views)
+            return observe(percept, boxes, previous, sizes, self.coordinates)
+        percept = Percept.cat([percept for look in looks for percept in look.percepts])
+        found = boxes_on_their_way(masks for look in looks for masks in look.masks)
+        state = percept.mean, percept.covariance, boxes, towards(found, boxes), sizes
+        numbers = self._numbers(partial(numbers_of, coordinates=self.coordinates), state)
+        return as_observation(percept, numbers, previous)
+
+    def _percepts(self, views: Sequence[_View]) -> Iterator[Percept]:
+        """What the encoder makes of views, in parts."""
+        slots = self._slots([frame for view in views for frame in view.wanted])
         templates = [view.template for view in views if view.template is not None]
-        percept = self.perception(
-            self.frames.frames[slots],
-            boxes,
-            sizes.long(),
+        return self.perception.in_parts(
+            self.frames.at(slots),
+            torch.cat([view.boxes for view in views]),
+            torch.cat([view.sizes for view in views]).long(),
             self.frames.means[slots],
             Template.cat(templates) if templates else None,
+            any_number=self.num_envs > 1,
         )
-        previous = torch.cat([view.previous for view in views])
-        return observe(percept, boxes, previous, sizes, self.coordinates)
 
     def _slots(self, wanted: list[tuple[VideoSequence, int]]) -> torch.Tensor:
         """Where frames lie on the device, read if need be."""

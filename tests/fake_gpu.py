@@ -21,6 +21,9 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from bmvtrack import masks
+from bmvtrack.cuda_graphs import RowGraphs
+
 GPU = torch.device("cuda")
 _PLAIN = (FunctionType, MethodType, ModuleType, type, torch.Generator, torch.dtype, torch.device)
 _COPIES = ("aten::_to_copy", "aten::copy_", "aten::to")  # the last in inference mode
@@ -30,7 +33,7 @@ class FakeGPU:
     """Where fake tensors live; those of two of these do not mix.
 
     Attributes:
-        reads: shapes of the tensors that the host has asked for by ``cpu()`` so far.
+        reads: shapes of the tensors that the host has asked for so far, by ``cpu()`` or ``ToHost``.
     """
 
     def __init__(self) -> None:
@@ -77,7 +80,7 @@ class FakeGPU:
     def running(self, may_read: bool = False) -> Iterator[None]:
         """Where fake tensors are computed with.
 
-        ``cpu().numpy()`` gives zeros, of uint8 (masks) ones, and is on record.
+        ``numpy()`` of what came to the host gives zeros, of uint8 (masks) ones, and is on record.
 
         Raises:
             AssertionError: where the host waits for a copy to the GPU, and at any from it (unless it may
@@ -89,9 +92,15 @@ class FakeGPU:
             self.reads.append(tuple(tensor.shape))
             return _Host(tensor)
 
-        # Fake tensors cannot be pinned.
-        pinned = patch.object(torch.Tensor, "pin_memory", lambda tensor: tensor)
-        with self.mode, _NoWaiting(), pinned, patch.object(torch.Tensor, "cpu", cpu):
+        # Fake tensors cannot be pinned, and a fake GPU has no graphs.
+        with (
+            self.mode,
+            _NoWaiting(),
+            patch.object(torch.Tensor, "pin_memory", lambda tensor: tensor),
+            patch.object(torch.Tensor, "cpu", cpu),
+            patch.object(masks, "ToHost", cpu),
+            patch.object(RowGraphs, "_worthwhile", lambda *_: False),
+        ):
             yield
 
 

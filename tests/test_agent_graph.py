@@ -4,7 +4,7 @@ What needs no GPU is tested with a graph that does its work anew each time it is
 """
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -55,7 +55,13 @@ class PretendedGraph:
 
     made = 0
 
-    def __init__(self, work: Callable[[], Any], device: torch.device, warm_up: int = 3) -> None:
+    def __init__(
+        self,
+        work: Callable[[], Any],
+        device: torch.device,
+        warm_up: int = 3,
+        generators: Sequence[torch.Generator] = (),
+    ) -> None:
         assert warm_up == 0
         self.work = work
         PretendedGraph.made += 1
