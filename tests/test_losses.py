@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from bmvtrack.losses import (
     balanced_cross_entropy,
     balanced_weights,
+    construction,
     construction_loss,
     soft_jaccard_loss,
 )
@@ -41,6 +42,30 @@ def test_weights_are_scikit_learns_balanced_ones(classes, present):
     expected = np.zeros(classes)
     expected[found] = labels.numel() / (len(found) * numbers)  # compute_class_weight("balanced")
     np.testing.assert_allclose(balanced_weights(labels, classes), expected, rtol=1e-6)
+
+
+@CASES
+@pytest.mark.parametrize("device", ["cpu", "cuda", "as if cuda"])
+def test_pixels_are_counted(classes, present, device):
+    if device == "cuda" and not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device")
+    _, labels = random_case(classes, present=present)
+    expected = torch.bincount(labels.flatten(), minlength=classes)
+    if device == "as if cuda":
+        counts = construction._is_of_class(labels.flatten()[None], classes, dim=0).sum(dim=1)
+    else:
+        counts = construction.class_counts(labels.to(device), classes).cpu()
+    assert torch.equal(counts, expected)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_gpu_counts_past_the_whole_numbers_of_float32():
+    labels = torch.zeros(2**24 + 3, dtype=torch.int64, device="cuda")
+    labels[:5] = 1
+    assert construction.class_counts(labels, 3).tolist() == [2**24 - 2, 5, 0]
+    labels = torch.zeros(2**25 + 1, dtype=torch.int64, device="cuda")
+    assert construction.class_counts(labels, 2).tolist() == [2**25 + 1, 0]
 
 
 def test_every_class_present_weighs_the_same_in_all():

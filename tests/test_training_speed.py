@@ -88,9 +88,11 @@ def test_arithmetic_is_counted_per_patch(options):
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @MODES
-def test_a_training_step_does_not_wait_for_the_gpu(options, mode):
+@pytest.mark.parametrize("graphed", [True, False])
+def test_a_training_step_does_not_wait_for_the_gpu(options, mode, graphed):
     run = PretrainRun(replace(options, mode=mode, device="cuda", steps=10).resolved())
-    for _ in range(3):
+    run.graphed = graphed
+    for _ in range(4):  # the last one captures the graph
         run.training_step()
     torch.cuda.set_sync_debug_mode("error")
     try:

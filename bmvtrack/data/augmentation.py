@@ -58,16 +58,28 @@ def colour_jitter(
     """
     uniform = chance[..., None, None, None]
     brightness, contrast, saturation = 1 + augmentation.colour * (2 * uniform[:3] - 1)
-    images = images * brightness
-    mean = images.mean(dim=(1, 2, 3), keepdim=True)
-    images = mean + contrast * (images - mean)
+    # Together they are s·c·b times the pixel, (1 − s)·c·b times its grey, (1 − c)·b times the mean.
+    changed = contrast * brightness
     grey = images.mean(dim=1, keepdim=True)
-    images = grey + saturation * (images - grey)
-    padded = functional.pad(images, (1, 1, 1, 1), mode="replicate")
-    rows = padded[:, :, :-2] + padded[:, :, 1:-1] + padded[:, :, 2:]  # faster than a pooling
-    blurred = (rows[..., :-2] + rows[..., 1:-1] + rows[..., 2:]) / 9
+    offset = (brightness - changed) * grey.mean(dim=(1, 2, 3), keepdim=True)
+    offset = torch.addcmul(offset, grey, changed - saturation * changed)
+    *others, height, width = images.shape
+    padded = images.new_empty(*others, height + 2, width + 2)
+    inside = padded[..., 1:-1, 1:-1]
+    torch.addcmul(offset, images, saturation * changed, out=inside)
     amount = (uniform[3] < augmentation.blur) * uniform[4]
-    return (images + amount * (blurred - images)).clamp(0, 255)
+    return torch.lerp(inside, _blurred(padded), amount).clamp_(0, 255)
+
+
+def _blurred(padded: torch.Tensor) -> torch.Tensor:
+    """Means over 3×3 pixels of ``(..., H + 2, W + 2)``, whose border is made that of the picture in it."""
+    for here, there in ((0, 1), (-1, -2)):
+        padded[..., here, :] = padded[..., there, :]
+    for here, there in ((0, 1), (-1, -2)):
+        padded[..., here] = padded[..., there]
+    rows = torch.lerp(padded[..., :-2, :], padded[..., 1:-1, :], 0.5)  # faster than a pooling
+    rows.lerp_(padded[..., 2:, :], 1 / 3)
+    return torch.lerp(rows[..., :-2], rows[..., 1:-1], 0.5).lerp_(rows[..., 2:], 1 / 3)
 
 
 def with_others(
@@ -95,22 +107,28 @@ def with_others(
     factor = torch.where(whole, 0.5 + 0.5 * chance[1], 0.8 + 1.2 * chance[1])
     reach = torch.where(whole, (1 - factor) * (1 - 1 / images.shape[-1]), 0.8 * factor)
     flip = torch.where(chance[0] < 0.5, -1.0, 1.0)
-    layers = torch.cat([images, masks], dim=1).roll(1, 0)
+    colours = images.shape[1]
+    layers = images.new_empty(len(images), colours + 1, *images.shape[2:])
+    for part, those in ((layers[:, :colours], images), (layers[:, colours:], masks)):
+        part[1:], part[:1] = those[:-1], those[-1:]  # of the sample before
     other = _placed(layers, factor, flip, reach[:, None] * (2 * chance[2:].T - 1))
     used = chosen < augmentation.distractors + augmentation.backgrounds
     whole, used = whole[:, None, None, None], used[:, None, None, None]
-    share = torch.where(whole, 1.0, other[:, 3:]) * (1 - masks) * used
-    return images + share * (other[:, :3] - images)
+    share = torch.where(whole, 1.0, other[:, colours:]) * (1 - masks) * used
+    return torch.lerp(images, other[:, :colours], share)
 
 
 def _placed(
     layers: torch.Tensor, factor: torch.Tensor, flip: torch.Tensor, centre: torch.Tensor
 ) -> torch.Tensor:
     """Pictures sampled ``factor`` times as far apart around ``centre``, in halves of their side."""
-    affine = layers.new_zeros(len(layers), 2, 3)
-    affine[:, 0, 0], affine[:, 1, 1] = flip * factor, factor
-    affine[:, :, 2] = centre
-    grid = functional.affine_grid(affine, list(layers.shape), align_corners=False)
+    count, _, height, width = layers.shape
+    # Torch's affine_grid takes a product of matrices for this, which GPUs round to TF32.
+    grid = layers.new_empty(count, height, width, 2)
+    for axis, (side, step) in enumerate(((width, flip * factor), (height, factor))):
+        middles = (2 * torch.arange(side, device=layers.device) + 1) / side - 1
+        places = torch.addcmul(centre[:, axis, None], step[:, None], middles)
+        grid[..., axis] = places[:, None] if axis == 0 else places[:, :, None]
     return functional.grid_sample(layers, grid, align_corners=False)
 
 

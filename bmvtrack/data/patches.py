@@ -22,6 +22,7 @@ from bmvtrack.arrays import Array, namespace
 
 _BAND = 16  # patch pixels whose filters are applied together
 _TOGETHER = 2**28  # numbers of frames that are in float32 at once
+_NOWHERE = 1e30  # where pixels lie that no filter reaches
 
 
 def window(rbbox: Array) -> Array:
@@ -116,9 +117,9 @@ def _resample(
     across, down = _filters(windows, size, (width, height), sizes)  # (B, S, W), (B, S, H)
     middle = down @ frames.float().reshape(batch, height, width * channels)  # (B, S, W·C)
     middle = middle.reshape(batch, size, width, channels).permute(0, 3, 1, 2)  # (B, C, S, W)
-    result = middle @ across.transpose(1, 2)[:, None]  # (B, C, S, S)
+    product = middle @ across.transpose(1, 2)[:, None]  # (B, C, S, S)
     inside = down.sum(dim=2)[:, :, None] * across.sum(dim=2)[:, None, :]  # share of each pixel
-    return result + fill[:, :, None, None] * (1 - inside)[:, None]
+    return torch.addcmul(product, fill[:, :, None, None], (1 - inside)[:, None])
 
 
 def _read(
@@ -267,16 +268,17 @@ def _filters(
     radius, floor = step.clamp_min(1), centres.floor()
     fraction = centres - floor
     total = _side_sum(fraction, radius) + _side_sum(1 - fraction, radius)
-    slope, share = -(1 / radius).float(), (1 / total).float()
-    nearest, fraction = floor.float(), fraction.float()
+    slope, share = (-1 / (radius * total)).float()[..., None], (1 / total).float()[..., None]
+    nearest, fraction = floor.float()[..., None], fraction.float()[..., None]
     result = []
     for axis, extent in enumerate(extents):
-        # Differences of whole numbers are exact in float32, which takes half the memory and time.
         pixels = torch.arange(extent, device=windows.device, dtype=torch.float32)
-        distance = (pixels - nearest[axis, :, :, None]).sub_(fraction[axis, :, :, None])
-        weights = distance.abs_().mul_(slope[axis, :, :, None]).add_(1).clamp_min_(0)
-        there = (pixels < limits[:, axis, None])[:, None, :]
-        result.append(weights.mul_(share[axis, :, :, None]).mul_(there))
+        there = pixels < limits[:, axis, None]
+        pixels = torch.where(there, pixels, _NOWHERE)[:, None]  # (B, 1, extent)
+        # Differences of whole numbers are exact in float32, which takes half the memory and time.
+        distance = (pixels - nearest[axis]).sub_(fraction[axis]).abs_()
+        weights = torch.addcmul(share[axis], distance, slope[axis], out=distance)
+        result.append(weights.clamp_min_(0))
     return result
 
 

@@ -12,6 +12,23 @@ from torch.nn import functional
 from bmvtrack.distributed import all_sum, rank_count
 
 
+def class_counts(labels: torch.Tensor, classes: int) -> torch.Tensor:
+    """How many pixels each class has.
+
+    Args:
+        labels: integer labels of any shape.
+        classes: number of classes C.
+
+    Returns:
+        ``(C,)`` int64 (float32 cannot count past 2²⁴), without a host synchronisation.
+    """
+    if labels.device.type != "cpu":  # where additions to one address wait for each other
+        return _is_of_class(labels.flatten()[None], classes, dim=0).sum(dim=1)
+    one = torch.ones((), dtype=torch.int64)
+    counts = torch.zeros(classes, dtype=torch.int64)
+    return counts.scatter_add_(0, labels.flatten(), one.expand(labels.numel()))
+
+
 def balanced_weights(labels: torch.Tensor, classes: int) -> torch.Tensor:
     """Class weights "balanced" by the labels themselves: N / (C_present · count_c), 0 if absent.
 
@@ -22,9 +39,7 @@ def balanced_weights(labels: torch.Tensor, classes: int) -> torch.Tensor:
     Returns:
         ``(C,)`` float32 on the labels' device, without a host synchronisation.
     """
-    one = torch.ones((), dtype=torch.int64, device=labels.device)  # float32 cannot count past 2²⁴
-    counts = torch.zeros(classes, dtype=torch.int64, device=labels.device)
-    counts = all_sum(counts.scatter_add_(0, labels.flatten(), one.expand(labels.numel())))
+    counts = all_sum(class_counts(labels, classes))
     present = counts > 0
     total = rank_count() * labels.numel()
     return torch.where(present, total / (present.sum() * counts.clamp_min(1)), 0.0)
@@ -59,7 +74,7 @@ def soft_jaccard_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tenso
         A scalar in [0, 1], the same on every rank.
     """
     probabilities = logits.float().softmax(dim=1)
-    truth = functional.one_hot(labels, logits.shape[1]).movedim(-1, 1)
+    truth = _is_of_class(labels[:, None], logits.shape[1], dim=1)
     sums = [(probabilities * truth).sum(dim=(0, 2, 3)), probabilities.sum(dim=(0, 2, 3))]
     intersection, predicted, true = all_sum(torch.stack([*sums, truth.sum(dim=(0, 2, 3))]))
     union = predicted + true - intersection
@@ -72,3 +87,9 @@ def soft_jaccard_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tenso
 def construction_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """L_cons = cross-entropy + Jaccard loss (paper Eq. 3); arguments as above."""
     return balanced_cross_entropy(logits, labels) + soft_jaccard_loss(logits, labels)
+
+
+def _is_of_class(labels: torch.Tensor, classes: int, dim: int) -> torch.Tensor:
+    """Whether labels are 0, 1, …, ``classes`` − 1, along a dimension that has one element."""
+    shape = [classes if i == dim else 1 for i in range(labels.ndim)]
+    return labels == torch.arange(classes, device=labels.device).reshape(shape)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import torch
 from torch import nn
+from torch.nn import functional
 from torchvision.models.resnet import BasicBlock
 
 _BLOCKS = 2  # per stage, as in ResNet18
@@ -35,3 +37,46 @@ def initialize(module: nn.Module) -> None:
     """Kaiming's weights for convolutions without bias: those that a batch norm follows."""
     if isinstance(module, nn.Conv2d) and module.bias is None:
         nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+
+def doubled(maps: torch.Tensor) -> torch.Tensor:
+    """``(B, C, H, W)`` → ``(B, C, 2H, 2W)``, each pixel four times, in the same precision."""
+    if _is_reduced(maps):
+        return _repeated(maps)
+    return functional.interpolate(maps, scale_factor=2, mode="nearest")
+
+
+def doubled_and_convolved(maps: torch.Tensor, layer: nn.Conv2d) -> torch.Tensor:
+    """:func:`doubled`, then a 3×3 convolution with padding 1, to ``(B, C', 2H, 2W)``."""
+    if _is_reduced(maps):
+        return _convolved_at_once(maps, layer)
+    result: torch.Tensor = layer(doubled(maps))
+    return result
+
+
+def _is_reduced(maps: torch.Tensor) -> bool:
+    """Whether maps are in half precision on a GPU.
+
+    There autocast has torch interpolate in float32, which makes float32 of much that follows.
+    """
+    return maps.device.type != "cpu" and maps.dtype in (torch.bfloat16, torch.float16)
+
+
+def _repeated(maps: torch.Tensor) -> torch.Tensor:
+    """:func:`doubled` by copying, with channels last."""
+    batch, channels, height, width = maps.shape
+    pixels = maps.permute(0, 2, 3, 1)[:, :, None, :, None]
+    pixels = pixels.expand(-1, -1, 2, -1, 2, -1)
+    return pixels.reshape(batch, 2 * height, 2 * width, channels).permute(0, 3, 1, 2)
+
+
+def _convolved_at_once(maps: torch.Tensor, layer: nn.Conv2d) -> torch.Tensor:
+    """:func:`doubled_and_convolved` as one transposed convolution, without the large map between.
+
+    Along a side, output pixel 2i sees its neighbours i − 1, i, i by the three weights, and 2i + 1 sees
+    i, i, i + 1: weights of one pixel are added up.
+    """
+    weight = layer.weight.flip(2, 3).transpose(0, 1)  # (C, C', 3, 3)
+    weight = functional.pad(weight, (0, 1)) + functional.pad(weight, (1, 0))
+    weight = functional.pad(weight, (0, 0, 0, 1)) + functional.pad(weight, (0, 0, 1, 0))
+    return functional.conv_transpose2d(maps, weight, layer.bias, stride=2, padding=1)

@@ -13,7 +13,12 @@ from torch import nn
 from torch.nn import functional
 
 from bmvtrack.models.base import Encoding, MultivariationalNetwork, check_sizes
-from bmvtrack.models.blocks import initialize, residual_stage
+from bmvtrack.models.blocks import (
+    doubled,
+    doubled_and_convolved,
+    initialize,
+    residual_stage,
+)
 from bmvtrack.models.bottleneck import (
     VARIABLES,
     CovarianceKind,
@@ -101,8 +106,22 @@ class BetaMVAE(MultivariationalNetwork):
 
     def decode(self, latents: torch.Tensor, encoding: Encoding) -> torch.Tensor:
         """See the base class; the encoding plays no part."""
-        logits: torch.Tensor = self.outc(self.decoder(latents.flatten(1)))
-        return logits
+        layers = self.outc.conv
+        assert isinstance(layers, nn.Sequential)
+        return _output(layers, self.decoder(latents.flatten(1)))
+
+
+def _output(layers: nn.Sequential, maps: torch.Tensor) -> torch.Tensor:
+    """The last three convolutions as two: the third, 1×1, is part of the one before.
+
+    There are no maps of 33 channels then, of as many pixels as the patch.
+    """
+    first, second, third = layers
+    assert isinstance(second, nn.Conv2d)
+    assert isinstance(third, nn.Conv2d)
+    with torch.autocast(maps.device.type, enabled=False):
+        weight = torch.einsum("cw,wnij->cnij", third.weight[..., 0, 0], second.weight)
+    return functional.conv2d(first(maps), weight, third.bias, padding=1)
 
 
 class _Encoder(nn.Module):
@@ -144,8 +163,7 @@ class _Decoder(nn.Module):
         x = self.linear(latents).unflatten(1, (-1, _GRID, _GRID))  # (B, 8w, 4, 4)
         x = functional.interpolate(x, size=self.grid, mode="nearest")
         x = self.layer4(self.layer3(self.layer2(self.layer1(x))))  # (B, w, 8·grid, 8·grid)
-        result: torch.Tensor = self.conv1(_doubled(x))
-        return result
+        return doubled_and_convolved(x, self.conv1)
 
 
 class _MirroredBlock(nn.Module):
@@ -171,14 +189,12 @@ class _MirroredBlock(nn.Module):
             # 1×1: enlarging afterwards gives the same at a quarter of the work.
             x = self.upsample(x)
         if self.enlarge:
-            x, y = _doubled(x), _doubled(y)
-        result: torch.Tensor = self.relu(self.bn2(self.conv2(y)) + x)
+            x, y = doubled(x), doubled_and_convolved(y, self.conv2)
+        else:
+            y = self.conv2(y)
+        result: torch.Tensor = self.relu(self.bn2(y) + x)
         return result
 
 
 def _enlarging_stage(before: int, after: int) -> nn.Sequential:
     return nn.Sequential(_MirroredBlock(before, after, enlarge=True), _MirroredBlock(after, after))
-
-
-def _doubled(x: torch.Tensor) -> torch.Tensor:
-    return functional.interpolate(x, scale_factor=2, mode="nearest")

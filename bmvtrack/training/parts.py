@@ -24,6 +24,7 @@ from bmvtrack.models import (
     load_network,
 )
 from bmvtrack.training.options import Architecture, PretrainOptions
+from bmvtrack.training.radam import FusedRAdam
 
 _NETWORKS: dict[Architecture, type[MultivariationalNetwork]] = {
     "resnet-unet": ResNetUNet,
@@ -121,7 +122,8 @@ def build_optimizer(
     highest = options.learning_rate
     assert highest is not None
     if options.mode == "paper":
-        radam = torch.optim.RAdam(network.parameters(), lr=highest / 2)
+        kind = FusedRAdam if device.type == "cuda" else torch.optim.RAdam
+        radam = kind(network.parameters(), lr=highest / 2)
         return radam, torch.optim.lr_scheduler.CyclicLR(
             radam, base_lr=highest / 2, max_lr=highest, cycle_momentum=False
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from lightning.fabric import Fabric
 from rich.console import Console
 
 from bmvtrack.console import deadline
+from bmvtrack.cuda_graphs import Launcher
 from bmvtrack.data import sources
 from bmvtrack.data.batch import Batch
 from bmvtrack.data.samples import state_seed
@@ -36,6 +38,8 @@ _LOG_EVERY = 20
 _VALIDATION_BATCHES = 8
 _GRADIENT_NORM = 5.0
 _STREAMS = 3  # seeds that a rank takes: of batches, of validation, of noise
+Terms = dict[str, torch.Tensor]
+"""The loss, ``total``, and what it is made of: scalars, on the device."""
 
 
 def pretrain(options: PretrainOptions, console: Console | None = None) -> dict[str, float]:
@@ -60,6 +64,10 @@ class PretrainRun:
 
     Args:
         options: resolved.
+
+    Attributes:
+        graphed: launch the passes forward and backward as one CUDA graph; see
+            :mod:`bmvtrack.cuda_graphs`.
     """
 
     def __init__(self, options: PretrainOptions) -> None:
@@ -82,6 +90,9 @@ class PretrainRun:
         self.noise = torch.Generator(device).manual_seed(self.seed + 2)
         self.step = 0
         self.best = float("inf")
+        self.graphed = self._can_be_graphed()
+        self._launcher: Launcher[tuple[Terms, list[torch.Tensor | None]]] = Launcher(device)
+        self._shown: Batch | None = None  # to a graph
 
     def train(self, console: Console) -> dict[str, float]:
         """Train to the last step or until the time is up; returns the last validation."""
@@ -109,23 +120,63 @@ class PretrainRun:
             journal.say(f"written to {options.out / 'best'} and {options.out / 'last'}")
         return metrics
 
-    def training_step(self) -> dict[str, torch.Tensor]:
+    def training_step(self) -> Terms:
         """One optimiser step; returns the terms of this rank's loss. Nothing here waits for a GPU."""
         self.model.train()
         batch = self.train_sampler.draw(self.batch_size, self.generator)
+        self.optimizer.zero_grad(set_to_none=True)
+        terms = self._launch(batch) if self.graphed else self._descend(batch)
+        self.optimizer.step()
+        self.scheduler.step()
+        self.step += 1
+        return terms
+
+    def _descend(self, batch: Batch) -> Terms:
+        """Gradients of the loss, clipped, where there were none; returns its terms."""
         output = self.model(
             self._laid_out(batch.patches),
             generator=self.noise,
             template=self._laid_out(batch.template),
         )
         terms = self.loss_terms(output, batch, self.network.bottleneck)
-        self.optimizer.zero_grad(set_to_none=True)
         self.fabric.backward(terms["total"])
         torch.nn.utils.clip_grad_norm_(self.network.parameters(), _GRADIENT_NORM)
-        self.optimizer.step()
-        self.scheduler.step()
-        self.step += 1
-        return terms
+        # Who keeps the terms keeps no node of autograd: one from before, on another stream, would
+        # spoil the capture of a graph.
+        return {name: term.detach() for name, term in terms.items()}
+
+    def _can_be_graphed(self) -> bool:
+        """Whether there is one GPU, and nothing that may read from it or be compiled in between."""
+        options, fabric = self.options, self.fabric
+        alone = fabric.device.type == "cuda" and fabric.world_size == 1
+        return alone and options.bottleneck == "multivariational" and not options.compile
+
+    def _launch(self, batch: Batch) -> Terms:
+        """:meth:`_descend`: a few times plainly, then a graph of it, which writes the same gradients anew."""
+        shown, parameters = self._show(batch), list(self.network.parameters())
+
+        def work() -> tuple[Terms, list[torch.Tensor | None]]:
+            return self._descend(shown), [parameter.grad for parameter in parameters]
+
+        read = [value for value in vars(shown).values() if value is not None]
+        terms, gradients = self._launcher.run(
+            work, [*parameters, *self.network.buffers(), *read], generators=[self.noise]
+        )
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            parameter.grad = gradient
+        values = torch.stack(list(terms.values())).unbind()  # the next launch writes them anew
+        return dict(zip(terms, values, strict=True))
+
+    def _show(self, batch: Batch) -> Batch:
+        """The batch, in tensors that stay: those of the first one."""
+        if self._shown is None:
+            patches = batch.patches.contiguous(memory_format=self.layout)
+            template = self._laid_out(batch.template)
+            self._shown = replace(batch, patches=patches, template=template)
+        for name, value in vars(batch).items():
+            if value is not None:
+                getattr(self._shown, name).copy_(value)
+        return self._shown
 
     @torch.inference_mode()
     def validate(self) -> dict[str, float]:
@@ -193,9 +244,7 @@ class PretrainRun:
                 generator.manual_seed(state_seed(mine))
         self.step, self.best = state["step"], state["best"]
 
-    def loss_terms(
-        self, output: Output, batch: Batch, bottleneck: Bottleneck
-    ) -> dict[str, torch.Tensor]:
+    def loss_terms(self, output: Output, batch: Batch, bottleneck: Bottleneck) -> Terms:
         """The loss and its terms, weighted as the options say; see :func:`objective`."""
         options = self.options
         assert options.beta is not None
@@ -217,8 +266,8 @@ class PretrainRun:
             return False
         return bool(self.fabric.broadcast(time.monotonic() >= end))
 
-    def _log(self, journal: Journal, terms: dict[str, torch.Tensor]) -> None:
-        stacked = torch.stack(list(terms.values())).detach()
+    def _log(self, journal: Journal, terms: Terms) -> None:
+        stacked = torch.stack(list(terms.values()))
         values = self._mean_over_ranks(dict(zip(terms, stacked.tolist(), strict=True)))
         self._check_finite(values["total"])
         rate = float(self.scheduler.get_last_lr()[0])

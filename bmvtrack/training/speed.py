@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -18,6 +19,7 @@ from bmvtrack.training.pretrain import PretrainRun
 
 _SIDES = {"cpu": 2048, "cuda": 8192}  # of matrices that keep a device busy
 _PROFILED_STEPS, _PROFILED_ROWS = 3, 20
+_WARM_UP = 5  # steps: by the fourth a graph is captured
 
 
 def rate(step: Callable[[], object], seconds: float, device: str, warm_up: int = 3) -> float:
@@ -56,26 +58,42 @@ def rates_in_turn(
 def training_rates(run: PretrainRun, seconds: float) -> dict[str, float]:
     """Patches/s of whole pretraining steps and of a plain loop over the same; GFLOP/s of the first.
 
-    Operations are counted while a step runs (products of the passes forward and backward, and of
-    cropping); what the device can do at most is measured on products of large matrices in the same
-    precision.
+    Where steps are launched as a CUDA graph, also patches/s of those that are not. Operations are counted
+    while a step runs (products of the passes forward and backward, and of cropping); what the device can
+    do at most is measured on products of large matrices in the same precision.
 
     Args:
         run: to measure; its network is trained by it.
         seconds: spent on each.
     """
     device, count = run.fabric.device, run.batch_size
-    ours = count * rate(run.training_step, seconds, device.type)
-    with FlopCounterMode(display=False) as counter:
-        run.training_step()
+    ours = count * rate(run.training_step, seconds, device.type, _WARM_UP)
+    launched_singly = {}
+    with plainly(run) as was_graphed:
+        if was_graphed:
+            plain = rate(run.training_step, seconds, device.type)
+            launched_singly["pretraining without a graph, patches/s"] = count * plain
+        with FlopCounterMode(display=False) as counter:
+            run.training_step()
     operations = counter.get_total_flops() / count
     return {
         "pretraining, patches/s": ours,
+        **launched_singly,
         "plain loop over a DataLoader, patches/s": count
         * rate(plain_step(run), seconds, device.type),
         "pretraining, GFLOP/s": 1e-9 * operations * ours,
         "products of matrices, GFLOP/s": matrix_rate(device, precision_of(run), seconds),
     }
+
+
+@contextmanager
+def plainly(run: PretrainRun) -> Iterator[bool]:
+    """Where a run's steps are no graph, which would hide operators; gives whether they were before."""
+    graphed, run.graphed = run.graphed, False
+    try:
+        yield graphed
+    finally:
+        run.graphed = graphed
 
 
 def precision_of(run: PretrainRun) -> torch.dtype:
@@ -95,10 +113,11 @@ def training_profile(run: PretrainRun) -> str:
     """A table of the operators that a few training steps spend their time in, those first that take most."""
     on_gpu = run.fabric.device.type == "cuda"
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]
-    run.training_step()
-    with profile(activities=activities) as recorded:
-        for _ in range(_PROFILED_STEPS):
-            run.training_step()
+    with plainly(run):
+        run.training_step()
+        with profile(activities=activities) as recorded:
+            for _ in range(_PROFILED_STEPS):
+                run.training_step()
     key = "self_cuda_time_total" if on_gpu else "self_cpu_time_total"
     table: str = recorded.key_averages().table(sort_by=key, row_limit=_PROFILED_ROWS)
     return table
