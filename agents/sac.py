@@ -50,8 +50,9 @@ class LatentPriorSAC(SAC):
             part of the buffer shows what good tracking is worth. Needs environments with a
             ``true_motion`` method.
         graphed: on a GPU, with :class:`TensorReplayBuffer` and targets that follow at each step, have a
-            gradient step launched as one CUDA graph from the fourth on. What it does must then not
-            wait for the device (a features extractor of one's own, for example).
+            gradient step launched as one CUDA graph, after the first few and wherever it is captured
+            anew. What it does must then not wait for the device (a features extractor of one's own, for
+            example), and the numbers that networks of one's own take for granted must not change.
         kwargs: of Stable-Baselines3's ``SAC``. The warm-up (``learning_starts``) draws from the prior.
     """
 

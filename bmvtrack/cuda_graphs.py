@@ -150,20 +150,23 @@ class RowGraphs:
         tensors: Sequence[torch.Tensor],
         rows: int | None = None,
         memory: int = 0,
+        constants: tuple[Hashable, ...] = (),
     ) -> list[torch.Tensor]:
         """What the function gives, in tensors of its own.
 
         Args:
-            function: the same at each call; see :class:`Captured` for what it may not do.
+            function: the same at each call with equal constants; see :class:`Captured` for what it may not
+                do.
             tensors: B rows each, on one device.
             rows: of the graph, at least B; None: :func:`enough` of them.
             memory: bytes that must be free on the GPU for a graph.
+            constants: what the function takes for granted and others may change.
         """
         device, count = tensors[0].device, len(tensors[0])
         if device.type != "cuda":
             return list(function(*tensors))
         rows = enough(count) if rows is None else rows
-        key = rows, *((tensor.shape[1:], tensor.dtype) for tensor in tensors)
+        key = rows, constants, *((tensor.shape[1:], tensor.dtype) for tensor in tensors)
         if key not in self._graphs and not self._worthwhile(key, device, memory):
             return [t[:count] for t in function(*(filled(t, rows) for t in tensors))]
         if key not in self._graphs:

@@ -34,9 +34,8 @@ GEOMETRY = (
 INSIDE = GEOMETRY.index("mean probability inside the mask")
 _SMALLEST_PART = 0.1  # of the largest: smaller parts of a mask do not belong to the object
 _IN_A_PICTURE = 64  # masks; of more, OpenCV is no faster
-_MOST_THREADS = (
-    4  # for boxes of masks: of sixteen cores, eight threads took longer than one, for Python's lock
-)
+# For boxes of masks: of sixteen cores, eight threads took longer than one, for Python's lock.
+_MOST_THREADS = 4
 _LEAST_FILLED = 0.25  # of the box, for a mask to be trusted with its bounds
 
 
@@ -105,8 +104,7 @@ def mask_boxes(probabilities: torch.Tensor, windows: torch.Tensor, above: float)
     if probabilities.device.type != "cpu":
         return boxes_on_their_way([MasksOnTheirWay(probabilities, windows, above)])
     values, places = probabilities.detach().numpy(), windows.numpy()
-    groups = _groups(len(values))
-    pool = _pool(os.getpid(), min(torch.get_num_threads(), _MOST_THREADS))
+    groups, pool = _groups(len(values)), _threads()
     if len(groups) < 2 or pool is None:
         return _joined([_boxes(values[group], places[group], above) for group in groups])
     return _joined(list(pool.map(lambda g: _boxes(values[g], places[g], above), groups)))
@@ -155,7 +153,7 @@ class ToHost:
 
 def boxes_on_their_way(batches: Iterable[MasksOnTheirWay]) -> FloatArray:
     """:func:`mask_boxes` of batches of masks one after the other, each as soon as it has arrived."""
-    pool = _pool(os.getpid(), min(torch.get_num_threads(), _MOST_THREADS))
+    pool = _threads()
     found: list[FloatArray | Future[FloatArray]] = []
     for batch in batches:
         pictures, windows = batch.arrived()
@@ -167,9 +165,14 @@ def boxes_on_their_way(batches: Iterable[MasksOnTheirWay]) -> FloatArray:
     return _joined([part.result() if isinstance(part, Future) else part for part in found])
 
 
+def _threads() -> ThreadPoolExecutor | None:
+    """That boxes are found in, if there are several: as many as torch has, up to four."""
+    return _pool(os.getpid(), min(torch.get_num_threads(), _MOST_THREADS))
+
+
 @lru_cache(maxsize=1)
 def _pool(process: int, threads: int) -> ThreadPoolExecutor | None:
-    """The threads of a process (not those that the one it was forked from had), if there are several."""
+    """Those of a process: those of the one that it was forked from are not there."""
     return ThreadPoolExecutor(threads) if threads > 1 else None
 
 

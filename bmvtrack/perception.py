@@ -125,7 +125,10 @@ class Perception:
 
     On a GPU up to eight frames are seen by one launch, of a CUDA graph
     (:class:`~bmvtrack.perception_graphs.GraphCache`). More are seen in parts of up to 256, filled up to a
-    power of two, each by one launch (:class:`~bmvtrack.cuda_graphs.RowGraphs`).
+    power of two, each by one launch (:class:`~bmvtrack.cuda_graphs.RowGraphs`). A graph is captured when
+    its shape comes for the second time, which takes as long as a few dozen looks, and its memory is held
+    as long as this object is. Several threads must not look at once then: graphs read their frames from
+    one place.
 
     Raises:
         UserError: if the network was not trained to track, or the device is not there.

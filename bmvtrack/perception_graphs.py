@@ -33,8 +33,8 @@ class GraphCache(Generic[Seen]):
     """Graphs of one :data:`Look` by the shapes of its inputs, the four used last.
 
     Each holds all maps of a pass in memory of its own, which nothing else can use: some ten megabytes a
-    frame. A capture takes as long as a few dozen looks, so only a shape that is asked for twice in a row
-    has one. Copies and pickles are empty.
+    frame, and the frames in float32. A capture takes as long as a few dozen looks, so only a shape that is
+    asked for twice in a row has one. Copies and pickles are empty.
     """
 
     def __init__(self) -> None:

@@ -216,7 +216,10 @@ class BMVTrackVectorEnv(VectorEnv[Any, Any, Any]):
             )
         truth = self._truths[self._rows, self._steps + 1]
         state = self._boxes, chosen, self._sizes, truth, self._missed
-        boxes, previous, iou, missed, rewards, terminated, ends = self._moves(self._moved, state)
+        rules = self.coordinates, self.reward, self.lost_after
+        boxes, previous, iou, missed, rewards, terminated, ends = self._moves(
+            self._moved, state, constants=rules
+        )
         lost, diverged = ends.T.cpu().numpy()
         if diverged.any():
             raise ValueError(
@@ -386,7 +389,8 @@ class BMVTrackVectorEnv(VectorEnv[Any, Any, Any]):
         percept = Percept.cat([percept for look in looks for percept in look.percepts])
         found = boxes_on_their_way(masks for look in looks for masks in look.masks)
         state = percept.mean, percept.covariance, boxes, towards(found, boxes), sizes
-        numbers = self._numbers(partial(numbers_of, coordinates=self.coordinates), state)
+        function = partial(numbers_of, coordinates=self.coordinates)
+        numbers = self._numbers(function, state, constants=(self.coordinates,))
         return as_observation(percept, numbers, previous)
 
     def _percepts(self, views: Sequence[_View]) -> Iterator[Percept]:

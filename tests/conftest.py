@@ -11,12 +11,20 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # as many processes as processors, of o
     os.environ["OMP_NUM_THREADS"] = "1"
 
 import torch
+from pretended_graphs import PretendedGraph
 
-from bmvtrack import prior
+from bmvtrack import cuda_graphs, perception_graphs, prior
 from bmvtrack.models import ResNetUNet
 from bmvtrack.perception import Perception
 
 ROOT = Path(__file__).parents[1]
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip what is marked ``gpu`` where there is none."""
+    if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device")
 
 
 class Done(NamedTuple):
@@ -60,3 +68,12 @@ def perception() -> Perception:
     """A small network that has learned nothing, from a fixed seed."""
     torch.manual_seed(0)
     return Perception(ResNetUNet(prior.named("davis16"), width=8, input_size=64))
+
+
+@pytest.fixture
+def graphs(monkeypatch: pytest.MonkeyPatch) -> type[PretendedGraph]:
+    """Graphs that need no GPU, in the place of captured ones."""
+    for module in (cuda_graphs, perception_graphs):
+        monkeypatch.setattr(module, "Captured", PretendedGraph)
+    monkeypatch.setattr(PretendedGraph, "made", 0)
+    return PretendedGraph

@@ -4,7 +4,7 @@ What needs no GPU is tested with a graph that does its work anew each time it is
 """
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -12,24 +12,19 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from pretended_graphs import PretendedGraph
 from stable_baselines3 import SAC
 from test_replay import filled
 
 from agents.replay import TensorReplayBuffer
 from agents.sac import LatentPriorSAC, _fuse, _rates_on_device
 from agents.storage import restore_training_state, training_state
-from bmvtrack import cuda_graphs
 from bmvtrack.cuda_graphs import Launcher
 from bmvtrack.data.synthetic import synthetic_sequence
 from bmvtrack.perception import Perception
 from envs.bmvtrack_env import BMVTrackEnv
 
 CPU = torch.device("cpu")
-
-
-def needs_gpu(test: Any) -> Any:
-    skip = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-    return pytest.mark.gpu(skip(test))
 
 
 @pytest.fixture
@@ -50,41 +45,16 @@ def agent(env: BMVTrackEnv, device: str = "cuda", **options: Any) -> LatentPrior
     return LatentPriorSAC("LatentPriorPolicy", env, **(defaults | options)).learn(24)
 
 
-class PretendedGraph:
-    """In the place of :class:`~bmvtrack.cuda_graphs.Captured`."""
-
-    made = 0
-
-    def __init__(
-        self,
-        work: Callable[[], Any],
-        device: torch.device,
-        warm_up: int = 3,
-        generators: Sequence[torch.Generator] = (),
-    ) -> None:
-        assert warm_up == 0
-        self.work = work
-        PretendedGraph.made += 1
-
-    def replay(self) -> Any:
-        return self.work()
-
-
-@pytest.fixture
-def graphs(monkeypatch: pytest.MonkeyPatch) -> type[PretendedGraph]:
-    monkeypatch.setattr(cuda_graphs, "Captured", PretendedGraph)
-    monkeypatch.setattr(PretendedGraph, "made", 0)
-    return PretendedGraph
-
-
 def test_work_is_done_once_a_run_and_captured_when_it_has_settled(
     graphs: type[PretendedGraph],
 ) -> None:
-    launcher, runs = Launcher[int](CPU), iter(range(100))
+    launcher, runs = Launcher[torch.Tensor](CPU), iter(range(100))
     tensors, other = [torch.zeros(2), torch.zeros(3)], torch.zeros(3)
 
     def run(*constants: object, times: int = 1) -> int:
-        return [launcher.run(lambda: next(runs), tensors, constants) for _ in range(times)][-1]
+        for _ in range(times):
+            result = launcher.run(lambda: torch.tensor(next(runs)), tensors, constants)
+        return int(result)
 
     assert (run(1, times=3), graphs.made) == (2, 0)
     assert (run(1, times=5), graphs.made) == (7, 1)
@@ -203,7 +173,7 @@ def captured(model: LatentPriorSAC) -> object:
     return model._launcher._captured
 
 
-@needs_gpu
+@pytest.mark.gpu
 def test_a_graph_learns_what_plain_steps_do(env: BMVTrackEnv) -> None:
     ours, plain = agent(env), agent(env, graphed=False)
     with known_draws():
@@ -218,7 +188,7 @@ def test_a_graph_learns_what_plain_steps_do(env: BMVTrackEnv) -> None:
     assert ours._n_updates == 18
 
 
-@needs_gpu
+@pytest.mark.gpu
 def test_a_graph_draws_what_plain_steps_would(env: BMVTrackEnv) -> None:
     ours, again, plain = agent(env), agent(env), agent(env, graphed=False)
     for model in (ours, again, plain):
@@ -230,7 +200,7 @@ def test_a_graph_draws_what_plain_steps_would(env: BMVTrackEnv) -> None:
     assert_equal(ours, plain, 1e-5)
 
 
-@needs_gpu
+@pytest.mark.gpu
 def test_a_graph_sees_what_has_changed(env: BMVTrackEnv) -> None:
     """New rows, a last observation more than there was room for, rates and another batch size."""
     ours, plain = agent(env), agent(env, graphed=False)
@@ -278,7 +248,7 @@ def test_a_graph_sees_what_has_changed(env: BMVTrackEnv) -> None:
     assert grown is fast is stopped
 
 
-@needs_gpu
+@pytest.mark.gpu
 def test_stable_baselines_loop_and_graphs_take_turns(env: BMVTrackEnv) -> None:
     ours, plain = agent(env), agent(env, graphed=False)
     with known_draws():
@@ -290,7 +260,7 @@ def test_stable_baselines_loop_and_graphs_take_turns(env: BMVTrackEnv) -> None:
     assert captured(ours) is not None
 
 
-@needs_gpu
+@pytest.mark.gpu
 def test_launches_do_not_wait(env: BMVTrackEnv) -> None:
     model = agent(env)
     model.train(6, 16)
@@ -303,7 +273,7 @@ def test_launches_do_not_wait(env: BMVTrackEnv) -> None:
         torch.cuda.set_sync_debug_mode("default")
 
 
-@needs_gpu
+@pytest.mark.gpu
 @pytest.mark.parametrize(("written", "read"), [("cuda", "cpu"), ("cpu", "cuda"), ("cuda", "cuda")])
 def test_checkpoints_go_from_device_to_device(
     env: BMVTrackEnv, tmp_path: Path, written: str, read: str
@@ -323,7 +293,7 @@ def test_checkpoints_go_from_device_to_device(
     assert steps == {20.0}
 
 
-@needs_gpu
+@pytest.mark.gpu
 def test_files_and_copies_hold_no_graph(env: BMVTrackEnv, tmp_path: Path) -> None:
     model = agent(env)
     model.train(8, 16)
@@ -337,7 +307,7 @@ def test_files_and_copies_hold_no_graph(env: BMVTrackEnv, tmp_path: Path) -> Non
         loaded.train(8, 16)
 
 
-@needs_gpu
+@pytest.mark.gpu
 def test_targets_that_wait_their_turn_are_not_graphed(env: BMVTrackEnv) -> None:
     model = agent(env, target_update_interval=2)
     model.train(6, 16)

@@ -45,10 +45,10 @@ def test_weights_are_scikit_learns_balanced_ones(classes, present):
 
 
 @CASES
-@pytest.mark.parametrize("device", ["cpu", "cuda", "as if cuda"])
+@pytest.mark.parametrize(
+    "device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu), "as if cuda"]
+)
 def test_pixels_are_counted(classes, present, device):
-    if device == "cuda" and not torch.cuda.is_available():
-        pytest.skip("needs a CUDA device")
     _, labels = random_case(classes, present=present)
     expected = torch.bincount(labels.flatten(), minlength=classes)
     if device == "as if cuda":
@@ -59,7 +59,6 @@ def test_pixels_are_counted(classes, present, device):
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_a_gpu_counts_past_the_whole_numbers_of_float32():
     labels = torch.zeros(2**24 + 3, dtype=torch.int64, device="cuda")
     labels[:5] = 1

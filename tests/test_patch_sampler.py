@@ -159,7 +159,6 @@ def test_patches_are_averaged_down(data, tmp_path):
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("resident", [False, True])
 def test_the_gpu_streams_through_pinned_memory(store, resident):
     device = torch.device("cuda")

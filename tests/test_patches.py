@@ -183,7 +183,6 @@ def test_many_large_frames_are_resampled_in_parts(monkeypatch):
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_the_gpu_agrees_with_the_cpu():
     tensors = noise(8), EVERYWHERE, torch.tensor([[WIDTH, HEIGHT]] * 8), torch.full((8, 3), 9.0)
     frames, windows, sizes, fill = (t.cuda() for t in tensors)

@@ -2,7 +2,6 @@
 
 import copy
 import pickle
-from dataclasses import fields
 
 import numpy as np
 import pytest
@@ -14,7 +13,7 @@ from bmvtrack.models import ResNetUNet, Template
 from bmvtrack.perception import Percept, Perception, _together
 from bmvtrack.perception_graphs import GraphCache
 
-NAMES = [field.name for field in fields(Percept) if field.name != "box_threshold"]
+NAMES = Percept.names()
 SEQUENCE = synthetic_sequence(3)
 
 
@@ -100,7 +99,6 @@ def test_a_shape_that_comes_twice_in_a_row_is_captured_and_four_are_kept(monkeyp
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 class TestOnAGPU:
     """Percepts of graphs are those without."""
 
@@ -190,17 +188,10 @@ class TestOnAGPU:
         torch.testing.assert_close(look(240).mean, expected.mean)
 
 
-class Again:
-    """In the place of a captured graph: does the work at each replay."""
-
-    def __init__(self, work, device):
-        self.replay = work
-
-
 @pytest.mark.parametrize("count", [1, 3])
-def test_a_graph_looks_at_what_it_is_given(monkeypatch, count):
+@pytest.mark.usefixtures("graphs")
+def test_a_graph_looks_at_what_it_is_given(count):
     """All but the capture, on a CPU."""
-    monkeypatch.setattr("bmvtrack.perception_graphs.Captured", Again)
     seer = Perception(network())
     templates = [seer.remember(SEQUENCE.frame(t), SEQUENCE.boxes[:count]) for t in (0, 6)]
     for t, known in enumerate([templates[0], templates[0], templates[1], None, None, templates[0]]):

@@ -245,7 +245,6 @@ def test_synthetic_data_needs_no_files(options):
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @MODES
 def test_the_gpu_trains_in_bfloat16(options, mode):
     metrics, _ = train(options, mode=mode, device="cuda")

@@ -10,16 +10,15 @@ from typing import Any
 
 import pytest
 import torch
+from pretended_graphs import PretendedGraph
 from rectangles import write_rectangles
 from runs import assert_equal, final_state, small_run, train
-from test_agent_graph import PretendedGraph, graphs, needs_gpu
 
 from bmvtrack.training import PretrainOptions
 from bmvtrack.training import speed as speeds
 from bmvtrack.training.checkpoint import load_checkpoint
 from bmvtrack.training.pretrain import PretrainRun
 
-__all__ = ["graphs"]  # a fixture
 NETWORKS: list[dict[str, Any]] = [
     {"mode": "paper"},
     {"mode": "paper", "architecture": "beta-mvae"},
@@ -159,7 +158,7 @@ def descending(run: PretrainRun) -> PretrainRun:
     return run
 
 
-@needs_gpu
+@pytest.mark.gpu
 @ALL_NETWORKS
 def test_a_graph_learns_what_plain_steps_do(
     options: PretrainOptions, special: dict[str, Any], exact: None
@@ -182,7 +181,7 @@ def test_a_graph_learns_what_plain_steps_do(
         assert torch.equal(one, other), generator
 
 
-@needs_gpu
+@pytest.mark.gpu
 @ALL_NETWORKS
 def test_a_graph_trains_in_bfloat16(options: PretrainOptions, special: dict[str, Any]) -> None:
     run = run_of(options, device="cuda", steps=20, **special)
@@ -201,7 +200,7 @@ def test_a_graph_trains_in_bfloat16(options: PretrainOptions, special: dict[str,
     run.training_step()
 
 
-@needs_gpu
+@pytest.mark.gpu
 @pytest.mark.parametrize("mode", ["paper", "tracking"])
 def test_runs_on_a_gpu_stop_and_go_on(options: PretrainOptions, tmp_path: Path, mode: Any) -> None:
     """Equal to the bit in what is drawn; in what is learned, as far as a GPU repeats itself."""
@@ -219,7 +218,7 @@ def test_runs_on_a_gpu_stop_and_go_on(options: PretrainOptions, tmp_path: Path, 
         assert_equal(*(state[name] for state in states), name)
 
 
-@needs_gpu
+@pytest.mark.gpu
 @pytest.mark.parametrize("special", [{"bottleneck": "planar"}, {"compile": True}])
 def test_what_may_not_be_captured_is_not(options: PretrainOptions, special: dict[str, Any]) -> None:
     changed = dataclasses.replace(options, mode="paper", device="cuda", **special)

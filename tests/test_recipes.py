@@ -43,7 +43,7 @@ def small_recipe(options: RecipeOptions) -> dict[str, recipes.Stage]:
         width=4, input_size=64, samples=10, steps=20, batch_size=2, synthetic_count=3
     )
     agent = TrainOptions(
-        weights=str(options.out / "sixth" / "best"),
+        weights=str(options.out / "seventh" / "best"),
         steps=40,
         synthetic_count=2,
         environments=2,
@@ -56,7 +56,7 @@ def small_recipe(options: RecipeOptions) -> dict[str, recipes.Stage]:
         validation_clips=2,
         validate_every=20,
     )
-    return {"sixth": encoder, "agent": agent}
+    return {"seventh": encoder, "agent": agent}
 
 
 def test_retraining_stops_and_goes_on(

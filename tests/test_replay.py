@@ -133,7 +133,6 @@ def test_more_than_the_memory_is_refused_with_both_numbers(monkeypatch):
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_sampling_does_not_wait_for_the_device():
     buffer = TensorReplayBuffer(100, SPACE, ACTIONS, "cuda", 1)
     states = observation(0, 1), observation(1, 1)

@@ -2,7 +2,6 @@
 
 import copy
 import pickle
-from dataclasses import fields
 
 import numpy as np
 import pytest
@@ -18,7 +17,7 @@ from bmvtrack.motion import AT_REST
 from bmvtrack.perception import Percept, Perception
 from envs import BMVTrackVectorEnv
 
-NAMES = [field.name for field in fields(Percept) if field.name != "box_threshold"]
+NAMES = Percept.names()
 SEQUENCE = synthetic_sequence(3)
 
 
@@ -87,21 +86,6 @@ def test_a_filled_batch_is_seen_as_it_is_without(count):
         )
 
 
-class PretendedGraph:
-    """In the place of :class:`~bmvtrack.cuda_graphs.Captured`: its results keep their memory."""
-
-    made = 0
-
-    def __init__(self, work, device, warm_up=3):
-        PretendedGraph.made += 1
-        self.work, self.result = work, work()
-
-    def replay(self):
-        for kept, new in zip(self.result, self.work(), strict=True):
-            kept.copy_(new)
-        return self.result
-
-
 class OnAGPU(torch.Tensor):
     """Says that it is on a GPU."""
 
@@ -109,10 +93,8 @@ class OnAGPU(torch.Tensor):
 
 
 @pytest.fixture
-def graphs(monkeypatch):
-    """Row graphs that take any tensors for those of a GPU."""
-    monkeypatch.setattr(cuda_graphs, "Captured", PretendedGraph)
-    monkeypatch.setattr(PretendedGraph, "made", 0)
+def row_graphs(monkeypatch, graphs):
+    """Row graphs, and a call of them that takes any tensors for those of a GPU."""
     empty = torch.empty
     monkeypatch.setattr(
         cuda_graphs.torch, "empty", lambda *a, device, **k: empty(*a, **k), raising=True
@@ -125,32 +107,32 @@ def graphs(monkeypatch):
     return result, call
 
 
-def test_graphs_give_what_the_function_gives_in_tensors_of_their_own(graphs):
-    held, call = graphs
+def test_graphs_give_what_the_function_gives_in_tensors_of_their_own(row_graphs, graphs):
+    held, call = row_graphs
     kept = []
     for count in (5, 3, 8, 1, 6):  # all of eight rows
         a, b = torch.randn(count, 2), torch.randn(count, 2, 3).double()
         found = call(lambda a, b: [a + 1, b.sum(1), a], a, b)
         kept.append((found, [a + 1, b.sum(1), a.clone()]))
-    assert (len(held), PretendedGraph.made) == (1, 1)
+    assert (len(held), graphs.made) == (1, 1)
     for found, expected in kept:
         for mine, right in zip(found, expected, strict=True):
             assert torch.equal(torch.Tensor(mine.as_subclass(torch.Tensor)), right)
 
 
-def test_only_what_is_asked_for_again_is_captured_and_few_are_kept(graphs):
-    held, call = graphs
+def test_only_what_is_asked_for_again_is_captured_and_few_are_kept(row_graphs, graphs):
+    held, call = row_graphs
 
     def ask(rows):
         call(lambda a: [a * 2], torch.ones(rows, 1), rows=rows)
-        return PretendedGraph.made, len(held)
+        return graphs.made, len(held)
 
     assert [ask(8), ask(16), ask(8), ask(16)] == [(0, 0), (0, 0), (1, 1), (2, 2)]
     assert [ask(8), ask(32), ask(64), ask(32), ask(64)] == [(2, 2)] * 3 + [(3, 2), (4, 2)]
 
 
-def test_there_is_no_graph_where_memory_is_short(graphs, monkeypatch):
-    held, call = graphs
+def test_there_is_no_graph_where_memory_is_short(row_graphs, monkeypatch):
+    held, call = row_graphs
     monkeypatch.setattr(cuda_graphs, "free_memory", lambda device: 100)
     for memory, captured in ((101, 0), (100, 1)):
         for _ in range(3):
@@ -158,16 +140,39 @@ def test_there_is_no_graph_where_memory_is_short(graphs, monkeypatch):
         assert len(held) == captured
 
 
-def test_copies_are_empty(graphs):
-    held, call = graphs
+def test_what_a_function_takes_for_granted_may_change(row_graphs):
+    _, call = row_graphs
+    for factor in (2, 2, 2, 3, 3, 3, 2):
+        (found,) = call(lambda a, f=factor: [a * f], torch.ones(3, 1), constants=(factor,))
+        assert found.flatten().tolist() == [factor] * 3
+
+
+def test_rules_of_environments_may_change(perception):
+    """As ``set_attr`` of Stable-Baselines3's environments lets them."""
+    env, told = BMVTrackVectorEnv(2, of_three_sizes(), perception), []
+
+    def moves(function, tensors, constants):
+        told.append(constants)
+        return function(*tensors)
+
+    env._moves = moves
+    observations, _ = env.reset(seed=0)
+    env.step(observations["prior_mean"])
+    env.lost_after, env.reward = 3, "axis_aligned"
+    env.step(observations["prior_mean"])
+    assert told == [("frame", "rotated", 10), ("frame", "axis_aligned", 3)]
+
+
+def test_copies_are_empty(row_graphs):
+    held, call = row_graphs
     for _ in range(2):
         call(lambda a: [a], torch.ones(3, 1))
     for other in (copy.deepcopy(held), pickle.loads(pickle.dumps(held))):
         assert (len(other), other._kept) == (0, 2)
 
 
-def test_graphs_serve_in_and_outside_of_inference_mode(graphs):
-    _, call = graphs
+def test_graphs_serve_in_and_outside_of_inference_mode(row_graphs):
+    _, call = row_graphs
     for inference in (True, True, False, True):
         with torch.inference_mode(inference):
             (found,) = call(lambda a: [a * 2], torch.ones(3, 1))
@@ -198,7 +203,6 @@ def test_masks_that_come_in_batches_have_the_boxes_of_all_at_once(monkeypatch, t
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 class TestOnAGPU:
     """Steps of graphs are those without."""
 

@@ -86,7 +86,6 @@ def test_arithmetic_is_counted_per_patch(options):
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @MODES
 @pytest.mark.parametrize("graphed", [True, False])
 def test_a_training_step_does_not_wait_for_the_gpu(options, mode, graphed):

@@ -117,7 +117,7 @@ def build_bank(sequences: Sequence[VideoSequence], longest_side: int) -> Iterato
 
     Args:
         sequences: of one frame (stills: each part of the mask is a target) or more (videos: the
-            whole mask is the target, linked from frame to frame).
+            whole mask is the target, linked from frame to frame). Several threads read, each a sequence.
         longest_side: of the canvas in pixels; larger frames are reduced to it.
 
     Raises:

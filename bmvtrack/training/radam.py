@@ -25,7 +25,6 @@ class FusedRAdam(torch.optim.RAdam):
 
     def __init__(self, params: Any, lr: float) -> None:
         super().__init__(params, lr)
-        self._forever: dict[torch.device, torch.Tensor] = {}
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
@@ -66,12 +65,11 @@ class FusedRAdam(torch.optim.RAdam):
             torch._foreach_addcmul_(squares, gradients, gradients, 1 - second)
             torch._foreach_add_(weights, means, alpha=-rate)
             return
-        if device not in self._forever:
-            self._forever[device] = torch.full((), math.inf, device=device)
+        forever = torch.full((), math.inf, device=device)
         torch._fused_adam_(
             *lists,
             [],
-            [self._forever[device]] * len(lists[0]),
+            [forever] * len(lists[0]),
             lr=rate * factor * math.sqrt(1 - second**count),
             beta1=first,
             beta2=second,
