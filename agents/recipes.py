@@ -1,6 +1,6 @@
 """How the bundled weights come about: the stages of their training, one after the other.
 
-Five stages of the encoder, the agent of the fifth, and a sixth that is better at masks and no better at
+Five stages of the encoder, the agent of the fifth, and two more that are better at masks and no better at
 following boxes.
 """
 
@@ -23,7 +23,7 @@ from bmvtrack.training import PretrainOptions, pretrain
 from bmvtrack.training.checkpoint import checkpoints
 
 Stage = PretrainOptions | TrainOptions
-_RESULTS = {"agent": ("agent/last", "weights"), "sixth": ("sixth/best", "masks")}
+_RESULTS = {"agent": ("agent/last", "weights"), "seventh": ("seventh/best", "masks")}
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class RecipeOptions:
 
 
 def recipe(options: RecipeOptions) -> dict[str, Stage]:
-    """An encoder for real video in five rounds, each from the one before, a sixth for masks, and the agent.
+    """An encoder for real video in five rounds, each from the one before, two more for masks, and the agent.
 
     In bfloat16 where the device has instructions for it, otherwise in float32.
     """
@@ -114,6 +114,15 @@ def recipe(options: RecipeOptions) -> dict[str, Stage]:
         whole_images=0.6,
         seed=5,
     )
+    seventh = replace(
+        sixth,
+        input_size=256,
+        batch_size=128,
+        steps=1300,
+        validate_every=325,
+        start_from=options.out / "sixth" / "best",
+        seed=6,
+    )
     agent = TrainOptions(
         data=(video, "synthetic"),
         mirror="upside-down",  # the encoder errs on what it has not seen as it will elsewhere
@@ -130,6 +139,7 @@ def recipe(options: RecipeOptions) -> dict[str, Stage]:
         "fourth": fourth,
         "fifth": fifth,
         "sixth": sixth,
+        "seventh": seventh,
         "agent": agent,
     }
 
