@@ -6,7 +6,7 @@ import platform
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -14,8 +14,6 @@ from typing import Any, Literal, get_args
 import numpy as np
 import torch
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
-from rich.console import Console
-from rich.table import Table
 from stable_baselines3 import SAC
 
 from agents.options import TrainOptions
@@ -23,6 +21,7 @@ from agents.replay import TensorReplayBuffer
 from agents.sac import LatentPriorSAC
 from agents.tracker import agent_tracker
 from agents.training import make_environments, make_model
+from bmvtrack.console import check_minutes, deadline, output_console
 from bmvtrack.data import sources
 from bmvtrack.data.batch import Mode
 from bmvtrack.data.sequence import VideoSequence
@@ -40,6 +39,7 @@ from bmvtrack.training.speed import rate, rates_in_turn, training_profile, train
 from envs import BMVTrackEnv, BMVTrackVectorEnv
 
 Part = Literal["training", "environment", "agent", "tracking"]
+Unit = Literal["per_second", "bytes"]
 _CLIP_LENGTH = 32  # of the environments
 
 
@@ -79,20 +79,52 @@ class BenchmarkOptions:
     """of these, most that single environments are stepped for in turn, which takes long for many"""
     profile: bool = False
     """also print which operators pretraining spends its time in"""
+    max_minutes: float | None = None
+    """stop after the measurement that is under way then"""
     out: Path | None = None
-    """JSON file to write"""
+    """JSON file to write, anew after each measurement"""
 
 
-@dataclass
+class TimeIsUp(Exception):
+    """``--max-minutes`` are over."""
+
+
 class Measured:
-    """What was measured, by name."""
+    """What was measured, by name. It is said and written at once: a run that is cut short loses nothing.
 
-    per_second: dict[str, float] = field(default_factory=dict)
-    bytes: dict[str, int] = field(default_factory=dict)
+    Args:
+        device: that it was measured on.
+        out: JSON file to write, or None.
+        end: by the monotonic clock, when no more is to be measured.
+
+    Raises:
+        TimeIsUp: by :meth:`note`, after that.
+    """
+
+    def __init__(self, device: str, out: Path | None, end: float) -> None:
+        self._machine = (
+            f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads"
+        )
+        if device == "cuda":
+            self._machine = torch.cuda.get_device_name()
+        self._out, self._end, self._console = out, end, output_console()
+        self._values: dict[str, dict[str, float]] = {"per_second": {}, "bytes": {}}
+        self._console.print(f"{self._machine}; torch {torch.__version__}")
+
+    def note(self, name: str, value: float, unit: Unit = "per_second") -> None:
+        """Add a number."""
+        self._values[unit][name] = value
+        shown = f"{value:,.1f} per second" if unit == "per_second" else f"{value:,} bytes"
+        self._console.print(f"{name:<52}{shown:>28}", highlight=False)
+        if self._out is not None:
+            about = {"machine": self._machine, "torch": torch.__version__}
+            write_json(self._out, about | self._values)
+        if time.monotonic() >= self._end:
+            raise TimeIsUp
 
 
 def run_benchmark(options: BenchmarkOptions) -> None:
-    """Measure, print a table and, if asked for, write it as JSON.
+    """Measure, and print each number as it comes; if asked for, write them as JSON.
 
     Raises:
         UserError: on an option that cannot be, before anything is measured.
@@ -101,28 +133,18 @@ def run_benchmark(options: BenchmarkOptions) -> None:
         raise UserError(f"--seconds must be positive, not {options.seconds}")
     if not options.parts or not options.environments or min(options.environments) < 1:
         raise UserError("--parts and --environments need at least one each, and numbers from 1 on")
+    check_minutes(options.max_minutes)
     check_choice(options.device)
     device = str(checked_device(options.device))
-    measured = Measured()
-    for part in options.parts:
-        # Training and Stable-Baselines3 set these for the whole process, later parts included.
-        torch.set_float32_matmul_precision("highest")
-        torch.backends.cudnn.deterministic = torch.backends.cudnn.benchmark = False
-        PARTS[part](options, device, measured)
-    machine = f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads"
-    if device == "cuda":
-        machine = torch.cuda.get_device_name()
-    title = f"{machine}; torch {torch.__version__}"
-    console = Console()
-    for unit, values in asdict(measured).items():
-        if values:
-            table = Table("what", unit.replace("_", " "), title=title)
-            for name, value in values.items():
-                table.add_row(name, f"{value:,.1f}" if unit == "per_second" else f"{value:,}")
-            console.print(table)
-    if options.out is not None:
-        result = {"machine": machine, "torch": torch.__version__, **asdict(measured)}
-        write_json(options.out, result)
+    measured = Measured(device, options.out, deadline(options.max_minutes))
+    try:
+        for part in options.parts:
+            # Training and Stable-Baselines3 set these for the whole process, later parts included.
+            torch.set_float32_matmul_precision("highest")
+            torch.backends.cudnn.deterministic = torch.backends.cudnn.benchmark = False
+            PARTS[part](options, device, measured)
+    except TimeIsUp:
+        print("time is up")
 
 
 def measure_training(options: BenchmarkOptions, device: str, measured: Measured) -> None:
@@ -144,7 +166,8 @@ def measure_training(options: BenchmarkOptions, device: str, measured: Measured)
             compile=options.compile,
         ).resolved()
     )
-    measured.per_second |= training_rates(run, options.seconds)
+    for name, value in training_rates(run, options.seconds):
+        measured.note(name, value)
     if options.profile:
         print(training_profile(run))
 
@@ -178,9 +201,9 @@ def measure_environments(options: BenchmarkOptions, device: str, measured: Measu
             if device == "cuda" and environment is not one_by_one:
                 warm_up = _CLIP_LENGTH + 1  # when the first clips end, the most memory is asked for
             per_second = rate(step, options.seconds, device, warm_up)
-            measured.per_second[f"{name}, N = {count}, steps/s"] = count * per_second
-            if isinstance(environment, BMVTrackVectorEnv):
-                measured.bytes["frames of the environments"] = environment.frame_bytes
+            measured.note(f"{name}, N = {count}, steps/s", count * per_second)
+        assert isinstance(environment, BMVTrackVectorEnv)
+        measured.note(f"frames of the environments, N = {count}", environment.frame_bytes, "bytes")
 
 
 def measure_agent(options: BenchmarkOptions, device: str, measured: Measured) -> None:
@@ -206,15 +229,15 @@ def measure_agent(options: BenchmarkOptions, device: str, measured: Measured) ->
                 model.graphed = True
 
             updates["our update without a graph, updates/s"] = kernel_by_kernel
-        measured.per_second |= rates_in_turn(updates, options.seconds, device)
+        for name, per_second in rates_in_turn(updates, options.seconds, device).items():
+            measured.note(name, per_second)
         started, before = time.perf_counter(), model.num_timesteps
         model.learn(round(200 * options.seconds), reset_num_timesteps=False)
         steps = model.num_timesteps - before
-        measured.per_second["agent training, steps/s"] = steps / (time.perf_counter() - started)
+        measured.note("agent training, steps/s", steps / (time.perf_counter() - started))
         assert isinstance(model.replay_buffer, TensorReplayBuffer)
-        measured.bytes["a transition in the replay buffer"] = (
-            model.replay_buffer.bytes_per_transition
-        )
+        size = model.replay_buffer.bytes_per_transition
+        measured.note("a transition in the replay buffer", size, "bytes")
 
 
 def benchmark_sequences(options: BenchmarkOptions) -> list[VideoSequence]:
@@ -239,7 +262,7 @@ def measure_tracking(options: BenchmarkOptions, device: str, measured: Measured)
         def update() -> None:
             tracker.update(sequence.frame(next(frames) % len(sequence)))  # noqa: B023
 
-        measured.per_second[f"tracking by {name}, frames/s"] = rate(update, options.seconds, device)
+        measured.note(f"tracking by {name}, frames/s", rate(update, options.seconds, device))
 
 
 PARTS: dict[Part, Callable[[BenchmarkOptions, str, Measured], None]] = {

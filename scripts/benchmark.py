@@ -1,4 +1,4 @@
-"""Speed on this machine: training, environment, agent and tracking, as a table and as JSON.
+"""Speed on this machine: training, environment, agent and tracking.
 
 Whole steps, data included, each beside what it competes with. Machines differ and are noisy: compare
 numbers of one run, as ratios.

@@ -117,7 +117,7 @@ def stop_at(patch: pytest.MonkeyPatch, last: int) -> None:
 @pytest.mark.usefixtures("everywhere")
 def test_speed_is_measured_with_and_without(options: PretrainOptions) -> None:
     run = run_of(options, steps=10**6)
-    rates = speeds.training_rates(run, 0.05)
+    rates = dict(speeds.training_rates(run, 0.05))
     assert rates["pretraining without a graph, patches/s"] > 0
     assert rates["pretraining, GFLOP/s"] > 0
     assert run.graphed
@@ -127,7 +127,7 @@ def test_speed_is_measured_with_and_without(options: PretrainOptions) -> None:
 def test_a_cpu_has_no_graphs(options: PretrainOptions) -> None:
     run = PretrainRun(options.resolved())
     assert not run.graphed
-    assert "pretraining without a graph, patches/s" not in speeds.training_rates(run, 0.01)
+    assert "pretraining without a graph, patches/s" not in dict(speeds.training_rates(run, 0.01))
 
 
 @pytest.fixture

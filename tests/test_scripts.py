@@ -48,9 +48,22 @@ def test_benchmark_writes_its_table(run, perception: Perception, tmp_path: Path)
     assert result.status == 0, result.errors
     written = json.loads((tmp_path / "speed.json").read_text())
     assert len(written["per_second"]) == 14
-    assert len(written["bytes"]) == 2
+    assert len(written["bytes"]) == 3
     for name, value in [*written["per_second"].items(), *written["bytes"].items()]:
         assert value > 0, name
+        assert name in result.printed
+
+
+def test_a_benchmark_that_is_cut_short_keeps_what_it_has(run, tmp_path: Path) -> None:
+    sizes = ["--seconds", "0.1", "--width", "8", "--input-size", "64", "--batch-size", "4"]
+    short = ["--max-minutes", "1e-4", "--device", "cpu", "--out", "speed.json"]
+    result = run(
+        "benchmark.py", "--train-data", f"davis16:{write_tree(tmp_path / 'davis')}", *sizes, *short
+    )
+    assert result.status == 0, result.errors
+    assert "time is up" in result.printed
+    written = json.loads((tmp_path / "speed.json").read_text())
+    assert list(written["per_second"]) == ["pretraining, patches/s"]
 
 
 @pytest.mark.parametrize("name", sorted(path.name for path in SCRIPTS.glob("*.py")))

@@ -75,7 +75,7 @@ def test_compiling_is_an_option_of_a_run(options, monkeypatch):
 
 def test_arithmetic_is_counted_per_patch(options):
     run = PretrainRun(replace(options, steps=10**6).resolved())
-    speeds = training_rates(run, 0.05)
+    speeds = dict(training_rates(run, 0.05))
     assert all(value > 0 for value in speeds.values())
     patches = torch.zeros(2, run.network.input_channels, 64, 64)
     with FlopCounterMode(display=False) as forward:

@@ -55,7 +55,7 @@ def rates_in_turn(
     return {name: float(np.median([turn[name] for turn in turns])) for name in steps}
 
 
-def training_rates(run: PretrainRun, seconds: float) -> dict[str, float]:
+def training_rates(run: PretrainRun, seconds: float) -> Iterator[tuple[str, float]]:
     """Patches/s of whole pretraining steps and of a plain loop over the same; GFLOP/s of the first.
 
     Where steps are launched as a CUDA graph, also patches/s of those that are not. Operations are counted
@@ -65,25 +65,23 @@ def training_rates(run: PretrainRun, seconds: float) -> dict[str, float]:
     Args:
         run: to measure; its network is trained by it.
         seconds: spent on each.
+
+    Yields:
+        Name and number, each as soon as it is known.
     """
     device, count = run.fabric.device, run.batch_size
     ours = count * rate(run.training_step, seconds, device.type, _WARM_UP)
-    launched_singly = {}
+    yield "pretraining, patches/s", ours
     with plainly(run) as was_graphed:
         if was_graphed:
             plain = rate(run.training_step, seconds, device.type)
-            launched_singly["pretraining without a graph, patches/s"] = count * plain
+            yield "pretraining without a graph, patches/s", count * plain
         with FlopCounterMode(display=False) as counter:
             run.training_step()
-    operations = counter.get_total_flops() / count
-    return {
-        "pretraining, patches/s": ours,
-        **launched_singly,
-        "plain loop over a DataLoader, patches/s": count
-        * rate(plain_step(run), seconds, device.type),
-        "pretraining, GFLOP/s": 1e-9 * operations * ours,
-        "products of matrices, GFLOP/s": matrix_rate(device, precision_of(run), seconds),
-    }
+    yield "pretraining, GFLOP/s", 1e-9 * counter.get_total_flops() / count * ours
+    yield "products of matrices, GFLOP/s", matrix_rate(device, precision_of(run), seconds)
+    looped = rate(plain_step(run), seconds, device.type)
+    yield "plain loop over a DataLoader, patches/s", count * looped
 
 
 @contextmanager
