@@ -170,9 +170,12 @@ class TensorReplayBuffer(ReplayBuffer):
     def _go_to(self, pos: int, full: bool) -> None:
         """Say where the next row goes, without waiting for the device."""
         self.pos, self.full = pos, full
-        oldest = pos + 1 if full else 0  # row `pos` is the newest next observation
-        self._oldest.fill_(oldest * self.n_envs)
+        self._oldest.fill_(self._oldest_row() * self.n_envs)
         self._count.fill_(max(self.size(), 1) * self.n_envs)
+
+    def _oldest_row(self) -> int:
+        """Row `pos` is the newest next observation."""
+        return self.pos + 1 if self.full else 0
 
     def size(self) -> int:
         """Rows that hold transitions."""
@@ -234,8 +237,7 @@ class TensorReplayBuffer(ReplayBuffer):
     def _draw(self, count: int) -> torch.Tensor:
         """Where transitions are, drawn uniformly: row times environments plus environment."""
         offsets = torch.randint(self.size(), (count,), device=self.device)
-        oldest = self.pos + 1 if self.full else 0
-        rows = (oldest + offsets) % (self.buffer_size + 1)
+        rows = (self._oldest_row() + offsets) % (self.buffer_size + 1)
         return rows * self.n_envs + torch.randint(self.n_envs, (count,), device=self.device)
 
     def _draw_by_device(self, count: int) -> torch.Tensor:

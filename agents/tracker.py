@@ -11,7 +11,8 @@ from agents.storage import StoredActor, load_actor
 from bmvtrack.data.sequence import VideoSequence
 from bmvtrack.errors import UserError
 from bmvtrack.movers import Mover
-from bmvtrack.perception import DEFAULT_WEIGHTS, Percept, Perception, weights_folder
+from bmvtrack.percept import Percept
+from bmvtrack.perception import DEFAULT_WEIGHTS, Perception, weights_folder
 from bmvtrack.tracker import Tracker
 from bmvtrack.tracking.learned import PerceptionTracker
 from bmvtrack.tracking.trackers import BoxTracker, TrackerFactory

@@ -14,7 +14,7 @@ from bmvtrack import geometry, motion
 from bmvtrack.arrays import FloatArray
 from bmvtrack.devices import to_device
 from bmvtrack.masks import mask_boxes
-from bmvtrack.perception import Percept
+from bmvtrack.percept import Percept
 
 Mover = Callable[[Percept, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 """(percept of B frames, boxes t ``(B, 5)``, the motion that led to them ``(B, 5)`` in ``object``

@@ -6,7 +6,6 @@ The environment, the trackers and the agent all see through :class:`Perception`.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields
 from functools import lru_cache
 from pathlib import Path
 from typing import Literal
@@ -30,7 +29,7 @@ from bmvtrack.models import (
     load_network,
 )
 from bmvtrack.models.bottleneck import Bottleneck
-from bmvtrack.models.template import Memory
+from bmvtrack.percept import Percept
 from bmvtrack.perception_graphs import GraphCache
 
 Precision = Literal["float32", "bfloat16"]
@@ -45,72 +44,6 @@ _AT_ONCE_ON_GPU = 256  # of more, a GPU is no faster, and its host would wait fo
 _MOST_NUMBERS = 2**28  # of frames that a pass has at once, in float32
 _ROOM = 2**25  # bytes a frame that must be free for a graph
 _LEAST_SCALE, _MOST_SINE = 0.05, 0.95  # a posterior mean is kept where motion is defined
-
-
-@dataclass(frozen=True)
-class Percept:
-    """What the network makes of B frames, each seen through a box.
-
-    Attributes:
-        features: ``(B, F)`` float32.
-        mean: ``(B, 5)`` float64, posterior mean of the motion in ``object`` coordinates.
-        covariance: ``(B, 5, 5)`` float64.
-        probabilities: ``(B, S, S)`` float32, of object, on the patch.
-        windows: ``(B, 4)`` float64, where the patch lies in the frame.
-        geometry: ``(B, 8)`` float32 soft-mask moments relative to the box, see
-            :data:`bmvtrack.masks.GEOMETRY`.
-        box_threshold: probability of object over which a pixel counts for the box of the mask.
-    """
-
-    features: torch.Tensor
-    mean: torch.Tensor
-    covariance: torch.Tensor
-    probabilities: torch.Tensor
-    windows: torch.Tensor
-    geometry: torch.Tensor
-    box_threshold: float
-
-    @classmethod
-    def cat(cls, parts: Sequence[Percept]) -> Percept:
-        """Several batches seen by one network as one; of one alone, that itself."""
-        if len(parts) == 1:
-            return parts[0]
-        tensors = {n: torch.cat([getattr(part, n) for part in parts]) for n in cls.names()}
-        return cls(**tensors, box_threshold=parts[0].box_threshold)
-
-    def cpu(self) -> Percept:
-        """The same on the host, where a few boxes are moved faster than on a GPU."""
-        if self.mean.device.type == "cpu":
-            return self
-        return self.unpacked(self.packed().cpu())  # one transfer
-
-    def packed(self) -> torch.Tensor:
-        """The bytes of all tensors in one of uint8; those of float64 first, for their alignment."""
-        tensors = (getattr(self, name) for name in self._packing())
-        return torch.cat([tensor.reshape(-1).view(torch.uint8) for tensor in tensors])
-
-    def unpacked(self, packed: torch.Tensor) -> Percept:
-        """Another percept of the same shapes, from its :meth:`packed` form: views of that."""
-        names = self._packing()
-        models = [getattr(self, name) for name in names]
-        parts = packed.split([model.numel() * model.element_size() for model in models])
-        tensors = {
-            name: part.view(model.dtype).view(model.shape)
-            for name, part, model in zip(names, parts, models, strict=True)
-        }
-        return Percept(**tensors, box_threshold=self.box_threshold)
-
-    def tensors(self) -> list[torch.Tensor]:
-        """All tensors, in the order of the attributes."""
-        return [getattr(self, name) for name in self.names()]
-
-    @classmethod
-    def names(cls) -> list[str]:
-        """Of the tensors."""
-        return [field.name for field in fields(cls) if field.name != "box_threshold"]
-
-    def _packing(self) -> list[str]:
-        return sorted(self.names(), key=lambda name: -getattr(self, name).element_size())
 
 
 class Perception:
@@ -152,7 +85,7 @@ class Perception:
         self._folded = (
             fold_batch_norms(network).to(self.device).to(memory_format=torch.channels_last)
         )
-        self._graphs: GraphCache[Percept] = GraphCache()
+        self._graphs = GraphCache()
         self._passes, self._memories = RowGraphs(), RowGraphs()
 
     @classmethod
@@ -225,7 +158,8 @@ class Perception:
             shared = frames[:1] if frames.stride(0) == 0 else frames
             yield self._launch(shared, torch.cat([boxes, sizes, fill], dim=1), template)
         elif self.device.type == "cuda" and self._capturable:
-            tensors = frames, boxes, sizes, fill, *_tensors_of(template)
+            known = [] if template is None else template.tensors()
+            tensors = frames, boxes, sizes, fill, *known
             for rows, whole in portions(len(boxes), _most_at_once(frames)):
                 yield self._launch_part([tensor[rows] for tensor in tensors], whole)
         elif self.device.type != "cpu" or len(boxes) <= _AT_ONCE:
@@ -260,7 +194,8 @@ class Perception:
         *template: torch.Tensor,
     ) -> list[torch.Tensor]:
         """:meth:`_perceive` of and to plain tensors."""
-        return self._perceive(frames, boxes, sizes, fill, _template_of(template)).tensors()
+        known = Template.of(template) if template else None
+        return self._perceive(frames, boxes, sizes, fill, known).tensors()
 
     def _launches_whole(self, count: int) -> bool:
         """Whether so many frames are seen by one launch of a graph for just as many."""
@@ -330,12 +265,12 @@ class Perception:
         if not self.uses_template:
             return None
         if self.device.type != "cuda" or not self._capturable:
-            return _template_of(self._memorize_rows(frames, boxes, sizes, fill))
+            return Template.of(self._memorize_rows(frames, boxes, sizes, fill))
         parts = []
         for rows, whole in portions(len(boxes), _most_at_once(frames)):
             tensors = [tensor[rows] for tensor in (frames, boxes, sizes, fill)]
             known = self._memories(self._memorize_rows, tensors, whole, memory=whole * _ROOM)
-            parts.append(Template(_memories_of(known)))
+            parts.append(Template.of(known))
         return Template.cat(parts)
 
     def _memorize_rows(
@@ -344,7 +279,7 @@ class Perception:
         """Keys and values of the templates, in one pass."""
         inputs, _ = self._patches(frames, boxes, sizes, fill)
         with self._autocast():
-            return _tensors_of(self._folded.memorize(inputs))
+            return self._folded.memorize(inputs).tensors()
 
     def look(
         self, frame: ByteArray, rbboxes: FloatArray, template: Template | None = None
@@ -398,20 +333,6 @@ def _most_at_once(frames: torch.Tensor) -> int:
     """Frames of that size that a GPU sees in one pass: a power of two, fewer of large ones."""
     fit = max(1, _MOST_NUMBERS // frames[0].numel())
     return int(min(_AT_ONCE_ON_GPU, 1 << (fit.bit_length() - 1)))
-
-
-def _tensors_of(template: Template | None) -> list[torch.Tensor]:
-    """Keys and values of a template, map by map."""
-    return [] if template is None else [t for memory in template.memories for t in memory]
-
-
-def _memories_of(tensors: Sequence[torch.Tensor]) -> tuple[Memory, ...]:
-    return tuple(zip(tensors[::2], tensors[1::2], strict=True))
-
-
-def _template_of(tensors: Sequence[torch.Tensor]) -> Template | None:
-    """The inverse of :func:`_tensors_of`."""
-    return Template(_memories_of(tensors)) if tensors else None
 
 
 def _together(frame: ByteArray, rbboxes: FloatArray) -> tuple[torch.Tensor, torch.Tensor]:

@@ -4,32 +4,21 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
-from typing import Generic, Protocol, TypeVar
 
 import torch
 
 from bmvtrack.cuda_graphs import Captured
 from bmvtrack.models import Template
+from bmvtrack.percept import Percept
 
 _KEPT = 4  # graphs
 
 
-class Packable(Protocol):
-    """What is seen: tensors that can be one, and be made of one."""
-
-    def packed(self) -> torch.Tensor:
-        """All tensors as one."""
-
-    def unpacked(self: Seen, packed: torch.Tensor) -> Seen:
-        """Another of the same shapes, as views of ``packed``."""
-
-
-Seen = TypeVar("Seen", bound=Packable)
-Look = Callable[[torch.Tensor, torch.Tensor, Template | None], Seen]
+Look = Callable[[torch.Tensor, torch.Tensor, Template | None], Percept]
 """(frames, numbers of each box, template) → what is seen, without the host's reading anything."""
 
 
-class GraphCache(Generic[Seen]):
+class GraphCache:
     """Graphs of one :data:`Look` by the shapes of its inputs, the four used last.
 
     Each holds all maps of a pass in memory of its own, which nothing else can use: some ten megabytes a
@@ -38,10 +27,10 @@ class GraphCache(Generic[Seen]):
     """
 
     def __init__(self) -> None:
-        self._graphs: OrderedDict[Hashable, _Graph[Seen]] = OrderedDict()
+        self._graphs: OrderedDict[Hashable, _Graph] = OrderedDict()
         self._last: Hashable = None
 
-    def __reduce__(self) -> tuple[type[GraphCache[Seen]], tuple[()]]:
+    def __reduce__(self) -> tuple[type[GraphCache], tuple[()]]:
         return type(self), ()
 
     def __len__(self) -> int:
@@ -49,12 +38,12 @@ class GraphCache(Generic[Seen]):
 
     def __call__(
         self,
-        look: Look[Seen],
+        look: Look,
         frames: torch.Tensor,
         numbers: torch.Tensor,
         template: Template | None,
         device: torch.device,
-    ) -> Seen | None:
+    ) -> Percept | None:
         """What ``look`` sees, in tensors of its own; None where no graph of such inputs is worth it yet.
 
         Args:
@@ -76,12 +65,12 @@ class GraphCache(Generic[Seen]):
         return self._graphs[key](frames, numbers, template)
 
 
-class _Graph(Generic[Seen]):
+class _Graph:
     """A look at inputs of given shapes, captured; arguments as of :class:`GraphCache`."""
 
     def __init__(
         self,
-        look: Look[Seen],
+        look: Look,
         frames: torch.Tensor,
         numbers: torch.Tensor,
         template: Template | None,
@@ -93,7 +82,7 @@ class _Graph(Generic[Seen]):
         self._shown = template
         self._show(frames, numbers, template)
 
-        def work() -> tuple[Seen, torch.Tensor]:
+        def work() -> tuple[Percept, torch.Tensor]:
             seen = look(self._frames, self._numbers, self._template)
             return seen, seen.packed()
 
@@ -101,7 +90,7 @@ class _Graph(Generic[Seen]):
 
     def __call__(
         self, frames: torch.Tensor, numbers: torch.Tensor, template: Template | None
-    ) -> Seen:
+    ) -> Percept:
         self._show(frames, numbers, template)
         seen, packed = self._captured.replay()
         return seen.unpacked(packed.clone())

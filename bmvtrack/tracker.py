@@ -28,7 +28,8 @@ from bmvtrack.masks import INSIDE, bounds_of_mask, mask_in_frame
 from bmvtrack.models import Template
 from bmvtrack.motion import AT_REST
 from bmvtrack.movers import Mover, move_by_both
-from bmvtrack.perception import DEFAULT_WEIGHTS, Percept, Perception, weights_folder
+from bmvtrack.percept import Percept
+from bmvtrack.perception import DEFAULT_WEIGHTS, Perception, weights_folder
 
 _AGENT_MOVER = "agents.tracker:load_agent_mover"  # by name: imports point from agents to here
 

@@ -16,7 +16,8 @@ from bmvtrack.errors import UserError
 from bmvtrack.iou import bounds_iou, rotated_iou
 from bmvtrack.masks import mask_in_frame
 from bmvtrack.motion import Coordinates
-from bmvtrack.perception import DEFAULT_WEIGHTS, Percept, Perception, perception_of
+from bmvtrack.percept import Percept
+from bmvtrack.perception import DEFAULT_WEIGHTS, Perception, perception_of
 from bmvtrack.visualization import draw_overlay
 from envs.clips import ClipSource
 from envs.state import (

@@ -17,7 +17,7 @@ from bmvtrack.errors import UserError
 from bmvtrack.masks import GEOMETRY
 from bmvtrack.motion import COORDINATES, Coordinates
 from bmvtrack.movers import move_by_mask
-from bmvtrack.perception import Percept
+from bmvtrack.percept import Percept
 from bmvtrack.prior import push_forward
 
 Observation = dict[str, NDArray[np.float32]]

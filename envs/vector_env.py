@@ -27,7 +27,8 @@ from bmvtrack.masks import MasksOnTheirWay, boxes_on_their_way
 from bmvtrack.models import Template
 from bmvtrack.motion import Coordinates
 from bmvtrack.movers import towards
-from bmvtrack.perception import DEFAULT_WEIGHTS, Percept, Perception, perception_of
+from bmvtrack.percept import Percept
+from bmvtrack.perception import DEFAULT_WEIGHTS, Perception, perception_of
 from envs.clips import Clip, ClipSource, assign_clips
 from envs.state import (
     OVERLAP_OF_LOST,

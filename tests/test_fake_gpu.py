@@ -19,7 +19,8 @@ from bmvtrack import prior
 from bmvtrack.data.synthetic import synthetic_sequences
 from bmvtrack.devices import to_device
 from bmvtrack.models import ResNetUNet
-from bmvtrack.perception import Percept, Perception, _together
+from bmvtrack.percept import Percept
+from bmvtrack.perception import Perception, _together
 from bmvtrack.training import PretrainOptions
 from bmvtrack.training.pretrain import PretrainRun
 from envs import BMVTrackVectorEnv

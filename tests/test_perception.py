@@ -14,7 +14,8 @@ from bmvtrack.geometry import corners, from_points
 from bmvtrack.iou import rotated_iou
 from bmvtrack.masks import mask_boxes, mask_geometry, mask_in_frame
 from bmvtrack.models import ResNetUNet
-from bmvtrack.perception import Percept, Perception, as_labelled, perception_of, weights_folder
+from bmvtrack.percept import Percept
+from bmvtrack.perception import Perception, as_labelled, perception_of, weights_folder
 
 SIZE = 96
 

@@ -10,7 +10,8 @@ import torch
 from bmvtrack import prior
 from bmvtrack.data.synthetic import synthetic_sequence
 from bmvtrack.models import ResNetUNet, Template
-from bmvtrack.perception import Percept, Perception, _together
+from bmvtrack.percept import Percept
+from bmvtrack.perception import Perception, _together
 from bmvtrack.perception_graphs import GraphCache
 
 NAMES = Percept.names()
@@ -49,10 +50,10 @@ def test_templates_are_copied_and_overwritten_and_one_alone_is_itself():
     seer = Perception(network())
     first, second = (seer.remember(SEQUENCE.frame(t), SEQUENCE.boxes[t]) for t in (0, 5))
     held = first.clone()
-    tensors = [t for memory in held.memories for t in memory]
+    tensors = held.tensors()
     held.copy_(second)
     assert Template.cat([first]) is first
-    for mine, new in zip(tensors, (t for memory in second.memories for t in memory), strict=True):
+    for mine, new in zip(tensors, second.tensors(), strict=True):
         assert torch.equal(mine, new)
     assert not torch.equal(first.memories[0][0], second.memories[0][0])
 

@@ -14,7 +14,8 @@ from bmvtrack.data.synthetic import synthetic_sequence
 from bmvtrack.masks import MasksOnTheirWay, boxes_on_their_way, mask_boxes
 from bmvtrack.models import ResNetUNet
 from bmvtrack.motion import AT_REST
-from bmvtrack.perception import Percept, Perception
+from bmvtrack.percept import Percept
+from bmvtrack.perception import Perception
 from envs import BMVTrackVectorEnv
 
 NAMES = Percept.names()

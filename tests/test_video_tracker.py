@@ -22,7 +22,8 @@ from bmvtrack.iou import rotated_iou
 from bmvtrack.masks import bounds_of_mask, mask_in_frame
 from bmvtrack.motion import AT_REST, apply
 from bmvtrack.movers import move_by_both, move_by_mask, move_by_posterior
-from bmvtrack.perception import Percept, Perception
+from bmvtrack.percept import Percept
+from bmvtrack.perception import Perception
 from bmvtrack.tracker import Result, Tracker, confidence
 from bmvtrack.tracking.learned import PerceptionTracker
 

@@ -9,7 +9,7 @@ segmentation (Oh et al. 2019, STM, Eq. 1-2), here with cosine similarity.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -35,14 +35,23 @@ class Template:
     def __len__(self) -> int:
         return len(self.memories[0][0])
 
+    @classmethod
+    def of(cls, tensors: Sequence[torch.Tensor]) -> Template:
+        """The inverse of :meth:`tensors`."""
+        return cls(tuple(zip(tensors[::2], tensors[1::2], strict=True)))
+
+    def tensors(self) -> list[torch.Tensor]:
+        """Keys and values, map by map."""
+        return [value for memory in self.memories for value in memory]
+
     def rows(self, index: torch.Tensor) -> Template:
         """Those of the given rows, ``(K,)`` int64."""
         return self._each(lambda value: value[index])
 
     def with_rows(self, index: torch.Tensor, others: Template) -> Template:
         """A new template whose given rows, ``(K,)`` int64, are those of K others."""
-        pairs = zip(self._tensors(), others._tensors(), strict=True)
-        return _paired([mine.index_copy(0, index, other) for mine, other in pairs])
+        pairs = zip(self.tensors(), others.tensors(), strict=True)
+        return Template.of([mine.index_copy(0, index, other) for mine, other in pairs])
 
     def clone(self) -> Template:
         """A copy."""
@@ -50,7 +59,7 @@ class Template:
 
     def copy_(self, other: Template) -> None:
         """Become another of the same shapes, in place."""
-        for mine, new in zip(self._tensors(), other._tensors(), strict=True):
+        for mine, new in zip(self.tensors(), other.tensors(), strict=True):
             mine.copy_(new)
 
     @staticmethod
@@ -58,17 +67,10 @@ class Template:
         """Several batches of templates as one; of one alone, that itself."""
         if len(parts) == 1:
             return parts[0]
-        return _paired([torch.cat(t) for t in zip(*(p._tensors() for p in parts), strict=True)])
+        return Template.of([torch.cat(t) for t in zip(*(p.tensors() for p in parts), strict=True)])
 
     def _each(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Template:
-        return _paired([change(value) for value in self._tensors()])
-
-    def _tensors(self) -> list[torch.Tensor]:
-        return [value for memory in self.memories for value in memory]
-
-
-def _paired(tensors: list[torch.Tensor]) -> Template:
-    return Template(tuple(zip(tensors[::2], tensors[1::2], strict=True)))
+        return Template.of([change(value) for value in self.tensors()])
 
 
 class Recall(nn.Module):
