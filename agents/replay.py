@@ -19,6 +19,8 @@ from bmvtrack.errors import UserError
 
 _HALF = "features"  # layer-normalised by the encoder: three decimal digits are plenty
 _FINAL_SHARE = 32  # transitions for each episode's last observation, at first
+Tables = dict[torch.dtype, torch.Tensor]
+"""All that observations hold in one number format, side by side: gathered at once."""
 _MANY = 2**62  # of so many numbers, remainders are as good as uniform
 
 
@@ -37,7 +39,6 @@ class TensorReplayBuffer(ReplayBuffer):
         UserError: if it would not fit into the memory that is left.
     """
 
-    observations: dict[str, torch.Tensor]  # type: ignore[assignment]
     actions: torch.Tensor  # type: ignore[assignment]
     rewards: torch.Tensor  # type: ignore[assignment]
     dones: torch.Tensor  # type: ignore[assignment]
@@ -66,8 +67,8 @@ class TensorReplayBuffer(ReplayBuffer):
         finals = rows * n_envs // _FINAL_SHARE + n_envs
         self._check_memory((rows + 1) * n_envs, finals)
         # One row more than transitions: the newest one's next observation.
-        self.observations = self._empty(rows + 1, n_envs)
-        self.finals = self._empty(finals)
+        self._tables = self._empty(rows + 1, n_envs)
+        self._finals = self._empty(finals)
         shape = rows + 1, n_envs
         self.actions = torch.zeros(*shape, self.action_dim, device=self.device)
         self.rewards = torch.zeros(shape, device=self.device)
@@ -81,11 +82,21 @@ class TensorReplayBuffer(ReplayBuffer):
         self._count = torch.ones((), dtype=torch.long, device=self.device)
 
     @property
+    def observations(self) -> dict[str, torch.Tensor]:  # type: ignore[override]
+        """Views ``(rows, n_envs, …)`` of what is stored."""
+        return self._named(self._tables)
+
+    @property
+    def finals(self) -> dict[str, torch.Tensor]:
+        """Last observations of episodes, by slot; views."""
+        return self._named(self._finals)
+
+    @property
     def tensors(self) -> list[torch.Tensor]:
         """All that is on the device; growth and :meth:`load_state` put others in their place."""
         return [
-            *self.observations.values(),
-            *self.finals.values(),
+            *self._tables.values(),
+            *self._finals.values(),
             *(self.actions, self.rewards, self.dones, self.final_slots),
             *(self._oldest, self._count),
         ]
@@ -128,9 +139,10 @@ class TensorReplayBuffer(ReplayBuffer):
         columns += [action, *(np.asarray(part)[:, None] for part in (reward, terminal, slots))]
         *observed, action_, reward_, terminal_, slots_ = self._upload(columns)
         count = len(self._sizes)
+        stored = self.observations
         for name, now, then in zip(self._sizes, observed[:count], observed[count:], strict=True):
-            self.observations[name][row] = now
-            self.observations[name][following] = then
+            stored[name][row] = now
+            stored[name][following] = then
         if len(ended):
             pairs = torch.from_numpy(np.stack([slots[ended], ended]))
             where, which = to_device(pairs, self.device)
@@ -160,8 +172,8 @@ class TensorReplayBuffer(ReplayBuffer):
 
     def _keep_finals(self, where: torch.Tensor, row: int, which: torch.Tensor) -> None:
         """Copy observations of a row, of the environments ``which``, to slots ``where``."""
-        for name, stored in self.observations.items():
-            self.finals[name][where] = stored[row, which]
+        for dtype, table in self._tables.items():
+            self._finals[dtype][where] = table[row, which]
 
     def reset(self) -> None:
         """Forget all transitions."""
@@ -198,7 +210,7 @@ class TensorReplayBuffer(ReplayBuffer):
         """Contents as tensors and numbers, for a checkpoint."""
         return {
             "observations": {k: v[: self._used_rows()] for k, v in self.observations.items()},
-            "finals": dict(self.finals),
+            "finals": self.finals,
             **{n: getattr(self, n)[: self._used_rows()] for n in _ROWS},
             "position": self.pos,
             "full": self.full,
@@ -220,18 +232,20 @@ class TensorReplayBuffer(ReplayBuffer):
                 f"environments or observations than this one of {self.buffer_size}; resume with "
                 "the same options"
             )
-        for name, value in stored.items():
-            self.observations[name][:used] = value.to(self.device)
+        for name, rows in self.observations.items():
+            rows[:used] = stored[name].to(self.device)
         self.final_slots.fill_(-1)  # those of rows that are not loaded
         for name in _ROWS:
             getattr(self, name)[:used] = state[name].to(self.device)
-        finals = state["finals"].items()
-        self.finals = {name: value.to(self.device, copy=True) for name, value in finals}
+        finals = state["finals"]
+        count = len(next(iter(finals.values())))
+        self._finals = self._empty(count)
+        for name, kept in self.finals.items():
+            kept.copy_(finals[name])
         self._go_to(state["position"], state["full"])
         self._led_to = None
         self._host_slots = self.final_slots.cpu().numpy().copy()
         taken = set(self._host_slots[self._host_slots >= 0].tolist())
-        count = len(next(iter(self.finals.values())))
         self._free = [slot for slot in range(count) if slot not in taken]
 
     def _draw(self, count: int) -> torch.Tensor:
@@ -250,14 +264,15 @@ class TensorReplayBuffer(ReplayBuffer):
         slots = self.final_slots.flatten()[where]
         ended, slots = (slots >= 0)[:, None], slots.clamp_min(0)
         now, then = {}, {}
-        for name, rows in self.observations.items():
-            stored = rows.flatten(0, 1)
-            now[name] = stored[where].float()
-            then[name] = torch.where(ended, self.finals[name][slots], stored[following]).float()
+        for dtype, table in self._tables.items():
+            stored = table.flatten(0, 1)
+            now[dtype] = stored[where].float()
+            final = self._finals[dtype][slots]
+            then[dtype] = torch.where(ended, final, stored[following]).float()
         return DictReplayBufferSamples(
-            observations=now,
+            observations=self._named(now),
             actions=self.actions.flatten(0, 1)[where],
-            next_observations=then,
+            next_observations=self._named(then),
             dones=self.dones.flatten()[where][:, None],
             rewards=self.rewards.flatten()[where][:, None],
         )
@@ -268,18 +283,33 @@ class TensorReplayBuffer(ReplayBuffer):
     def _take(self, count: int) -> list[int]:
         """Free slots for last observations; there are always as many as asked for."""
         if count > len(self._free):
-            old = len(next(iter(self.finals.values())))
+            old = len(next(iter(self._finals.values())))
             self._check_memory(0, old)
             more = self._empty(old)
-            self.finals = {name: torch.cat([v, more[name]]) for name, v in self.finals.items()}
+            self._finals = {dtype: torch.cat([v, more[dtype]]) for dtype, v in self._finals.items()}
             self._free.extend(range(old, 2 * old))
         return [self._free.pop() for _ in range(count)]
 
-    def _empty(self, *shape: int) -> dict[str, torch.Tensor]:
+    def _empty(self, *shape: int) -> Tables:
+        names = {dtype: self._names(dtype) for dtype in map(_dtype, self._sizes)}
         return {
-            name: torch.zeros(*shape, size, dtype=_dtype(name), device=self.device)
-            for name, size in self._sizes.items()
+            dtype: torch.zeros(
+                *shape, sum(self._sizes[n] for n in group), dtype=dtype, device=self.device
+            )
+            for dtype, group in names.items()
         }
+
+    def _names(self, dtype: torch.dtype) -> list[str]:
+        return [name for name in self._sizes if _dtype(name) is dtype]
+
+    def _named(self, tables: Tables) -> dict[str, torch.Tensor]:
+        """Columns of tables by what they hold; views."""
+        columns: dict[str, torch.Tensor] = {}
+        for dtype, table in tables.items():
+            names = self._names(dtype)
+            parts = table.split([self._sizes[name] for name in names], dim=-1)
+            columns |= zip(names, parts, strict=True)
+        return columns
 
     def _upload(self, columns: Sequence[NDArray[Any]]) -> Sequence[torch.Tensor]:
         """Arrays ``(n_envs, …)`` in one transfer; as float64, in which slots are exact, too."""

@@ -17,6 +17,7 @@ from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import DictReplayBufferSamples, GymEnv, Schedule
 from stable_baselines3.common.utils import update_learning_rate
 from torch.nn import functional
+from torch.optim.adam import adam
 
 from agents.policy import LatentPriorActor, LatentPriorCritic, LatentPriorPolicy
 from agents.replay import TensorReplayBuffer
@@ -141,7 +142,8 @@ class LatentPriorSAC(SAC):
 
     def train(self, gradient_steps: int, batch_size: int = 64) -> None:
         """See ``SAC``; logs the KL to the prior as well."""
-        self.policy.set_training_mode(True)
+        if not self.policy.training:
+            self.policy.set_training_mode(True)
         actor, *others = self._optimizers
         self._update_learning_rate(others)
         rate = self.actor_learning_rate
@@ -151,6 +153,8 @@ class LatentPriorSAC(SAC):
         graphed = self._can_be_graphed()
         if graphed:
             self._prepare_graph()
+        elif self.ent_coef_optimizer is not None:
+            _fuse(self.ent_coef_optimizer)  # as the others are from the start
         names: tuple[str, ...] = ()
         sums = torch.zeros((), device=self.device)
         for step in range(gradient_steps):
@@ -316,7 +320,45 @@ def _minimize(optimizer: torch.optim.Optimizer, loss: torch.Tensor) -> None:
     parameters = _parameters(optimizer)
     for parameter, gradient in zip(parameters, torch.autograd.grad(loss, parameters), strict=True):
         parameter.grad = gradient
-    optimizer.step()
+    if isinstance(optimizer, torch.optim.Adam):
+        adam_step(optimizer)
+    else:
+        optimizer.step()
+
+
+@torch.no_grad()
+def adam_step(optimizer: torch.optim.Adam) -> None:
+    """``optimizer.step()`` with less around it, which for networks this small takes longer than the step.
+
+    Without a GPU, ``Optimizer.step`` searches the machine for one at each call. The first step, which
+    makes the state, is left to it, and so is decoupled weight decay, which older torch lacks.
+    """
+    started = all(optimizer.state.get(parameter) for parameter in _parameters(optimizer))
+    if not started or any(group.get("decoupled_weight_decay") for group in optimizer.param_groups):
+        optimizer.step()
+        return
+    for group in optimizer.param_groups:
+        parameters = [parameter for parameter in group["params"] if parameter.grad is not None]
+        states = [optimizer.state[parameter] for parameter in parameters]
+        adam(
+            parameters,
+            [parameter.grad for parameter in parameters],
+            [state["exp_avg"] for state in states],
+            [state["exp_avg_sq"] for state in states],
+            [state["max_exp_avg_sq"] for state in states] if group["amsgrad"] else [],
+            [state["step"] for state in states],
+            foreach=group["foreach"],
+            capturable=group["capturable"],
+            differentiable=group["differentiable"],
+            fused=group["fused"],
+            amsgrad=group["amsgrad"],
+            beta1=group["betas"][0],
+            beta2=group["betas"][1],
+            lr=group["lr"],
+            weight_decay=group["weight_decay"],
+            eps=group["eps"],
+            maximize=group["maximize"],
+        )
 
 
 def _parameters(optimizer: torch.optim.Optimizer) -> list[torch.Tensor]:

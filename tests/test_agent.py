@@ -1,6 +1,7 @@
 """Soft actor-critic around the prior: how it learns, and what it is given and gives."""
 
 from pathlib import Path
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
@@ -14,7 +15,7 @@ from stable_baselines3.common.vec_env import VecFrameStack, VecNormalize
 
 from agents.policy import LatentPriorActor, StateExtractor
 from agents.replay import TensorReplayBuffer
-from agents.sac import LatentPriorSAC
+from agents.sac import LatentPriorSAC, adam_step
 from agents.sb3_env import StableBaselinesEnv
 from agents.storage import (
     load_actor,
@@ -278,3 +279,30 @@ def test_the_kl_that_is_logged_is_of_the_states_acted_in(env: BMVTrackEnv) -> No
     batch = model.replay_buffer.sample(16)
     expected = model.actor.action_log_prob(batch.observations)[1].mean()
     torch.testing.assert_close(model.update(batch)["kl_to_prior"], expected.detach())
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"fused": True},
+        {},
+        {"amsgrad": True, "weight_decay": 0.1, "betas": (0.8, 0.9)},
+        {"decoupled_weight_decay": True, "weight_decay": 0.1},
+    ],
+    ids=["fused", "plain", "unusual", "decoupled"],
+)
+def test_adam_s_step_is_torch_s(options: dict[str, Any]) -> None:
+    start = [torch.randn(3), torch.randn(2, 2)]
+    models = [[torch.nn.Parameter(value.clone()) for value in start] for _ in range(2)]
+    ours, theirs = (torch.optim.Adam(parameters, lr=0.1, **options) for parameters in models)
+    for step in range(4):
+        gradients = [torch.randn_like(value) for value in start]
+        for parameters in models:
+            for parameter, gradient in zip(parameters, gradients, strict=True):
+                parameter.grad = gradient
+        if step == 2:
+            models[0][1].grad = models[1][1].grad = None
+        adam_step(ours)
+        theirs.step()
+    torch.testing.assert_close(models[0], models[1], rtol=0, atol=0)
+    torch.testing.assert_close(ours.state_dict(), theirs.state_dict(), rtol=0, atol=0)
