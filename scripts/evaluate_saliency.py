@@ -40,6 +40,9 @@ class Options(NetworkOptions):
     a mask are left out."""
     every: int = 1
     """Take every n-th image, the first one first."""
+    steepness: float = 1.0
+    """Of maps: a factor of their log-odds. Above 1 a map is no longer the probability, but decides;
+    MAE, adaptive and mean F reward that, max F hardly knows of it."""
     out: Path = Path("runs/saliency")
     """Folder to write to."""
 
@@ -52,6 +55,8 @@ class Options(NetworkOptions):
         super().check()
         if self.every < 1:
             raise UserError(f"--every must be at least 1, not {self.every}")
+        if not 0 < self.steepness < float("inf"):
+            raise UserError(f"--steepness must be a positive number, not {self.steepness}")
 
 
 def main() -> None:
@@ -72,11 +77,14 @@ def main() -> None:
             options.draws,
             options.batch_size,
             options.seed,
+            options.steepness,
             lambda images: progress.advance(task, images),
         )
     dataset = options.called(options.root.resolve().name)
     if options.every > 1:
         dataset += f", one image in {options.every}"
+    if options.steepness != 1:
+        dataset += f", steepness {options.steepness:g}"
     summary = build_summary(dataset, options.weights, options.draws, options.seed, results)
     write_report(options.out, summary, results)
     print_results(summary_table(summary), out=options.out)

@@ -180,6 +180,22 @@ def test_a_choice_between_weights_needs_no_test_data(run, stills, tmp_path) -> N
         assert float(row[1]) == pytest.approx(score(levels, true[::-1] > 0).mae, abs=1e-6)
 
 
+def test_steep_maps_decide_and_keep_their_order(run, stills, tmp_path) -> None:
+    make_network(3).save_weights(tmp_path / "weights", half=False)
+    maps = []
+    for steepness in (1, 4):
+        out = tmp_path / str(steepness)
+        arguments = ("--weights", tmp_path / "weights", "--draws", 1, "--out", out)
+        assert run("--root", stills, *arguments, "--steepness", steepness).status == 0
+        maps.append(cv2.imread(str(out / "honest" / "0000.png"), cv2.IMREAD_UNCHANGED).astype(int))
+    summary = json.loads((tmp_path / "4" / "summary.json").read_text())
+    assert summary["dataset"] == "ecssd, steepness 4"
+    gentle, steep = maps
+    assert np.abs(steep - 127.5).mean() > np.abs(gentle - 127.5).mean()
+    lower, upper = gentle <= np.quantile(gentle, 0.2), gentle >= np.quantile(gentle, 0.8)
+    assert steep[lower].max() <= steep[upper].min()
+
+
 def empty_mask(root: Path) -> str:
     cv2.imwrite(str(root / "ground_truth_mask/0001.png"), np.zeros((200, 320), np.uint8))
     return "image '0001': its mask is empty"
@@ -214,6 +230,7 @@ def test_data_that_cannot_be_scored_is_refused_before_anything_is_written(
         (("--weights", "nowhere"), "no weights 'nowhere'"),
         (("--draws", 0), "--draws must be at least 1"),
         (("--every", 0), "--every must be at least 1"),
+        (("--steepness", 0), "--steepness must be a positive number"),
         (("--out", __file__), "give a folder"),
     ],
 )

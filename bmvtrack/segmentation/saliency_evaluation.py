@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import cv2
@@ -41,14 +41,15 @@ def evaluate_stills(
     draws: int = 32,
     batch_size: int = 8,
     seed: int = 0,
+    steepness: float = 1.0,
     advance: Callable[[int], None] = lambda images: None,
 ) -> dict[str, dict[str, SaliencyScores]]:
     """Three protocols on still images, with ``PROTOCOL/IMAGE.png`` of every map.
 
     The network sees each image whole (:func:`~bmvtrack.segmentation.views.view_whole`); in the third
     protocol it looks again where it has found something (:mod:`~bmvtrack.segmentation.looks`). A map
-    is the probability of object, resized to the image, min-max normalised, in 256 grey levels: what is
-    scored is what is written.
+    is the probability of object, its log-odds multiplied by ``steepness``, resized to the image, min-max
+    normalised, in 256 grey levels: what is scored is what is written.
 
     Args:
         network: that :func:`~bmvtrack.segmentation.protocols.load_segmenter` loaded.
@@ -57,6 +58,7 @@ def evaluate_stills(
         draws: stochastic masks that the oracle chooses from.
         batch_size: images in one encoder pass.
         seed: of the noise.
+        steepness: positive; above 1 maps decide more than the network is sure.
         advance: called with the number of images done since the last call.
 
     Returns:
@@ -70,12 +72,13 @@ def evaluate_stills(
         frames, masks = [still.frame(0) for still in part], [still.mask(0) for still in part]
         views = view_whole(network, frames, masks)
         encoding = encode(network, views)
-        maps = [
-            _probabilities(oracle(network, encoding, views, draws, generator).log_odds),
-            _probabilities(honest(network, encoding)),
-            _probabilities(torch.from_numpy(odds) for odds in look_twice(network, frames)),
+        maps: list[Sequence[torch.Tensor] | torch.Tensor] = [
+            oracle(network, encoding, views, draws, generator).log_odds,
+            honest(network, encoding),
+            [torch.from_numpy(odds) for odds in look_twice(network, frames)],
         ]
-        for (protocol, scores), probabilities in zip(results.items(), maps, strict=True):
+        for (protocol, scores), log_odds in zip(results.items(), maps, strict=True):
+            probabilities = [_probability(steepness * odds) for odds in log_odds]
             for still, true, patch in zip(part, masks, probabilities, strict=True):
                 height, width = true.shape
                 resized = np.asarray(cv2.resize(patch, (width, height)), dtype=np.float64)
@@ -92,5 +95,5 @@ def write_map(path: Path, levels: ByteArray) -> None:
         Image.fromarray(levels).save(temporary)
 
 
-def _probabilities(log_odds: Iterable[torch.Tensor]) -> list[FloatArray]:
-    return [np.asarray(odds.sigmoid().cpu(), dtype=np.float64) for odds in log_odds]
+def _probability(log_odds: torch.Tensor) -> FloatArray:
+    return np.asarray(log_odds.sigmoid().cpu(), dtype=np.float64)
