@@ -41,8 +41,9 @@ class Residual:
 
     Attributes:
         shift: δ ``(B, 5)``.
-        log_diagonal: log T_ii ``(B, 5)``.
-        below: the rest of T, strictly lower triangular ``(B, 5, 5)``; None: T is diagonal.
+        log_diagonal: log T_ii ``(B, 5)``, or ``(1, 5)`` where T is one for all states.
+        below: the rest of T, strictly lower triangular ``(B, 5, 5)`` or ``(1, 5, 5)``; None: T is
+            diagonal.
     """
 
     shift: torch.Tensor
@@ -55,7 +56,7 @@ class Residual:
 
         Args:
             shift: ``(B, 5)``; bends towards ±6.
-            packed: ``(B, 15)`` lower triangle of T, of its diagonal the logarithm.
+            packed: ``(B, 15)`` or ``(1, 15)`` lower triangle of T, of its diagonal the logarithm.
             correlated: False leaves out what is below the diagonal.
         """
         raw = gaussian.unpack_lower(packed)
@@ -70,7 +71,7 @@ class Residual:
 
     @property
     def spread(self) -> torch.Tensor:
-        """T ``(B, 5, 5)``."""
+        """T ``(B, 5, 5)`` or ``(1, 5, 5)``."""
         diagonal = torch.diag_embed(self.log_diagonal.exp())
         return diagonal if self.below is None else diagonal + self.below
 
@@ -105,10 +106,10 @@ class MaskHead(nn.Module):
         self.factor = nn.Parameter(torch.zeros(dimension * (dimension + 1) // 2))
 
     def forward(self, state: State) -> tuple[torch.Tensor, torch.Tensor]:
-        """δ ``(B, 5)`` and packed T ``(B, 15)``, its diagonal in logarithms."""
+        """δ ``(B, 5)`` and packed T ``(1, 15)``, its diagonal in logarithms."""
         reach = self.log_reach.exp()
         shift = self.share * reach * (state.suggestion / reach).tanh()
-        return shift, self.factor.expand(len(shift), -1)
+        return shift, self.factor[None]
 
 
 class NetworkHead(nn.Module):
@@ -129,6 +130,6 @@ class NetworkHead(nn.Module):
             nn.init.zeros_(parameter)
 
     def forward(self, state: State) -> tuple[torch.Tensor, torch.Tensor]:
-        """See :class:`MaskHead`."""
+        """δ ``(B, 5)`` and packed T ``(B, 15)``; see :class:`MaskHead`."""
         hidden = self.hidden(state.inputs)
         return self.shift(hidden), self.factor(hidden)

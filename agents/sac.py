@@ -289,8 +289,7 @@ class LatentPriorSAC(SAC):
     def _update_target(self) -> None:
         """Polyak averaging, all parameters at once."""
         target: list[torch.Tensor] = list(self.critic_target.parameters())
-        source: list[torch.Tensor] = list(self.critic.parameters())
-        torch._foreach_lerp_(target, source, self.tau)
+        torch._foreach_lerp_(target, _parameters(self.critic.optimizer), self.tau)
 
     def _sample_action(
         self, learning_starts: int, action_noise: ActionNoise | None = None, n_envs: int = 1
