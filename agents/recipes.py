@@ -1,7 +1,7 @@
 """How the bundled weights come about: the stages of their training, one after the other.
 
-Five stages of the encoder, the agent of the fifth, and two more of better masks; the last of them sees more
-pixels, follows boxes better and slower, and has no agent.
+Eight stages of the encoder. The fifth, of 128×128 pixels, and the eighth, of 192×192, follow boxes and have
+an agent each; the seventh, of 256×256, is for masks.
 """
 
 from __future__ import annotations
@@ -23,7 +23,11 @@ from bmvtrack.training import PretrainOptions, pretrain
 from bmvtrack.training.checkpoint import checkpoints
 
 Stage = PretrainOptions | TrainOptions
-_RESULTS = {"agent": ("agent/last", "weights"), "seventh": ("seventh/best", "masks")}
+_RESULTS = {  # what a stage leaves, and where it goes
+    "small-agent": ("small-agent/last", "small"),
+    "seventh": ("seventh/best", "masks"),
+    "agent": ("agent/last", "weights"),
+}
 
 
 @dataclass(frozen=True)
@@ -35,8 +39,8 @@ class RecipeOptions:
     duts: Path
     """folder of DUTS-TR, with DUTS-TR-Image and DUTS-TR-Mask in it"""
     out: Path = Path("runs/retrained")
-    """folder for the stages; at the end its `weights` is `davis16-duts` anew, and its `masks` is
-    `davis16-duts-masks`"""
+    """folder for the stages; at the end its `weights` is `davis16-duts` anew, its `small`
+    `davis16-duts-small`, and its `masks` `davis16-duts-masks`"""
     effort: float = 1.0
     """share of the steps of every stage: a small one tries the whole path first"""
     device: str = "auto"
@@ -56,7 +60,7 @@ class RecipeOptions:
 
 
 def recipe(options: RecipeOptions) -> dict[str, Stage]:
-    """An encoder for real video in five rounds, each from the one before, two more for masks, and the agent.
+    """Encoders for real video in eight rounds, each from the one before, and the agents of two of them.
 
     In bfloat16 where the device has instructions for it, otherwise in float32.
     """
@@ -123,7 +127,18 @@ def recipe(options: RecipeOptions) -> dict[str, Stage]:
         start_from=options.out / "sixth" / "best",
         seed=6,
     )
-    agent = TrainOptions(
+    eighth = replace(
+        seventh,
+        input_size=192,  # the most that follows boxes at twice CSRT's rate on a CPU
+        batch_size=16,
+        steps=3200,
+        validate_every=800,
+        start_from=options.out / "seventh" / "best",
+        learning_rate=6e-4,
+        whole_images=0.5,
+        seed=7,
+    )
+    small_agent = TrainOptions(
         data=(video, "synthetic"),
         mirror="upside-down",  # the encoder errs on what it has not seen as it will elsewhere
         weights=str(options.out / "fifth" / "best"),
@@ -138,9 +153,11 @@ def recipe(options: RecipeOptions) -> dict[str, Stage]:
         "third": third,
         "fourth": fourth,
         "fifth": fifth,
+        "small-agent": small_agent,
         "sixth": sixth,
         "seventh": seventh,
-        "agent": agent,
+        "eighth": eighth,
+        "agent": replace(small_agent, weights=str(options.out / "eighth" / "best")),
     }
 
 

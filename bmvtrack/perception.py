@@ -34,7 +34,7 @@ from bmvtrack.perception_graphs import GraphCache
 
 Precision = Literal["float32", "bfloat16"]
 DEFAULT_WEIGHTS = "davis16-duts"
-"""Bundled: encoder and agent, trained on real images and video; they follow boxes best."""
+"""Bundled: encoder and agent, trained on real images and video; the best that twice CSRT's rate allows."""
 MASK_WEIGHTS = "davis16-duts-masks"
 """Bundled: an encoder, with better masks."""
 _BUNDLED = Path(__file__).parent / "weights"

@@ -15,9 +15,8 @@ from bmvtrack.segmentation.views import view_objects
 from bmvtrack.tracking.learned import learned_tracker
 
 MOST_BYTES = 24_000_000
-
-
-FOLDERS = {name: weights_folder(name) for name in (DEFAULT_WEIGHTS, MASK_WEIGHTS)}
+WITH_AGENTS = DEFAULT_WEIGHTS, "davis16-duts-small"
+FOLDERS = {name: weights_folder(name) for name in (*WITH_AGENTS, MASK_WEIGHTS)}
 
 
 def test_small_enough_and_described() -> None:
@@ -31,14 +30,16 @@ def test_small_enough_and_described() -> None:
         assert re.search(r"0\.\d{3}", results), "a card says what the weights are worth"
 
 
-def test_encoder_and_agent_belong_together() -> None:
-    features = load_actor(weights_folder(DEFAULT_WEIGHTS)).actor.observation_space["features"]
-    assert features.shape == (Perception.load().feature_count,)
+@pytest.mark.parametrize("weights", WITH_AGENTS)
+def test_encoder_and_agent_belong_together(weights: str) -> None:
+    features = load_actor(FOLDERS[weights]).actor.observation_space["features"]
+    assert features.shape == (Perception.load(weights).feature_count,)
 
 
+@pytest.mark.parametrize("weights", WITH_AGENTS)
 @pytest.mark.parametrize("name", ["agent", "prior", "mask"])
-def test_better_than_a_box_that_never_moves(name: str) -> None:
-    factory = agent_tracker() if name == "agent" else learned_tracker(name)
+def test_better_than_a_box_that_never_moves(name: str, weights: str) -> None:
+    factory = agent_tracker(weights) if name == "agent" else learned_tracker(name, weights)
     moved, still = [], []
     for seed in range(6):
         sequence = synthetic_sequence(950_000_000 + seed)
@@ -63,5 +64,6 @@ def test_the_mask_weights_find_objects_in_boxes() -> None:
 def test_package_data_names_the_files() -> None:
     encoder, agent = {"config.json", "model.safetensors", "README.md"}, {"agent.json"}
     agent |= {"agent.safetensors"}
-    for name, expected in ((DEFAULT_WEIGHTS, encoder | agent), (MASK_WEIGHTS, encoder)):
-        assert {path.name for path in FOLDERS[name].iterdir()} == expected
+    for name, folder in FOLDERS.items():
+        expected = encoder | agent if name in WITH_AGENTS else encoder
+        assert {path.name for path in folder.iterdir()} == expected

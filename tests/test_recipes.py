@@ -56,7 +56,8 @@ def small_recipe(options: RecipeOptions) -> dict[str, recipes.Stage]:
         validation_clips=2,
         validate_every=20,
     )
-    return {"seventh": encoder, "agent": agent}
+    small = replace(agent, seed=1)
+    return {"seventh": encoder, "small-agent": small, "agent": agent}
 
 
 def test_retraining_stops_and_goes_on(
@@ -71,9 +72,10 @@ def test_retraining_stops_and_goes_on(
     folder = retrain(short, console)
     assert folder == options.out / "weights"
     assert "resuming" in console.export_text()
-    load_actor(folder)
-    assert Perception.load(folder).feature_count > 0
-    assert Perception.load(options.out / "masks").feature_count > 0
+    for name in ("weights", "small"):
+        load_actor(options.out / name)
+    for name in ("weights", "small", "masks"):
+        assert Perception.load(options.out / name).feature_count > 0
 
 
 @pytest.mark.parametrize(
