@@ -280,10 +280,14 @@ class LatentPriorSAC(SAC):
         """The temperature before, and a step of it towards the target KL if it is tuned."""
         if self.ent_coef_optimizer is None or self.log_ent_coef is None:
             return self.ent_coef_tensor, {"ent_coef": self.ent_coef_tensor}
-        temperature = self.log_ent_coef.detach().exp()
-        loss = -(self.log_ent_coef * (kl.detach() - self.target_kl)).mean()
-        _minimize(self.ent_coef_optimizer, loss)
-        return temperature, {"ent_coef": temperature.squeeze(), "ent_coef_loss": loss.detach()}
+        log_temperature = self.log_ent_coef.detach()
+        temperature = log_temperature.exp()
+        missing = (self.target_kl - kl.detach()).mean()
+        # The loss log α · (target − KL) is linear in log α: no graph is needed for its gradient.
+        self.log_ent_coef.grad = missing.expand_as(log_temperature).clone()
+        loss = (log_temperature * missing).squeeze()
+        _step(self.ent_coef_optimizer)
+        return temperature, {"ent_coef": temperature.squeeze(), "ent_coef_loss": loss}
 
     @torch.no_grad()
     def _update_target(self) -> None:
@@ -319,6 +323,10 @@ def _minimize(optimizer: torch.optim.Optimizer, loss: torch.Tensor) -> None:
     parameters = _parameters(optimizer)
     for parameter, gradient in zip(parameters, torch.autograd.grad(loss, parameters), strict=True):
         parameter.grad = gradient
+    _step(optimizer)
+
+
+def _step(optimizer: torch.optim.Optimizer) -> None:
     if isinstance(optimizer, torch.optim.Adam):
         adam_step(optimizer)
     else:
