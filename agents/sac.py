@@ -327,7 +327,7 @@ def _minimize(optimizer: torch.optim.Optimizer, loss: torch.Tensor) -> None:
 
 
 def _step(optimizer: torch.optim.Optimizer) -> None:
-    if isinstance(optimizer, torch.optim.Adam):
+    if type(optimizer) is torch.optim.Adam:  # others may step in another way
         adam_step(optimizer)
     else:
         optimizer.step()
@@ -338,7 +338,8 @@ def adam_step(optimizer: torch.optim.Adam) -> None:
     """``optimizer.step()`` with less around it, which for networks this small takes longer than the step.
 
     Without a GPU, ``Optimizer.step`` searches the machine for one at each call. The first step, which
-    makes the state, is left to it, and so is decoupled weight decay, which older torch lacks.
+    makes the state, is left to it, and so is decoupled weight decay, which older torch lacks. Hooks of
+    steps are not called.
     """
     started = all(optimizer.state.get(parameter) for parameter in _parameters(optimizer))
     if not started or any(group.get("decoupled_weight_decay") for group in optimizer.param_groups):
