@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from functools import partial
 from typing import Any, ClassVar, cast
 
@@ -17,8 +15,8 @@ from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import DictReplayBufferSamples, GymEnv, Schedule
 from stable_baselines3.common.utils import update_learning_rate
 from torch.nn import functional
-from torch.optim.adam import adam
 
+from agents.optimizers import fuse, minimize, parameters_of, rates_on_device, take_step
 from agents.policy import LatentPriorActor, LatentPriorCritic, LatentPriorPolicy
 from agents.replay import TensorReplayBuffer
 from agents.residual import State
@@ -154,7 +152,7 @@ class LatentPriorSAC(SAC):
         if graphed:
             self._prepare_graph()
         elif self.ent_coef_optimizer is not None:
-            _fuse(self.ent_coef_optimizer)  # as the others are from the start
+            fuse(self.ent_coef_optimizer)  # as the others are from the start
         names: tuple[str, ...] = ()
         sums = torch.zeros((), device=self.device)
         for step in range(gradient_steps):
@@ -203,7 +201,7 @@ class LatentPriorSAC(SAC):
             self._launcher = Launcher(self.device)
             self._rates = [torch.zeros((), device=self.device) for _ in self._optimizers]
         for optimizer, rate in zip(self._optimizers, self._rates, strict=True):
-            _fuse(optimizer)
+            fuse(optimizer)
             rate.fill_(optimizer.param_groups[0]["lr"])
 
     def _launch(self, batch_size: int) -> Report:
@@ -216,7 +214,7 @@ class LatentPriorSAC(SAC):
         )
 
     def _capturable_step(self, batch_size: int) -> Report:
-        with _rates_on_device(self._optimizers, self._rates):
+        with rates_on_device(self._optimizers, self._rates):
             return self._gradient_step(batch_size)
 
     def _tensors(self) -> list[torch.Tensor]:
@@ -226,7 +224,7 @@ class LatentPriorSAC(SAC):
         if self.ent_coef_optimizer is None:
             tensors.append(self.ent_coef_tensor)
         for optimizer in self._optimizers:
-            for parameter in _parameters(optimizer):
+            for parameter in parameters_of(optimizer):
                 tensors += [parameter, *optimizer.state.get(parameter, {}).values()]
         return tensors
 
@@ -266,10 +264,10 @@ class LatentPriorSAC(SAC):
         estimates = self.critic.values(now, taken)  # (2, B, 1)
         # Half the sum of both critics' mean squared errors is the mean over both.
         critic_loss = functional.mse_loss(estimates, target.expand_as(estimates))
-        _minimize(self.critic.optimizer, critic_loss)
+        minimize(self.critic.optimizer, critic_loss)
         value = self.critic.values(now, white).amin(0).squeeze(-1)
         actor_loss = (temperature * kl - value).mean()
-        _minimize(self.actor.optimizer, actor_loss)
+        minimize(self.actor.optimizer, actor_loss)
         return report | {
             "actor_loss": actor_loss.detach(),
             "critic_loss": critic_loss.detach(),
@@ -286,14 +284,14 @@ class LatentPriorSAC(SAC):
         # The loss log α · (target − KL) is linear in log α: no graph is needed for its gradient.
         self.log_ent_coef.grad = missing.expand_as(log_temperature).clone()
         loss = (log_temperature * missing).squeeze()
-        _step(self.ent_coef_optimizer)
+        take_step(self.ent_coef_optimizer)
         return temperature, {"ent_coef": temperature.squeeze(), "ent_coef_loss": loss}
 
     @torch.no_grad()
     def _update_target(self) -> None:
         """Polyak averaging, all parameters at once."""
         target: list[torch.Tensor] = list(self.critic_target.parameters())
-        torch._foreach_lerp_(target, _parameters(self.critic.optimizer), self.tau)
+        torch._foreach_lerp_(target, parameters_of(self.critic.optimizer), self.tau)
 
     def _sample_action(
         self, learning_starts: int, action_noise: ActionNoise | None = None, n_envs: int = 1
@@ -316,94 +314,3 @@ class LatentPriorSAC(SAC):
         there = np.flatnonzero(np.isfinite(noisy).all(axis=1))
         action[there] = np.clip(noisy[there], space.low, space.high)
         scaled[there] = self.policy.scale_action(action[there])
-
-
-def _minimize(optimizer: torch.optim.Optimizer, loss: torch.Tensor) -> None:
-    """One step; gradients of anything else that the loss depends on are not worked out."""
-    parameters = _parameters(optimizer)
-    for parameter, gradient in zip(parameters, torch.autograd.grad(loss, parameters), strict=True):
-        parameter.grad = gradient
-    _step(optimizer)
-
-
-def _step(optimizer: torch.optim.Optimizer) -> None:
-    if type(optimizer) is torch.optim.Adam:  # others may step in another way
-        adam_step(optimizer)
-    else:
-        optimizer.step()
-
-
-@torch.no_grad()
-def adam_step(optimizer: torch.optim.Adam) -> None:
-    """``optimizer.step()`` with less around it, which for networks this small takes longer than the step.
-
-    Without a GPU, ``Optimizer.step`` searches the machine for one at each call. The first step, which
-    makes the state, is left to it, and so is decoupled weight decay, which older torch lacks. Hooks of
-    steps are not called.
-    """
-    started = all(optimizer.state.get(parameter) for parameter in _parameters(optimizer))
-    if not started or any(group.get("decoupled_weight_decay") for group in optimizer.param_groups):
-        optimizer.step()
-        return
-    for group in optimizer.param_groups:
-        parameters = [parameter for parameter in group["params"] if parameter.grad is not None]
-        states = [optimizer.state[parameter] for parameter in parameters]
-        adam(
-            parameters,
-            [parameter.grad for parameter in parameters],
-            [state["exp_avg"] for state in states],
-            [state["exp_avg_sq"] for state in states],
-            [state["max_exp_avg_sq"] for state in states] if group["amsgrad"] else [],
-            [state["step"] for state in states],
-            foreach=group["foreach"],
-            capturable=group["capturable"],
-            differentiable=group["differentiable"],
-            fused=group["fused"],
-            amsgrad=group["amsgrad"],
-            beta1=group["betas"][0],
-            beta2=group["betas"][1],
-            lr=group["lr"],
-            weight_decay=group["weight_decay"],
-            eps=group["eps"],
-            maximize=group["maximize"],
-        )
-
-
-def _parameters(optimizer: torch.optim.Optimizer) -> list[torch.Tensor]:
-    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
-
-
-def _fuse(optimizer: torch.optim.Optimizer) -> None:
-    """Have an Adam count its steps on the device, too, in one kernel with all else.
-
-    Stable-Baselines3's of the temperature does not, nor does one after a checkpoint of a CPU was loaded.
-    """
-    for group in optimizer.param_groups:
-        group["fused"] = True
-    for parameter in _parameters(optimizer):
-        state = optimizer.state.get(parameter)
-        if state:
-            state["step"] = state["step"].to(parameter.device, torch.float32)
-
-
-@contextmanager
-def _rates_on_device(
-    optimizers: Sequence[torch.optim.Optimizer], rates: Sequence[torch.Tensor]
-) -> Iterator[None]:
-    """Where fused Adams read their learning rates from tensors, and can be captured.
-
-    Anywhere else rates are numbers, as Stable-Baselines3 sets them and checkpoints hold them.
-    """
-    pairs = [
-        (group, rate)
-        for optimizer, rate in zip(optimizers, rates, strict=True)
-        for group in optimizer.param_groups
-    ]
-    before = [(group["lr"], group["capturable"]) for group, _ in pairs]
-    for group, rate in pairs:
-        group["lr"], group["capturable"] = rate, True
-    try:
-        yield
-    finally:
-        for (group, _), (number, capturable) in zip(pairs, before, strict=True):
-            group["lr"], group["capturable"] = number, capturable

@@ -13,9 +13,10 @@ from stable_baselines3 import SAC
 from stable_baselines3.common.buffers import DictReplayBuffer
 from stable_baselines3.common.vec_env import VecFrameStack, VecNormalize
 
+from agents.optimizers import adam_step
 from agents.policy import LatentPriorActor, StateExtractor
 from agents.replay import TensorReplayBuffer
-from agents.sac import LatentPriorSAC, adam_step
+from agents.sac import LatentPriorSAC
 from agents.sb3_env import StableBaselinesEnv
 from agents.storage import (
     load_actor,

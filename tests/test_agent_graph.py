@@ -16,8 +16,9 @@ from pretended_graphs import PretendedGraph
 from stable_baselines3 import SAC
 from test_replay import filled
 
+from agents.optimizers import fuse, rates_on_device
 from agents.replay import TensorReplayBuffer
-from agents.sac import LatentPriorSAC, _fuse, _rates_on_device
+from agents.sac import LatentPriorSAC
 from agents.storage import restore_training_state, training_state
 from bmvtrack.cuda_graphs import Launcher
 from bmvtrack.data.synthetic import synthetic_sequence
@@ -102,9 +103,9 @@ def test_a_graph_s_adam_reads_its_rate_from_a_tensor() -> None:
     parameter.grad = torch.ones(3)
     optimizer.step()
     before = parameter.detach().clone()
-    _fuse(optimizer)
+    fuse(optimizer)
     rate = torch.zeros(())
-    with _rates_on_device([optimizer], [rate]):
+    with rates_on_device([optimizer], [rate]):
         assert optimizer.param_groups[0]["lr"] is rate
         assert optimizer.param_groups[0]["capturable"]
         optimizer.step()
