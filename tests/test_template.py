@@ -119,6 +119,20 @@ def test_recall_reads_by_cosine_similarity():
         np.testing.assert_allclose(result[b, :, row, column], expected, atol=1e-4)
 
 
+@pytest.mark.parametrize("scores", [1, 50, 400, 2000])
+def test_a_recall_without_gradients_reads_in_parts_what_it_reads_at_once(monkeypatch, scores):
+    monkeypatch.setattr("bmvtrack.models.template._SCORES_AT_ONCE", scores)
+    torch.manual_seed(0)
+    recall = Recall(6)
+    torch.nn.init.normal_(recall.output.weight)
+    maps, memory = torch.randn(5, 6, 4, 3), recall.memorize(torch.randn(5, 6, 4, 5))
+    at_once = recall(maps, memory)
+    assert at_once.requires_grad
+    with torch.inference_mode():
+        in_parts = recall(maps, memory)
+    torch.testing.assert_close(in_parts, at_once.detach(), atol=1e-5, rtol=1e-5)
+
+
 def test_rows_of_templates_are_taken_replaced_and_joined(reading):
     x = torch.randn(5, 4, 64, 64, generator=torch.Generator().manual_seed(3))
     with torch.inference_mode():

@@ -20,6 +20,7 @@ Memory = tuple[torch.Tensor, torch.Tensor]
 """Keys ``(B, P, D)`` of unit length and values ``(B, P, C)`` of the P positions of a map."""
 
 _FIRST_SCALE = 10.0  # of cosines, before the softmax
+_SCORES_AT_ONCE = 2**17  # on a CPU
 
 
 @dataclass(frozen=True)
@@ -101,15 +102,43 @@ class Recall(nn.Module):
 
     def forward(self, maps: torch.Tensor, memory: Memory) -> torch.Tensor:
         """``(B, C, H, W)`` → the same, with what each position reads and its best similarity."""
-        keys, values = memory
-        cosines = functional.normalize(_rows(self.query(maps)), dim=-1) @ keys.transpose(1, 2)
-        weights = (cosines * self.log_scale.exp()).softmax(dim=-1)
-        best = cosines.amax(dim=-1, keepdim=True)
-        read = torch.cat([weights.to(values) @ values, best.to(values)], dim=-1)  # (B, H·W, C + 1)
+        scale = self.log_scale.exp()
+        # Scaled are the queries, not the cosines, of which there are many times as many.
+        queries = functional.normalize(_rows(self.query(maps)), dim=-1) * scale
+        in_parts = maps.device.type == "cpu" and not torch.is_grad_enabled()
+        scores, values = (_read_in_parts if in_parts else _read)(queries, *memory)
+        read = torch.cat([values, (scores / scale).to(values)], dim=-1)  # (B, H·W, C + 1)
         batch, _, height, width = maps.shape
         grid = read.transpose(1, 2).reshape(batch, -1, height, width)
         result: torch.Tensor = maps + self.output(grid)
         return result
+
+
+def _read(
+    queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Of each of Q positions ``(B, Q, D)`` the best score ``(B, Q, 1)``, and what it reads ``(B, Q, C)``."""
+    scores = queries @ keys.transpose(1, 2)
+    return scores.amax(dim=-1, keepdim=True), scores.softmax(dim=-1).to(values) @ values
+
+
+def _read_in_parts(
+    queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """:func:`_read` with few scores at a time: they stay in a core's cache.
+
+    For a map of 32×32 all of them are 4 MiB a frame, which the system would be asked for each time anew.
+    """
+    positions = keys.shape[1]
+    frames, rows = (max(1, _SCORES_AT_ONCE // count) for count in (positions**2, positions))
+    parts = zip(*(tensor.split(frames) for tensor in (queries, keys, values)), strict=True)
+    read = [
+        _read(some, key, value) for query, key, value in parts for some in query.split(rows, dim=1)
+    ]
+    scores, found = (
+        torch.cat([t.flatten(0, 1) for t in column]) for column in zip(*read, strict=True)
+    )
+    return scores.unflatten(0, queries.shape[:2]), found.unflatten(0, queries.shape[:2])
 
 
 def _rows(maps: torch.Tensor) -> torch.Tensor:
