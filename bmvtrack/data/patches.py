@@ -21,6 +21,7 @@ from bmvtrack import geometry
 from bmvtrack.arrays import Array, namespace
 
 _BAND = 16  # patch pixels whose filters are applied together
+_READ_TOGETHER = 16  # frames whose filters are worked out together
 _TOGETHER = 2**28  # numbers of frames that are in float32 at once
 _NOWHERE = 1e30  # where pixels lie that no filter reaches
 
@@ -96,13 +97,8 @@ def crop(
     """
     if frames.device.type != "cpu":
         return _resample(frames, windows, size, sizes, fill)
-    # On the CPU each window reads only the pixels it needs; on a device this would wait for it.
-    limits, places = sizes.tolist(), windows.tolist()
-    parts = [
-        _read(frame, window, size, limit, colour)
-        for frame, window, limit, colour in zip(frames, places, limits, fill, strict=True)
-    ]
-    return torch.stack(parts)
+    parts = zip(*(t.split(_READ_TOGETHER) for t in (frames, windows, sizes, fill)), strict=True)
+    return torch.cat([_read(f, w, size, s, c) for f, w, s, c in parts])
 
 
 def _resample(
@@ -123,18 +119,39 @@ def _resample(
 
 
 def _read(
-    frame: torch.Tensor,
-    window: Sequence[float],
-    size: int,
-    limits: Sequence[int],
-    fill: torch.Tensor,
+    frames: torch.Tensor, windows: torch.Tensor, size: int, sizes: torch.Tensor, fill: torch.Tensor
 ) -> torch.Tensor:
-    """:func:`crop` of one frame ``(H, W, C)``, as products of bands of the patch with what they read.
+    """:func:`crop` as products of bands of each patch with the pixels that they read.
 
-    A filter is a few pixels wide: a product with all pixels of the window is nearly all zeros.
+    A filter is a few pixels wide: a product with all pixels of a window is nearly all zeros. To know which
+    pixels these are one must wait for a device, so this is for the CPU.
     """
-    columns, across = _bands(window[0], window[2], size, limits[0])
-    rows, down = _bands(window[1], window[3], size, limits[1])
+    sides = windows.unflatten(1, (2, 2)).transpose(0, 1).flatten(1).double()  # x, y of each: (2, 2B)
+    pixels, weights, counts = _bands(sides[0], sides[1], size, sizes.flatten())
+    bands = [
+        (there[:, :count], filters[..., :count])
+        for there, filters, count in zip(pixels, weights, counts, strict=True)
+    ]
+    result = torch.stack(
+        [
+            _read_one(frame, size, *across, *down)
+            for frame, across, down in zip(frames, bands[::2], bands[1::2], strict=True)
+        ]
+    )
+    inside = weights.sum(dim=3).flatten(1)[:, :size].unflatten(0, (-1, 2))  # (B, 2, S)
+    share = inside[:, 1, :, None] * inside[:, 0, None, :]  # of each pixel
+    return result.addcmul_(fill[:, :, None, None], (1 - share)[:, None])
+
+
+def _read_one(
+    frame: torch.Tensor,
+    size: int,
+    columns: torch.Tensor,
+    across: torch.Tensor,
+    rows: torch.Tensor,
+    down: torch.Tensor,
+) -> torch.Tensor:
+    """One frame ``(H, W, C)`` through the bands of both sides: ``(C, size, size)``, without what is outside."""
     left, right = int(columns[0, 0]), int(columns[-1, -1]) + 1
     seen = frame[:, left:right].index_select(0, rows.flatten())  # (G·K, w, C)
     width, channels = seen.shape[1:]
@@ -142,31 +159,38 @@ def _read(
     middle = middle.reshape(-1, width, channels)[:size].transpose(0, 1).contiguous()  # (w, S, C)
     read = middle.index_select(0, (columns - left).flatten())
     result = across @ read.reshape(*columns.shape, size * channels)  # (G, R, S·C)
-    result = result.reshape(-1, size, channels)[:size].permute(2, 1, 0)  # (C, S, S)
-    inside = down.sum(dim=2).flatten()[:size, None] * across.sum(dim=2).flatten()[:size]
-    return torch.addcmul(result, fill[:, None, None], 1 - inside)
+    return result.reshape(-1, size, channels)[:size].permute(2, 1, 0)
 
 
-def _bands(start: float, stop: float, size: int, limit: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Triangle filters of one side, in G bands of R patch pixels each.
+def _bands(
+    starts: torch.Tensor, stops: torch.Tensor, size: int, limits: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, list[int]]:
+    """Triangle filters of A sides, each in G bands of R patch pixels.
+
+    Args:
+        starts: ``(A,)`` float64, of the windows.
+        stops: ``(A,)`` float64.
+        size: of the patch; G·R ≥ size patch pixels, the last ones for nothing.
+        limits: ``(A,)`` int64, of the frames.
 
     Returns:
-        The K frame pixels that each band reads, ``(G, K)`` int64, ascending, inside the frame; and their
-        weights ``(G, R, K)`` float32. There are G·R ≥ size patch pixels, the last ones for nothing.
+        The frame pixels that each band reads, ``(A, G, K)`` int64, ascending, inside the frame; their weights
+        ``(A, G, R, K)`` float32; and how many of the K count, side by side: the others' weights are 0.
     """
-    step = (stop - start) / size
-    radius = max(step, 1.0)
+    step = ((stops - starts) / size)[:, None, None]
+    radius = step.clamp_min(1)
     bands = math.ceil(size / _BAND)
-    centres = start + step * (torch.arange(bands * _BAND, dtype=torch.float64) + 0.5)
-    centres = centres.reshape(bands, _BAND)
-    first = (centres[:, :1] - radius).floor()
-    order = torch.arange(math.ceil((_BAND - 1) * step + 2 * radius) + 1)
-    distance = ((centres - first).float()[..., None] - order).abs_()
-    weights = distance.div_(-radius).add_(1).clamp_min_(0)
-    weights /= weights.sum(dim=2, keepdim=True)  # that of all pixels, there or not
-    pixels = first.long() + order
-    there = pixels.clamp(0, limit - 1)
-    return there, weights.mul_((pixels == there)[:, None])
+    order = (torch.arange(bands * _BAND, dtype=torch.float64) + 0.5).reshape(bands, _BAND)
+    centres = starts[:, None, None] + step * order  # (A, G, R)
+    first = (centres[..., :1] - radius).floor()
+    counts = (((_BAND - 1) * step + 2 * radius).ceil() + 1).flatten().int().tolist()
+    offsets = torch.arange(max(counts))
+    distance = ((centres - first).float()[..., None] - offsets).abs_()
+    weights = distance.div_(-radius.float()[..., None]).add_(1).clamp_min_(0)
+    weights /= weights.sum(dim=3, keepdim=True)  # that of all pixels, there or not
+    pixels = first.long() + offsets
+    there = torch.minimum(pixels.clamp_min(0), limits[:, None, None] - 1)
+    return there, weights.mul_((pixels == there)[:, :, None]), counts
 
 
 def to_patch(points: Array, windows: Array, size: int) -> Array:
@@ -225,15 +249,15 @@ def fill_box(rbbox: torch.Tensor, windows: torch.Tensor, size: int) -> torch.Ten
     # Relative to the box and in patch pixels, float32 is as good as float64, and twice as fast.
     x, y = (v / pixel for v in grid_lines(rbbox, windows, size))
     cos, sin = rbbox[:, 4:].cos(), rbbox[:, 4:].sin()
-    along = ((x * cos).float()[:, None, :] + (y * sin).float()[:, :, None]).abs()  # (B, S, S)
-    beside = ((y * cos).float()[:, :, None] - (x * sin).float()[:, None, :]).abs()
+    along = ((x * cos).float()[:, None, :] + (y * sin).float()[:, :, None]).abs_()  # (B, S, S)
+    beside = ((y * cos).float()[:, :, None] - (x * sin).float()[:, None, :]).abs_()
     half_width, half_height = (rbbox[:, 2:4] / (2 * pixel) + 0.5).float()[..., None, None].unbind(1)
-    return torch.minimum(half_width - along, half_height - beside).clamp(0, 1)[:, None]
+    return torch.minimum(half_width - along, half_height - beside).clamp_(0, 1)[:, None]
 
 
 def normalize(images: torch.Tensor) -> torch.Tensor:
     """RGB in [0, 255] → the network's units, about ±2."""
-    return images / 63.75 - 2
+    return (images / 63.75).sub_(2)
 
 
 def network_input(
@@ -253,7 +277,7 @@ def network_input(
     normalized = normalize(images)
     if channels == 3:
         return normalized
-    box = 2 * fill_box(rbbox, windows, images.shape[-1]) - 1
+    box = fill_box(rbbox, windows, images.shape[-1]).mul_(2).sub_(1)
     return torch.cat([normalized, box], dim=1)
 
 

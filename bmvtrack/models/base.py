@@ -56,13 +56,15 @@ class Output:
 
 def foreground_probability(logits: torch.Tensor) -> torch.Tensor:
     """Probability of not being background: ``(B, C, S, S)`` scores → ``(B, S, S)`` float32."""
-    return 1 - logits.float().softmax(dim=1)[:, 0]
+    return foreground_log_odds(logits).sigmoid()
 
 
 def foreground_log_odds(logits: torch.Tensor) -> torch.Tensor:
     """Log-odds of :func:`foreground_probability`: ``(B, C, S, S)`` scores → ``(B, S, S)`` float32."""
     logits = logits.float()
-    return logits[:, 1:].logsumexp(dim=1) - logits[:, 0]
+    objects = logits[:, 1:]
+    together = objects[:, 0] if objects.shape[1] == 1 else objects.logsumexp(dim=1)
+    return together - logits[:, 0]
 
 
 class MultivariationalNetwork(

@@ -8,6 +8,7 @@ from torch.nn import functional
 from torchvision.models.resnet import BasicBlock
 
 _BLOCKS = 2  # per stage, as in ResNet18
+_PIXELS_A_CHANNEL = 16  # that a map must have to be convolved apart from the one it is joined with
 
 
 def residual_stage(
@@ -54,6 +55,34 @@ def doubled_and_convolved(maps: torch.Tensor, layer: nn.Conv2d) -> torch.Tensor:
     return result
 
 
+def joined_and_convolved(
+    maps: torch.Tensor, skip: torch.Tensor, layer: nn.Conv2d
+) -> torch.Tensor:
+    """:func:`doubled`, joined with a finer map, then a 3×3 convolution with padding 1.
+
+    Args:
+        maps: ``(B, C, H, W)``.
+        skip: ``(B, D, 2H, 2W)``.
+        layer: of C + D channels.
+    """
+    if _pays_apart(maps):
+        coarse, fine = layer.weight.split((maps.shape[1], skip.shape[1]), dim=1)
+        result = functional.conv_transpose2d(maps, _doubling(coarse), stride=2, padding=1)
+        return result.add_(functional.conv2d(skip, fine, layer.bias, padding=1))
+    joined: torch.Tensor = layer(torch.cat([doubled(maps), skip], dim=1))
+    return joined
+
+
+def _pays_apart(maps: torch.Tensor) -> bool:
+    """Whether a CPU is faster where the two parts of a joined map are convolved one by one.
+
+    It has less to compute and no joined map to write, but weights to work out each time.
+    """
+    plain = maps.device.type == "cpu" and maps.dtype == torch.float32
+    large = maps.shape[-2] * maps.shape[-1] >= _PIXELS_A_CHANNEL * maps.shape[1]
+    return plain and large and not torch.is_grad_enabled()
+
+
 def _is_reduced(maps: torch.Tensor) -> bool:
     """Whether maps are in half precision on a GPU.
 
@@ -71,12 +100,17 @@ def _repeated(maps: torch.Tensor) -> torch.Tensor:
 
 
 def _convolved_at_once(maps: torch.Tensor, layer: nn.Conv2d) -> torch.Tensor:
-    """:func:`doubled_and_convolved` as one transposed convolution, without the large map between.
+    """:func:`doubled_and_convolved` as one transposed convolution, without the large map between."""
+    weight = _doubling(layer.weight)
+    return functional.conv_transpose2d(maps, weight, layer.bias, stride=2, padding=1)
+
+
+def _doubling(weight: torch.Tensor) -> torch.Tensor:
+    """Weights ``(C', C, 3, 3)`` of a convolution of doubled maps, as ``(C, C', 4, 4)`` of a transposed one.
 
     Along a side, output pixel 2i sees its neighbours i − 1, i, i by the three weights, and 2i + 1 sees
     i, i, i + 1: weights of one pixel are added up.
     """
-    weight = layer.weight.flip(2, 3).transpose(0, 1)  # (C, C', 3, 3)
+    weight = weight.flip(2, 3).transpose(0, 1)
     weight = functional.pad(weight, (0, 1)) + functional.pad(weight, (1, 0))
-    weight = functional.pad(weight, (0, 0, 0, 1)) + functional.pad(weight, (0, 0, 1, 0))
-    return functional.conv_transpose2d(maps, weight, layer.bias, stride=2, padding=1)
+    return functional.pad(weight, (0, 0, 0, 1)) + functional.pad(weight, (0, 0, 1, 0))

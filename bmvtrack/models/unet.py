@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn import functional
 
 from bmvtrack.models.base import Encoding, MultivariationalNetwork, check_sizes
-from bmvtrack.models.blocks import doubled, initialize, residual_stage
+from bmvtrack.models.blocks import initialize, joined_and_convolved, residual_stage
 from bmvtrack.models.bottleneck import (
     VARIABLES,
     CovarianceKind,
@@ -180,7 +180,10 @@ class _Decoder(nn.Module):
         grid = latents[..., None, None].expand(-1, -1, *skips[0].shape[-2:])
         x = self.join(torch.cat([skips[0], grid], dim=1))
         for block, skip in zip(self.blocks, skips[1:], strict=True):
-            x = block(torch.cat([doubled(x), skip], dim=1))
+            (convolution, *rest), second = block
+            x = joined_and_convolved(x, skip, convolution)
+            for layer in (*rest, second):
+                x = layer(x)
         result: torch.Tensor = self.output(x)
         return result
 
