@@ -46,6 +46,24 @@ def test_doubling_and_convolving_is_one_transposed_convolution(layout, bias):
     torch.testing.assert_close(gradients(result, *inputs), gradients(expected, *inputs))
 
 
+@LAYOUTS
+@pytest.mark.parametrize("bias", [False, True])
+def test_joined_maps_are_convolved_apart_as_together(layout, bias):
+    maps = random(2, 3, 8, 7, layout=layout).float().requires_grad_()
+    skip = random(2, 4, 16, 14, layout=layout).float()
+    layer = nn.Conv2d(7, 5, 3, padding=1, bias=bias)
+    together = blocks.joined_and_convolved(maps, skip, layer)
+    assert together.requires_grad
+    with torch.inference_mode():
+        assert blocks._pays_apart(maps)
+        apart = blocks.joined_and_convolved(maps, skip, layer)
+        small = maps[:, :, :4, :4]
+        assert not blocks._pays_apart(small)
+        beside = blocks.joined_and_convolved(small, skip[:, :, :8, :8], layer)
+    torch.testing.assert_close(apart, together.detach())
+    torch.testing.assert_close(beside[:, :, :7, :7], apart[:, :, :7, :7])
+
+
 def test_the_last_convolutions_of_the_autoencoder_are_its_modules():
     torch.manual_seed(0)
     network = BetaMVAE(prior.named("davis16"), width=4, input_size=64, classes=5).double()

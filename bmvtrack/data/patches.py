@@ -13,7 +13,6 @@ device.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 import torch
 
@@ -126,7 +125,9 @@ def _read(
     A filter is a few pixels wide: a product with all pixels of a window is nearly all zeros. To know which
     pixels these are one must wait for a device, so this is for the CPU.
     """
-    sides = windows.unflatten(1, (2, 2)).transpose(0, 1).flatten(1).double()  # x, y of each: (2, 2B)
+    sides = (
+        windows.unflatten(1, (2, 2)).transpose(0, 1).flatten(1).double()
+    )  # x, y of each: (2, 2B)
     pixels, weights, counts = _bands(sides[0], sides[1], size, sizes.flatten())
     bands = [
         (there[:, :count], filters[..., :count])
@@ -151,7 +152,7 @@ def _read_one(
     rows: torch.Tensor,
     down: torch.Tensor,
 ) -> torch.Tensor:
-    """One frame ``(H, W, C)`` through the bands of both sides: ``(C, size, size)``, without what is outside."""
+    """One frame ``(H, W, C)`` through the bands of both sides: ``(C, size, size)``; 0 for what is outside."""
     left, right = int(columns[0, 0]), int(columns[-1, -1]) + 1
     seen = frame[:, left:right].index_select(0, rows.flatten())  # (G·K, w, C)
     width, channels = seen.shape[1:]

@@ -55,9 +55,7 @@ def doubled_and_convolved(maps: torch.Tensor, layer: nn.Conv2d) -> torch.Tensor:
     return result
 
 
-def joined_and_convolved(
-    maps: torch.Tensor, skip: torch.Tensor, layer: nn.Conv2d
-) -> torch.Tensor:
+def joined_and_convolved(maps: torch.Tensor, skip: torch.Tensor, layer: nn.Conv2d) -> torch.Tensor:
     """:func:`doubled`, joined with a finer map, then a 3×3 convolution with padding 1.
 
     Args:
