@@ -180,7 +180,9 @@ class _Decoder(nn.Module):
         grid = latents[..., None, None].expand(-1, -1, *skips[0].shape[-2:])
         x = self.join(torch.cat([skips[0], grid], dim=1))
         for block, skip in zip(self.blocks, skips[1:], strict=True):
-            (convolution, *rest), second = block
+            first, second = block.children()
+            convolution, *rest = first.children()
+            assert isinstance(convolution, nn.Conv2d)
             x = joined_and_convolved(x, skip, convolution)
             for layer in (*rest, second):
                 x = layer(x)
