@@ -21,6 +21,7 @@ from agents.replay import TensorReplayBuffer
 from agents.sac import LatentPriorSAC
 from agents.tracker import agent_tracker
 from agents.training import make_environments, make_model
+from bmvtrack.bundled import DEFAULT_WEIGHTS
 from bmvtrack.console import check_minutes, deadline, output_console
 from bmvtrack.data import sources
 from bmvtrack.data.batch import Mode
@@ -30,7 +31,7 @@ from bmvtrack.devices import check_choice, checked_device
 from bmvtrack.errors import UserError
 from bmvtrack.files import write_json
 from bmvtrack.motion import AT_REST
-from bmvtrack.perception import DEFAULT_WEIGHTS, Perception
+from bmvtrack.perception import Perception
 from bmvtrack.tracking.learned import learned_tracker
 from bmvtrack.training import PretrainOptions
 from bmvtrack.training.options import Architecture

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from agents.tracker import agent_tracker
+from bmvtrack.bundled import DEFAULT_WEIGHTS
 from bmvtrack.console import check_output_folder, print_results, progress_bar
 from bmvtrack.data import sources
 from bmvtrack.data.davis import load_davis16
 from bmvtrack.data.mirrored import upside_down
 from bmvtrack.data.sequence import VideoSequence
 from bmvtrack.errors import UserError
-from bmvtrack.perception import DEFAULT_WEIGHTS
 from bmvtrack.tracking.evaluation import Watcher, evaluate, write_overlay
 from bmvtrack.tracking.failure_atlas import FailureAtlas
 from bmvtrack.tracking.learned import learned_tracker

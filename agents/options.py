@@ -9,6 +9,7 @@ from typing import Any
 
 from agents.policy import Inputs
 from agents.storage import PolicyName
+from bmvtrack.bundled import DEFAULT_WEIGHTS
 from bmvtrack.console import check_minutes
 from bmvtrack.data import sources
 from bmvtrack.data.frame_cache import GIBIBYTE
@@ -16,7 +17,7 @@ from bmvtrack.data.mirrored import Mirroring
 from bmvtrack.devices import check_choice
 from bmvtrack.errors import UserError
 from bmvtrack.motion import Coordinates
-from bmvtrack.perception import DEFAULT_WEIGHTS, Precision
+from bmvtrack.perception import Precision
 from envs.state import Reward
 
 _AT_LEAST_ONE = (

@@ -8,11 +8,12 @@ import numpy as np
 import torch
 
 from agents.storage import StoredActor, load_actor
+from bmvtrack.bundled import DEFAULT_WEIGHTS, weights_folder
 from bmvtrack.data.sequence import VideoSequence
 from bmvtrack.errors import UserError
 from bmvtrack.movers import Mover
 from bmvtrack.percept import Percept
-from bmvtrack.perception import DEFAULT_WEIGHTS, Perception, weights_folder
+from bmvtrack.perception import Perception
 from bmvtrack.tracker import Tracker
 from bmvtrack.tracking.learned import PerceptionTracker
 from bmvtrack.tracking.trackers import BoxTracker, TrackerFactory

@@ -25,8 +25,8 @@ from numpy.typing import ArrayLike
 from PIL import Image
 
 from bmvtrack.arrays import ByteArray, FloatArray
+from bmvtrack.bundled import DEFAULT_WEIGHTS
 from bmvtrack.data.sequence import upright_image
-from bmvtrack.perception import DEFAULT_WEIGHTS
 from bmvtrack.tracker import Tracker
 
 _FIRST_PIXEL = np.array([1.0, 1, 0, 0])

@@ -16,6 +16,7 @@ import torch
 
 from bmvtrack import geometry
 from bmvtrack.arrays import ByteArray, FloatArray
+from bmvtrack.bundled import DEFAULT_WEIGHTS, weights_folder
 from bmvtrack.cuda_graphs import RowGraphs, portions
 from bmvtrack.data import patches
 from bmvtrack.devices import checked_device, to_device, warn_of_emulation
@@ -33,11 +34,6 @@ from bmvtrack.percept import Percept
 from bmvtrack.perception_graphs import GraphCache
 
 Precision = Literal["float32", "bfloat16"]
-DEFAULT_WEIGHTS = "davis16-duts"
-"""Bundled: encoder and agent, trained on real images and video; the best that twice CSRT's rate allows."""
-MASK_WEIGHTS = "davis16-duts-masks"
-"""Bundled: an encoder, with better masks."""
-_BUNDLED = Path(__file__).parent / "weights"
 _AT_ONCE = 64  # frames in one pass on a CPU: of more, layers fit no cache and take gigabytes
 _LAUNCHED_WHOLE = 8  # frames on a GPU with a graph for just as many; more are filled up
 _AT_ONCE_ON_GPU = 256  # of more, a GPU is no faster, and its host would wait for all of them
@@ -355,23 +351,6 @@ def _apart(
     boxes, sizes, fill = numbers.split((5, 2, 3), dim=1)
     seen = frames.expand(len(numbers), -1, -1, -1)
     return seen, boxes.contiguous(), sizes.long(), fill.float()
-
-
-def weights_folder(weights: str | Path) -> Path:
-    """The folder of bundled weights of that name, or the folder itself.
-
-    Raises:
-        UserError: if there is neither.
-    """
-    bundled = _BUNDLED / weights
-    if isinstance(weights, str) and (bundled / "config.json").is_file():
-        return bundled
-    if Path(weights).is_dir():
-        return Path(weights)
-    names = sorted(p.name for p in _BUNDLED.glob("*/") if (p / "config.json").is_file())
-    raise UserError(
-        f"no weights {str(weights)!r}: neither a folder nor bundled (bundled: {', '.join(names)})"
-    )
 
 
 def shared_perception(weights: str, device: str = "cpu") -> Perception:

@@ -22,6 +22,7 @@ import torch
 
 from bmvtrack import geometry, motion
 from bmvtrack.arrays import BoolArray, FloatArray
+from bmvtrack.bundled import DEFAULT_WEIGHTS, weights_folder
 from bmvtrack.errors import UserError
 from bmvtrack.inputs import COLOURS, Colour, corner_and_size, rgb_frame, rotated_box
 from bmvtrack.masks import INSIDE, bounds_of_mask, mask_in_frame
@@ -29,7 +30,7 @@ from bmvtrack.models import Template
 from bmvtrack.motion import AT_REST
 from bmvtrack.movers import Mover, move_by_both
 from bmvtrack.percept import Percept
-from bmvtrack.perception import DEFAULT_WEIGHTS, Perception, weights_folder
+from bmvtrack.perception import Perception
 
 _AGENT_MOVER = "agents.tracker:load_agent_mover"  # by name: imports point from agents to here
 

@@ -11,13 +11,14 @@ from numpy.typing import NDArray
 
 from bmvtrack import geometry, motion
 from bmvtrack.arrays import ByteArray, FloatArray
+from bmvtrack.bundled import DEFAULT_WEIGHTS
 from bmvtrack.data.sequence import VideoSequence
 from bmvtrack.errors import UserError
 from bmvtrack.iou import bounds_iou, rotated_iou
 from bmvtrack.masks import mask_in_frame
 from bmvtrack.motion import Coordinates
 from bmvtrack.percept import Percept
-from bmvtrack.perception import DEFAULT_WEIGHTS, Perception, perception_of
+from bmvtrack.perception import Perception, perception_of
 from bmvtrack.visualization import draw_overlay
 from envs.clips import ClipSource
 from envs.state import (

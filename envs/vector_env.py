@@ -16,6 +16,7 @@ from gymnasium.vector.utils import batch_space
 from numpy.typing import ArrayLike, NDArray
 
 from bmvtrack import geometry, motion
+from bmvtrack.bundled import DEFAULT_WEIGHTS
 from bmvtrack.cuda_graphs import RowGraphs
 from bmvtrack.data.frame_cache import make_frame_cache
 from bmvtrack.data.sequence import VideoSequence
@@ -28,7 +29,7 @@ from bmvtrack.models import Template
 from bmvtrack.motion import Coordinates
 from bmvtrack.movers import towards
 from bmvtrack.percept import Percept
-from bmvtrack.perception import DEFAULT_WEIGHTS, Perception, perception_of
+from bmvtrack.perception import Perception, perception_of
 from envs.clips import Clip, ClipSource, assign_clips
 from envs.state import (
     OVERLAP_OF_LOST,

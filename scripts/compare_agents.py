@@ -12,11 +12,12 @@ from agents.comparison import METHODS, Method, compare
 from agents.comparison_report import COLUMNS, plot_curves, rows
 from agents.options import TrainOptions
 from agents.training import TRAINING_SEED
+from bmvtrack.bundled import DEFAULT_WEIGHTS
 from bmvtrack.console import check_minutes, parse_options
 from bmvtrack.data import sources
 from bmvtrack.data.mirrored import Mirroring
 from bmvtrack.errors import UserError, run_script
-from bmvtrack.perception import DEFAULT_WEIGHTS, Precision
+from bmvtrack.perception import Precision
 
 _TEST_SEED = 600  # of synthetic sequences; agents learn from that of TRAINING_SEED on
 

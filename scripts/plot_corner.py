@@ -19,13 +19,14 @@ from rich.progress import track
 
 from bmvtrack import prior
 from bmvtrack.arrays import FloatArray
+from bmvtrack.bundled import DEFAULT_WEIGHTS
 from bmvtrack.console import parse_options
 from bmvtrack.corner import plot_corner
 from bmvtrack.data.sequence import VideoSequence
 from bmvtrack.data.sources import load_sequences
 from bmvtrack.errors import UserError, run_script
 from bmvtrack.motion import Coordinates
-from bmvtrack.perception import DEFAULT_WEIGHTS, Perception
+from bmvtrack.perception import Perception
 from bmvtrack.prior import Labels, MotionPrior
 
 

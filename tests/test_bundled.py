@@ -7,9 +7,10 @@ import pytest
 
 from agents.storage import load_actor
 from agents.tracker import agent_tracker
+from bmvtrack.bundled import DEFAULT_WEIGHTS, MASK_WEIGHTS, weights_folder
 from bmvtrack.data.synthetic import synthetic_sequence
 from bmvtrack.iou import rotated_iou
-from bmvtrack.perception import DEFAULT_WEIGHTS, MASK_WEIGHTS, Perception, weights_folder
+from bmvtrack.perception import Perception
 from bmvtrack.segmentation.protocols import encode, honest, load_segmenter
 from bmvtrack.segmentation.views import view_objects
 from bmvtrack.tracking.learned import learned_tracker

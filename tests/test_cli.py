@@ -16,7 +16,7 @@ from folders import write_tree
 import bmvtrack
 from agents import cli
 from bmvtrack import __main__ as quickstart
-from bmvtrack.perception import DEFAULT_WEIGHTS, weights_folder
+from bmvtrack.bundled import DEFAULT_WEIGHTS, weights_folder
 
 ROOT = Path(__file__).parents[1]
 

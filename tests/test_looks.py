@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import torch
 
+from bmvtrack.bundled import DEFAULT_WEIGHTS
 from bmvtrack.data.synthetic import synthetic_sequence
 from bmvtrack.masks import mask_boxes, patch_in_frame
 from bmvtrack.models import MultivariationalNetwork
-from bmvtrack.perception import DEFAULT_WEIGHTS
 from bmvtrack.segmentation.looks import look_twice
 from bmvtrack.segmentation.protocols import honest, load_segmenter
 from bmvtrack.segmentation.views import view_objects, view_whole

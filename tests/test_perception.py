@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from bmvtrack import gaussian, geometry, prior
+from bmvtrack.bundled import weights_folder
 from bmvtrack.data import patches
 from bmvtrack.data.synthetic import synthetic_sequence
 from bmvtrack.errors import UserError
@@ -15,7 +16,7 @@ from bmvtrack.iou import rotated_iou
 from bmvtrack.masks import mask_boxes, mask_geometry, mask_in_frame
 from bmvtrack.models import ResNetUNet
 from bmvtrack.percept import Percept
-from bmvtrack.perception import Perception, as_labelled, perception_of, weights_folder
+from bmvtrack.perception import Perception, as_labelled, perception_of
 
 SIZE = 96
 

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from bmvtrack.bundled import MASK_WEIGHTS
 from bmvtrack.data.mirrored import upside_down
 from bmvtrack.data.sequence import VideoSequence
 from bmvtrack.errors import UserError
-from bmvtrack.perception import MASK_WEIGHTS
 
 
 @dataclass(kw_only=True)

@@ -20,6 +20,7 @@ from pathlib import Path
 import torch
 from torch.nn import functional
 
+from bmvtrack.bundled import weights_folder
 from bmvtrack.devices import checked_device
 from bmvtrack.models import (
     Encoding,
@@ -28,7 +29,6 @@ from bmvtrack.models import (
     foreground_log_odds,
     load_network,
 )
-from bmvtrack.perception import weights_folder
 from bmvtrack.segmentation.views import Views
 
 HONEST = "honest"

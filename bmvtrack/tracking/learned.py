@@ -7,9 +7,10 @@ from typing import Literal
 
 from bmvtrack import geometry
 from bmvtrack.arrays import BoolArray, ByteArray, FloatArray
+from bmvtrack.bundled import DEFAULT_WEIGHTS
 from bmvtrack.data.sequence import VideoSequence
 from bmvtrack.movers import Mover, move_by_both, move_by_mask, move_by_posterior
-from bmvtrack.perception import DEFAULT_WEIGHTS, Perception
+from bmvtrack.perception import Perception
 from bmvtrack.tracker import Result, Tracker
 from bmvtrack.tracking.trackers import BoxTracker, TrackerFactory
 

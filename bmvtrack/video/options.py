@@ -8,9 +8,9 @@ from typing import Annotated
 
 import tyro
 
+from bmvtrack.bundled import DEFAULT_WEIGHTS
 from bmvtrack.console import check_output_folder
 from bmvtrack.errors import UserError
-from bmvtrack.perception import DEFAULT_WEIGHTS
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,30 @@
+"""The weights that come with the package, by name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from bmvtrack.errors import UserError
+
+DEFAULT_WEIGHTS = "davis16-duts"
+"""Bundled: encoder and agent, trained on real images and video; the best that twice CSRT's rate allows."""
+MASK_WEIGHTS = "davis16-duts-masks"
+"""Bundled: an encoder, with better masks."""
+_BUNDLED = Path(__file__).parent / "weights"
+
+
+def weights_folder(weights: str | Path) -> Path:
+    """The folder of bundled weights of that name, or the folder itself.
+
+    Raises:
+        UserError: if there is neither.
+    """
+    bundled = _BUNDLED / weights
+    if isinstance(weights, str) and (bundled / "config.json").is_file():
+        return bundled
+    if Path(weights).is_dir():
+        return Path(weights)
+    names = sorted(p.name for p in _BUNDLED.glob("*/") if (p / "config.json").is_file())
+    raise UserError(
+        f"no weights {str(weights)!r}: neither a folder nor bundled (bundled: {', '.join(names)})"
+    )
