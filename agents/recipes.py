@@ -1,7 +1,7 @@
 """How the bundled weights come about: the stages of their training, one after the other.
 
-Eight stages of the encoder. The fifth, of 128×128 pixels, and the eighth, of 192×192, follow boxes and have
-an agent each; the seventh, of 256×256, is for masks.
+Nine stages of the encoder. The fifth, of 128×128 pixels, and the eighth, of 192×192, follow boxes and have an
+agent each; the ninth, of 256×256, is for masks.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from bmvtrack.training.checkpoint import checkpoints
 Stage = PretrainOptions | TrainOptions
 _RESULTS = {  # what a stage leaves, and where it goes
     "small-agent": ("small-agent/last", "small"),
-    "seventh": ("seventh/best", "masks"),
+    "ninth": ("ninth/last", "masks"),
     "agent": ("agent/last", "weights"),
 }
 
@@ -60,7 +60,7 @@ class RecipeOptions:
 
 
 def recipe(options: RecipeOptions) -> dict[str, Stage]:
-    """Encoders for real video in eight rounds, each from the one before, and the agents of two of them.
+    """Encoders for real video in nine rounds, each from one before it, and the agents of two of them.
 
     In bfloat16 where the device has instructions for it, otherwise in float32.
     """
@@ -138,6 +138,17 @@ def recipe(options: RecipeOptions) -> dict[str, Stage]:
         whole_images=0.5,
         seed=7,
     )
+    ninth = replace(
+        seventh,
+        shares=(3, 1),
+        batch_size=16,
+        steps=1200,
+        validate_every=400,
+        start_from=options.out / "seventh" / "best",
+        learning_rate=3e-4,
+        whole_images=0.8,  # for saliency maps
+        seed=8,
+    )
     small_agent = TrainOptions(
         data=(video, "synthetic"),
         mirror="upside-down",  # the encoder errs on what it has not seen as it will elsewhere
@@ -157,6 +168,7 @@ def recipe(options: RecipeOptions) -> dict[str, Stage]:
         "sixth": sixth,
         "seventh": seventh,
         "eighth": eighth,
+        "ninth": ninth,
         "agent": replace(small_agent, weights=str(options.out / "eighth" / "best")),
     }
 

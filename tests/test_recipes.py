@@ -43,7 +43,7 @@ def small_recipe(options: RecipeOptions) -> dict[str, recipes.Stage]:
         width=4, input_size=64, samples=10, steps=20, batch_size=2, synthetic_count=3
     )
     agent = TrainOptions(
-        weights=str(options.out / "seventh" / "best"),
+        weights=str(options.out / "ninth" / "last"),
         steps=40,
         synthetic_count=2,
         environments=2,
@@ -57,7 +57,7 @@ def small_recipe(options: RecipeOptions) -> dict[str, recipes.Stage]:
         validate_every=20,
     )
     small = replace(agent, seed=1)
-    return {"seventh": encoder, "small-agent": small, "agent": agent}
+    return {"ninth": encoder, "small-agent": small, "agent": agent}
 
 
 def test_retraining_stops_and_goes_on(
