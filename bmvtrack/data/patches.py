@@ -13,6 +13,7 @@ device.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 
@@ -96,8 +97,23 @@ def crop(
     """
     if frames.device.type != "cpu":
         return _resample(frames, windows, size, sizes, fill)
-    parts = zip(*(t.split(_READ_TOGETHER) for t in (frames, windows, sizes, fill)), strict=True)
-    return torch.cat([_read(f, w, size, s, c) for f, w, s, c in parts])
+    if len(frames) <= _READ_TOGETHER:
+        return _read(frames, windows, size, sizes, fill)
+    return _in_parts(_read, _READ_TOGETHER, frames, windows, size, sizes, fill)
+
+
+def _in_parts(
+    resample: Callable[..., torch.Tensor],
+    together: int,
+    frames: torch.Tensor,
+    windows: torch.Tensor,
+    size: int,
+    sizes: torch.Tensor,
+    fill: torch.Tensor,
+) -> torch.Tensor:
+    """:func:`crop` by a function of so many frames at once."""
+    parts = zip(*(t.split(together) for t in (frames, windows, sizes, fill)), strict=True)
+    return torch.cat([resample(f, w, size, s, c) for f, w, s, c in parts])
 
 
 def _resample(
@@ -107,8 +123,7 @@ def _resample(
     batch, height, width, channels = frames.shape
     together = max(1, _TOGETHER // (height * width * channels))
     if batch > together:  # as float32, many large frames fill a GPU
-        parts = zip(*(t.split(together) for t in (frames, windows, sizes, fill)), strict=True)
-        return torch.cat([_resample(f, w, size, s, c) for f, w, s, c in parts])
+        return _in_parts(_resample, together, frames, windows, size, sizes, fill)
     across, down = _filters(windows, size, (width, height), sizes)  # (B, S, W), (B, S, H)
     middle = down @ frames.float().reshape(batch, height, width * channels)  # (B, S, W·C)
     middle = middle.reshape(batch, size, width, channels).permute(0, 3, 1, 2)  # (B, C, S, W)
