@@ -16,6 +16,7 @@ from rich.console import Console
 
 from agents.options import TrainOptions
 from agents.training import train_agent
+from bmvtrack.bundled import DEFAULT_WEIGHTS, MASK_WEIGHTS
 from bmvtrack.console import check_minutes, deadline
 from bmvtrack.devices import knows_bfloat16, resolved_device
 from bmvtrack.errors import UserError
@@ -23,10 +24,10 @@ from bmvtrack.training import PretrainOptions, pretrain
 from bmvtrack.training.checkpoint import checkpoints
 
 Stage = PretrainOptions | TrainOptions
-_RESULTS = {  # what a stage leaves, and where it goes
-    "small-agent": ("small-agent/last", "small"),
-    "ninth": ("ninth/last", "masks"),
-    "agent": ("agent/last", "weights"),
+_RESULTS = {  # stages whose last step is bundled, and its name
+    "small-agent": "davis16-duts-small",
+    "ninth": MASK_WEIGHTS,
+    "agent": DEFAULT_WEIGHTS,
 }
 
 
@@ -39,8 +40,7 @@ class RecipeOptions:
     duts: Path
     """folder of DUTS-TR, with DUTS-TR-Image and DUTS-TR-Mask in it"""
     out: Path = Path("runs/retrained")
-    """folder for the stages; at the end its `weights` is `davis16-duts` anew, its `small`
-    `davis16-duts-small`, and its `masks` `davis16-duts-masks`"""
+    """folder for the stages, and for the bundled weights anew, by their names, as soon as they are done"""
     effort: float = 1.0
     """share of the steps of every stage: a small one tries the whole path first"""
     device: str = "auto"
@@ -60,7 +60,7 @@ class RecipeOptions:
 
 
 def recipe(options: RecipeOptions) -> dict[str, Stage]:
-    """Encoders for real video in nine rounds, each from one before it, and the agents of two of them.
+    """Encoders for real video in ten rounds, each from one before it, and the agents of two of them.
 
     In bfloat16 where the device has instructions for it, otherwise in float32.
     """
@@ -149,6 +149,15 @@ def recipe(options: RecipeOptions) -> dict[str, Stage]:
         whole_images=0.8,  # for saliency maps
         seed=8,
     )
+    tenth = replace(
+        eighth,
+        shares=(1, 1),
+        steps=1800,
+        validate_every=600,
+        start_from=options.out / "eighth" / "best",
+        own_boxes=0.7,
+        seed=9,
+    )
     small_agent = TrainOptions(
         data=(video, "synthetic"),
         mirror="upside-down",  # the encoder errs on what it has not seen as it will elsewhere
@@ -169,7 +178,8 @@ def recipe(options: RecipeOptions) -> dict[str, Stage]:
         "seventh": seventh,
         "eighth": eighth,
         "ninth": ninth,
-        "agent": replace(small_agent, weights=str(options.out / "eighth" / "best")),
+        "tenth": tenth,
+        "agent": replace(small_agent, weights=str(options.out / "tenth" / "best")),
     }
 
 
@@ -177,7 +187,7 @@ def retrain(options: RecipeOptions, console: Console | None = None) -> Path | No
     """Run the stages that are not done yet; called again, it goes on where it stopped.
 
     Returns:
-        The folder with encoder and agent; None if the time was up before.
+        The folder with encoder and agent of the default; None if the time was up before.
 
     Raises:
         UserError: on options or data that are not as they should be.
@@ -192,13 +202,14 @@ def retrain(options: RecipeOptions, console: Console | None = None) -> Path | No
             return None
         console.rule(name)
         _run(_fitted(stage, options, name, minutes), console)
-    if time.monotonic() > end:  # perhaps in the middle of the last stage
-        console.print("time is up; the same command goes on")
-        return None
-    for name, (made, result) in _RESULTS.items():
-        shutil.copytree(options.out / made, options.out / result, dirs_exist_ok=True)
-        console.print(f"{name}: {options.out / result}", soft_wrap=True, markup=False)
-    return options.out / "weights"
+        if time.monotonic() > end:  # perhaps in the middle of this stage
+            console.print("time is up; the same command goes on")
+            return None
+        if name in _RESULTS:
+            result = options.out / _RESULTS[name]
+            shutil.copytree(options.out / name / "last", result, dirs_exist_ok=True)
+            console.print(f"{name}: {result}", soft_wrap=True, markup=False)
+    return options.out / DEFAULT_WEIGHTS
 
 
 def _fitted(stage: Stage, options: RecipeOptions, name: str, minutes: float) -> Stage:

@@ -27,6 +27,7 @@ NETWORKS: list[dict[str, Any]] = [
     {"mode": "tracking", "architecture": "beta-mvae"},
     {"mode": "tracking", "architecture": "beta-mvunet"},
     {"mode": "tracking", "template": True, "whole_images": 0.5, "shares": (2, 1)},
+    {"mode": "tracking", "own_boxes": 0.5},
 ]
 ALL_NETWORKS = pytest.mark.parametrize(
     "special", NETWORKS, ids=lambda special: "-".join(map(str, special.values()))

@@ -10,6 +10,7 @@ from agents import recipes
 from agents.options import TrainOptions
 from agents.recipes import RecipeOptions, recipe, retrain
 from agents.storage import load_actor
+from bmvtrack.bundled import DEFAULT_WEIGHTS, MASK_WEIGHTS, weights_folder
 from bmvtrack.errors import UserError
 from bmvtrack.perception import Perception
 from bmvtrack.training import PretrainOptions
@@ -34,8 +35,7 @@ def test_stages_are_built_on_those_before_them(options: RecipeOptions) -> None:
     stages = [stage for stage in recipe(options).values() if isinstance(stage, PretrainOptions)]
     assert len({stage.split_seed for stage in stages}) == 1, "held out from the first on"
     assert isinstance(stage, TrainOptions)  # the last one, which leaves encoder and agent
-    for made, _ in recipes._RESULTS.values():
-        assert options.out / Path(made).parent in done
+    assert {options.out / name for name in recipes._RESULTS} <= done
 
 
 def small_recipe(options: RecipeOptions) -> dict[str, recipes.Stage]:
@@ -68,14 +68,15 @@ def test_retraining_stops_and_goes_on(
     console = Console(record=True, width=200)
     assert retrain(replace(short, max_minutes=1e-4), console) is None
     assert "the same command goes on" in console.export_text()
-    assert not (options.out / "weights").exists()
+    assert not (options.out / DEFAULT_WEIGHTS).exists()
     folder = retrain(short, console)
-    assert folder == options.out / "weights"
+    assert folder == options.out / DEFAULT_WEIGHTS
     assert "resuming" in console.export_text()
-    for name in ("weights", "small"):
+    for name in (DEFAULT_WEIGHTS, "davis16-duts-small"):
         load_actor(options.out / name)
-    for name in ("weights", "small", "masks"):
+    for name in (DEFAULT_WEIGHTS, "davis16-duts-small", MASK_WEIGHTS):
         assert Perception.load(options.out / name).feature_count > 0
+        assert weights_folder(name).is_dir(), "bundled"
 
 
 @pytest.mark.parametrize(

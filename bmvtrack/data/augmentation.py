@@ -43,6 +43,10 @@ class Augmentation:
     whole_images: float = 0.0
     """share of stills that are shown whole, as saliency is evaluated: everything in the mask is the
     object, nobody says more about it than that, and there is no motion to learn"""
+    own_boxes: float = 0.0
+    """share of a video's samples that are seen through the box that the network came to in the frame
+    before, when that was drawn last, if the box had the object: its errors are not those of chance (DAgger,
+    Ross et al. 2011)"""
 
 
 def colour_jitter(
@@ -134,8 +138,6 @@ def _placed(
 
 def flipped(batch: Batch, flip: torch.Tensor) -> Batch:
     """The samples where ``flip``, ``(B,)`` boolean, flipped left to right with their motion."""
-    signs = torch.ones(5, device=batch.motion.device)
-    signs[2:4] = -1.0  # a tensor from a list would wait for the device
 
     def turned(images: torch.Tensor) -> torch.Tensor:
         return torch.where(flip[:, None, None, None], images.flip(-1), images)
@@ -144,6 +146,13 @@ def flipped(batch: Batch, flip: torch.Tensor) -> Batch:
         turned(batch.patches),
         torch.where(flip[:, None, None], batch.labels.flip(-1), batch.labels),
         batch.boxes,
-        torch.where(flip[:, None], batch.motion * signs, batch.motion),
+        motion_of_mirrored(batch.motion, flip),
         None if batch.template is None else turned(batch.template),
     )
+
+
+def motion_of_mirrored(motion: torch.Tensor, flip: torch.Tensor) -> torch.Tensor:
+    """Motion ``(B, 5)`` in ``object`` coordinates where samples are flipped left to right, and back again."""
+    signs = torch.ones_like(motion[0])
+    signs[2:4] = -1.0  # a tensor from a list would wait for the device
+    return torch.where(flip[:, None], motion * signs, motion)

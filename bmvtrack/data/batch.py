@@ -62,5 +62,15 @@ class BatchSource(Protocol):
     """Whatever training batches are drawn from."""
 
     def draw(self, count: int, generator: torch.Generator) -> Batch:
-        """A batch of ``count`` samples; all randomness comes from ``generator``."""
+        """A batch of ``count`` samples; all randomness comes from ``generator``, all else from
+        :meth:`reached`.
+        """
+        ...
+
+    def follow(self, by: torch.Tensor) -> None:
+        """Be told ``(B, 5)`` by which motion the network goes on from the boxes of the last batch drawn."""
+        ...
+
+    def reached(self) -> list[torch.Tensor]:
+        """What is kept of that, to be saved, and written in place to go on from it."""
         ...

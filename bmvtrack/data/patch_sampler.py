@@ -176,6 +176,13 @@ class PatchSampler:
         self.records.expect([self._random(count, foreseen).choice for _ in range(READ_AHEAD)])
         return self._batch(records, drawn)
 
+    def follow(self, by: torch.Tensor) -> None:
+        """Nothing to do: patches are centred on the true box."""
+
+    def reached(self) -> list[torch.Tensor]:
+        """Nothing."""
+        return []
+
     def _random(self, count: int, generator: torch.Generator) -> _Draw:
         """All that is random in a batch."""
         own = torch.Generator().manual_seed(host_seed(generator))

@@ -18,9 +18,18 @@ from torch.nn import functional
 
 from bmvtrack import geometry, motion
 from bmvtrack.data import patches
-from bmvtrack.data.augmentation import Augmentation, colour_jitter, flipped, with_others
+from bmvtrack.data.augmentation import (
+    Augmentation,
+    colour_jitter,
+    flipped,
+    motion_of_mirrored,
+    with_others,
+)
 from bmvtrack.data.bank import WHOLE, FrameBank
 from bmvtrack.data.batch import Batch, BatchSource, Mode
+from bmvtrack.iou import rotated_iou_torch
+
+_LEAST_OVERLAP = 1 / 3  # IoU with the true box, of a box that still has its object
 
 
 @dataclass(frozen=True)
@@ -67,6 +76,8 @@ class Sampler:
             templates,
         )
         self._weights = bank.weights[targets]
+        self._reached = torch.zeros_like(bank.boxes)  # of each target, by the network; 0: not yet
+        self._drawn: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None = None
         # Made once: to make them on a GPU is to wait for it.
         deviations = [
             augmentation.log_scale,
@@ -110,7 +121,28 @@ class Sampler:
         if not self.augment:
             return batch
         flip = torch.rand(count, generator=generator, device=box.device) < 0.5
+        self._drawn = target, box, flip
         return flipped(batch, flip)
+
+    def follow(self, by: torch.Tensor) -> None:
+        """Keep the boxes that the network goes on to from those of the last batch drawn.
+
+        The frames that follow may be seen through them. A box that has lost its object is forgotten.
+
+        Args:
+            by: ``(B, 5)`` motion in ``object`` coordinates, of the samples as they were drawn.
+        """
+        assert self._drawn is not None
+        target, box, flip = self._drawn
+        own = motion_of_mirrored(by.detach().to(box), flip)
+        after = _level(motion.apply(box, own, 1.0, 1.0, "object"))
+        has_it = rotated_iou_torch(after, self.bank.boxes[target]) >= _LEAST_OVERLAP
+        kept = has_it & (after[:, 2:4] > 0).all(dim=-1)
+        self._reached[target] = torch.where(kept[:, None], after, 0.0)
+
+    def reached(self) -> list[torch.Tensor]:
+        """The boxes that the network came to when each target was drawn last, ``(M, 5)``; 0: none."""
+        return [self._reached]
 
     def _whole(self, target: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
         """Which targets are shown with all of their image, ``(B,)`` boolean: some of the stills."""
@@ -176,7 +208,13 @@ class Sampler:
             len(self._strengths), (count,), generator=generator, device=base.device
         )
         strength = self._strengths[choice] * torch.where(previous >= 0, augmentation.video, 1.0)
-        return self._shaken(base, strength, generator)
+        box = self._shaken(base, strength, generator)
+        if not (self.augment and augmentation.own_boxes):
+            return box
+        own = self._reached[previous]  # of no frame before: any, which is not taken
+        chance = torch.rand(count, generator=generator, device=box.device)
+        taken = (chance < augmentation.own_boxes) & (previous >= 0) & (own[:, 2] > 0)
+        return torch.where(taken[:, None], own, box)
 
     def _shown(
         self, target: torch.Tensor, generator: torch.Generator
@@ -201,9 +239,7 @@ class Sampler:
         normal = torch.randn(count, 5, generator=generator, device=device, dtype=base.dtype)
         noise = normal * self._deviations * strength[:, None]
         random_motion = torch.cat([noise[:, :2].exp(), noise[:, 2:3].sin(), noise[:, 3:]], dim=1)
-        box = motion.apply(base, random_motion, 1.0, 1.0, "object")
-        level: torch.Tensor = geometry.relabel(box, geometry.turns_to_level(box))
-        return level
+        return _level(motion.apply(base, random_motion, 1.0, 1.0, "object"))
 
 
 class HostSampler:
@@ -222,6 +258,14 @@ class HostSampler:
         on_host = torch.Generator().manual_seed(host_seed(generator))
         return self.sampler.draw(count, on_host).to(self.device)
 
+    def follow(self, by: torch.Tensor) -> None:
+        """See :class:`~bmvtrack.data.batch.BatchSource`; this waits for the device."""
+        self.sampler.follow(by.cpu())
+
+    def reached(self) -> list[torch.Tensor]:
+        """See :class:`~bmvtrack.data.batch.BatchSource`."""
+        return self.sampler.reached()
+
 
 class MixedSampler:
     """Draws each batch from several samplers, in fixed shares.
@@ -234,6 +278,7 @@ class MixedSampler:
     def __init__(self, samplers: Sequence[BatchSource], shares: list[float]) -> None:
         self.samplers = samplers
         self.shares = np.asarray(shares, dtype=np.float64) / sum(shares)
+        self._counts: list[int] = []  # of the last batch, from each
 
     def draw(self, count: int, generator: torch.Generator) -> Batch:
         """A batch of ``count`` samples: the whole part of each share, the rest drawn at random."""
@@ -244,12 +289,30 @@ class MixedSampler:
             fraction = exact - counts
             random = np.random.default_rng(host_seed(generator))
             counts += random.multinomial(rest, fraction / fraction.sum())
+        self._counts = counts.tolist()
         drawn = [
             sampler.draw(number, generator)
-            for sampler, number in zip(self.samplers, counts.tolist(), strict=True)
+            for sampler, number in zip(self.samplers, self._counts, strict=True)
             if number
         ]
         return Batch.cat(drawn)
+
+    def follow(self, by: torch.Tensor) -> None:
+        """See :class:`~bmvtrack.data.batch.BatchSource`."""
+        parts = by.split(self._counts)
+        for sampler, part in zip(self.samplers, parts, strict=True):
+            if len(part):
+                sampler.follow(part)
+
+    def reached(self) -> list[torch.Tensor]:
+        """See :class:`~bmvtrack.data.batch.BatchSource`."""
+        return [boxes for sampler in self.samplers for boxes in sampler.reached()]
+
+
+def _level(boxes: torch.Tensor) -> torch.Tensor:
+    """The same boxes, labelled as one can see them."""
+    level: torch.Tensor = geometry.relabel(boxes, geometry.turns_to_level(boxes))
+    return level
 
 
 def host_seed(generator: torch.Generator) -> int:

@@ -84,6 +84,9 @@ class PretrainOptions:
     whole_images: float = 0.0
     """share of stills that are shown whole, as evaluate_saliency.py shows them, to learn what stands
     out where nobody says which object is meant (tracking)"""
+    own_boxes: float = 0.0
+    """share of a video's samples that are seen through the box that the network itself came to in the
+    frame before: it learns to make up for the errors it makes (tracking)"""
     jitter: tuple[float, ...] = Augmentation().strengths
     """factors of the random motion of boxes, one of which each sample draws (tracking)"""
     synthetic_count: int = 128
@@ -176,11 +179,15 @@ class PretrainOptions:
                 "--distractors and --backgrounds are shares: not negative, together at most 1, not "
                 f"{self.distractors} and {self.backgrounds}"
             )
-        if not 0 <= self.whole_images <= 1:
-            raise UserError(f"--whole-images is a share, in [0, 1], not {self.whole_images}")
-        if self.mode == "paper" and (self.distractors or self.backgrounds or self.whole_images):
+        for name, share in (
+            ("--whole-images", self.whole_images),
+            ("--own-boxes", self.own_boxes),
+        ):
+            if not 0 <= share <= 1:
+                raise UserError(f"{name} is a share, in [0, 1], not {share}")
+        if self.mode == "paper" and (both or self.whole_images or self.own_boxes):
             raise UserError(
-                "--distractors, --backgrounds and --whole-images are for --mode tracking"
+                "--distractors, --backgrounds, --whole-images and --own-boxes are for --mode tracking"
             )
         if self.longest_side < 32:
             raise UserError(f"--longest-side must be at least 32, not {self.longest_side}")

@@ -160,6 +160,7 @@ def _samplers_of(
         distractors=options.distractors,
         backgrounds=options.backgrounds,
         whole_images=options.whole_images,
+        own_boxes=options.own_boxes,
     )
     train, validation = (
         Sampler(

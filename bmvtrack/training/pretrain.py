@@ -40,6 +40,8 @@ _GRADIENT_NORM = 5.0
 _STREAMS = 3  # seeds that a rank takes: of batches, of validation, of noise
 Terms = dict[str, torch.Tensor]
 """The loss, ``total``, and what it is made of: scalars, on the device."""
+Step = tuple[Terms, torch.Tensor]
+"""And by which motion the network goes on, ``(B, 5)``."""
 
 
 def pretrain(options: PretrainOptions, console: Console | None = None) -> dict[str, float]:
@@ -91,7 +93,7 @@ class PretrainRun:
         self.step = 0
         self.best = float("inf")
         self.graphed = self._can_be_graphed()
-        self._launcher: Launcher[tuple[Terms, list[torch.Tensor | None]]] = Launcher(device)
+        self._launcher: Launcher[tuple[Step, list[torch.Tensor | None]]] = Launcher(device)
         self._shown: Batch | None = None  # to a graph
 
     def train(self, console: Console) -> dict[str, float]:
@@ -125,25 +127,29 @@ class PretrainRun:
         self.model.train()
         batch = self.train_sampler.draw(self.batch_size, self.generator)
         self.optimizer.zero_grad(set_to_none=True)
-        terms = self._launch(batch) if self.graphed else self._descend(batch)
+        terms, moved = self._launch(batch) if self.graphed else self._descend(batch)
+        if self.options.own_boxes:
+            self.train_sampler.follow(moved)
         self.optimizer.step()
         self.scheduler.step()
         self.step += 1
         return terms
 
-    def _descend(self, batch: Batch) -> Terms:
-        """Gradients of the loss, clipped, where there were none; returns its terms."""
+    def _descend(self, batch: Batch) -> Step:
+        """Gradients of the loss, clipped, where there were none."""
         output = self.model(
             self._laid_out(batch.patches),
             generator=self.noise,
             template=self._laid_out(batch.template),
         )
-        terms = self.loss_terms(output, batch, self.network.bottleneck)
+        bottleneck = self.network.bottleneck
+        terms = self.loss_terms(output, batch, bottleneck)
         self.fabric.backward(terms["total"])
         torch.nn.utils.clip_grad_norm_(self.network.parameters(), _GRADIENT_NORM)
         # Who keeps the terms keeps no node of autograd: one from before, on another stream, would
         # spoil the capture of a graph.
-        return {name: term.detach() for name, term in terms.items()}
+        moved = bottleneck.to_motion(output.posterior).mean.detach()
+        return {name: term.detach() for name, term in terms.items()}, moved
 
     def _can_be_graphed(self) -> bool:
         """Whether there is one GPU, and nothing that may read from it or be compiled in between."""
@@ -151,21 +157,21 @@ class PretrainRun:
         alone = fabric.device.type == "cuda" and fabric.world_size == 1
         return alone and options.bottleneck == "multivariational" and not options.compile
 
-    def _launch(self, batch: Batch) -> Terms:
+    def _launch(self, batch: Batch) -> Step:
         """:meth:`_descend`: a few times plainly, then a graph of it, which writes the same gradients anew."""
         shown, parameters = self._show(batch), list(self.network.parameters())
 
-        def work() -> tuple[Terms, list[torch.Tensor | None]]:
+        def work() -> tuple[Step, list[torch.Tensor | None]]:
             return self._descend(shown), [parameter.grad for parameter in parameters]
 
         read = [value for value in vars(shown).values() if value is not None]
-        terms, gradients = self._launcher.run(
+        (terms, moved), gradients = self._launcher.run(
             work, [*parameters, *self.network.buffers(), *read], generators=[self.noise]
         )
         for parameter, gradient in zip(parameters, gradients, strict=True):
             parameter.grad = gradient
         values = torch.stack(list(terms.values())).unbind()  # the next launch writes them anew
-        return dict(zip(terms, values, strict=True))
+        return dict(zip(terms, values, strict=True)), moved
 
     def _show(self, batch: Batch) -> Batch:
         """The batch, in tensors that stay: those of the first one."""
@@ -213,6 +219,7 @@ class PretrainRun:
             "scheduler": self.scheduler.state_dict(),
             "generators": self._states(self.generator),
             "noises": self._states(self.noise),
+            "reached": [all_gather(boxes).cpu() for boxes in self.train_sampler.reached()],
             "step": self.step,
             "best": self.best,
         }
@@ -242,6 +249,8 @@ class PretrainRun:
                 generator.set_state(mine)
             else:  # the run was on another kind of device: other numbers, as good as any
                 generator.manual_seed(state_seed(mine))
+        for boxes, saved in zip(self.train_sampler.reached(), state["reached"], strict=True):
+            boxes.copy_(saved[self.fabric.global_rank])
         self.step, self.best = state["step"], state["best"]
 
     def loss_terms(self, output: Output, batch: Batch, bottleneck: Bottleneck) -> Terms:

@@ -1,0 +1,134 @@
+"""Videos seen through the boxes that the network itself came to."""
+
+import dataclasses
+
+import pytest
+import torch
+from banks import SIZE, build, draw, several, video
+from rectangles import write_rectangles
+from runs import assert_equal, final_state, small_run, train
+
+from bmvtrack import geometry, motion
+from bmvtrack.data.augmentation import Augmentation
+from bmvtrack.data.samples import HostSampler, MixedSampler, Sampler
+from bmvtrack.errors import UserError
+from bmvtrack.iou import rotated_iou_torch
+from bmvtrack.training import PretrainOptions
+from bmvtrack.training.pretrain import PretrainRun
+
+OWN = Augmentation(own_boxes=1)
+COUNT = 24
+
+
+def sampler(targets, augmentation=OWN, make=video):
+    return Sampler(build(make()), torch.tensor(targets), SIZE, 4, "tracking", augmentation)
+
+
+def level(boxes):
+    return geometry.relabel(boxes, geometry.turns_to_level(boxes))
+
+
+def test_the_frame_after_is_seen_through_the_box_that_was_reached():
+    source = sampler([1])
+    by = draw(source, 1).motion + torch.tensor([0.05, -0.03, 0.0, 0.0, 0.0])
+    source.follow(by)
+    (reached,) = source.reached()
+    assert (reached[1, 2:4] > 0).all()
+    assert (reached[[0, 2]] == 0).all()
+    source.targets, source._weights = torch.tensor([2]), torch.ones(1)
+    batch = draw(source, COUNT)
+    torch.testing.assert_close(batch.boxes, reached[[1] * COUNT])
+    moved = motion.apply(batch.boxes, mirrored(batch), 1.0, 1.0, "object")
+    assert rotated_iou_torch(moved, source.bank.boxes[2]).min() > 1 - 1e-5
+
+
+def mirrored(batch):
+    """The true motion from the boxes, which a flip may have changed the sign of."""
+    truth = sampler([2]).bank.boxes[2]
+    truth = geometry.nearest_label(truth.expand_as(batch.boxes), batch.boxes)
+    return motion.solve(batch.boxes, truth, 1.0, 1.0, "object")
+
+
+def test_true_motion_leads_to_true_boxes_flipped_or_not():
+    """Of each target the last sample counts; flipped are half of them."""
+    for seed in range(8):
+        source = sampler([0, 1, 2])
+        source.follow(draw(source, COUNT, seed).motion)
+        (reached,) = source.reached()
+        torch.testing.assert_close(reached, level(source.bank.boxes), atol=1e-3, rtol=0)
+
+
+def test_a_box_that_lost_its_object_is_forgotten():
+    source = sampler([1])
+    batch = draw(source, 4)
+    source.follow(batch.motion)
+    assert source.reached()[0][1, 2] > 0
+    for lost in ([1, 1, 0, 3, 0], [-1, 1, 0, 0, 0], [1, 1, 2, 0, 0], [torch.nan] * 5):
+        draw(source, 4)
+        source.follow(torch.tensor(lost).expand(4, 5))
+        assert (source.reached()[0] == 0).all()
+
+
+def test_a_share_of_videos_and_no_still():
+    source = sampler([2], dataclasses.replace(OWN, own_boxes=0.25))
+    source.reached()[0][1] = level(source.bank.boxes[1])
+    batch = draw(source, 800)
+    own = (batch.boxes == source.reached()[0][1]).all(dim=1).double().mean()
+    assert own == pytest.approx(0.25, abs=0.05)
+    stills = sampler([0, 1, 2], make=several)
+    stills.reached()[0][:] = stills.bank.boxes + 1
+    assert torch.equal(draw(stills, 32).boxes, draw(sampler([0, 1, 2], make=several), 32).boxes)
+
+
+def test_nothing_is_drawn_otherwise_where_no_box_is_known():
+    """But for the numbers that decide: a share of 0 draws as before there was one."""
+    none = draw(sampler([0, 1, 2], Augmentation()), 16)
+    known = sampler([0, 1, 2], Augmentation())
+    known.reached()[0][:] = known.bank.boxes
+    assert torch.equal(draw(known, 16).boxes, none.boxes)
+
+
+def test_each_of_a_mixture_is_told_of_its_own():
+    first, second = sampler([0, 1, 2]), sampler([0, 1, 2])
+    mixed = MixedSampler([first, HostSampler(second, torch.device("cpu"))], [1, 2])
+    mixed.follow(draw(mixed, COUNT).motion)
+    for boxes, source in zip(mixed.reached(), (first, second), strict=True):
+        torch.testing.assert_close(boxes, level(source.bank.boxes), atol=1e-3, rtol=0)
+
+
+def test_a_run_stopped_and_resumed_equals_one_that_was_not(tmp_path, monkeypatch):
+    """With what the network has come to, which later batches are drawn from."""
+    options = small_run(tmp_path / "run", write_rectangles(tmp_path / "data"))
+    options = dataclasses.replace(options, own_boxes=1.0, steps=9)
+    train(options, out=tmp_path / "straight")
+    step = PretrainRun.training_step
+
+    def killed(run):
+        if run.step == 7:
+            raise KeyboardInterrupt
+        return step(run)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(PretrainRun, "training_step", killed)
+        with pytest.raises(KeyboardInterrupt):
+            train(options)
+    _, printed = train(options, resume=True)
+    assert "at step 6 of 9" in printed
+    states = [final_state(out) for out in (options.out, tmp_path / "straight")]
+    assert_equal(*states)
+    assert any(boxes[0, :, 2].gt(0).any() for boxes in states[0]["reached"])
+    train(options, out=tmp_path / "without", own_boxes=0.0)
+    others = final_state(tmp_path / "without")["network"]
+    assert any(not torch.equal(value, others[name]) for name, value in states[0]["network"].items())
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"own_boxes": -0.5}, r"--own-boxes is a share, in \[0, 1\], not -0.5"),
+        ({"own_boxes": 0.5, "mode": "paper"}, "are for --mode tracking"),
+    ],
+)
+def test_options_that_cannot_be_are_refused(wrong, message):
+    with pytest.raises(UserError, match=message):
+        PretrainOptions(**wrong).resolved()
