@@ -2,12 +2,16 @@
 
 import dataclasses
 import io
+from collections.abc import Iterator
+from contextlib import contextmanager
 
+import pytest
 import torch
 from rich.console import Console
 
 from bmvtrack.training import PretrainOptions, pretrain
 from bmvtrack.training.checkpoint import load_checkpoint
+from bmvtrack.training.pretrain import PretrainRun
 
 
 def small_run(out, data):
@@ -55,3 +59,19 @@ def final_state(out):
     state = load_checkpoint(out / "checkpoints")
     del state["best"]
     return state
+
+
+@contextmanager
+def killed_at(last: int) -> Iterator[None]:
+    """What is run in here is killed when it has made so many steps."""
+    step = PretrainRun.training_step
+
+    def killed(run: PretrainRun) -> dict[str, torch.Tensor]:
+        if run.step == last:
+            raise KeyboardInterrupt
+        return step(run)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(PretrainRun, "training_step", killed)
+        with pytest.raises(KeyboardInterrupt):
+            yield

@@ -6,7 +6,7 @@ import pytest
 import torch
 from banks import SIZE, build, draw, several, video
 from rectangles import write_rectangles
-from runs import assert_equal, final_state, small_run, train
+from runs import assert_equal, final_state, killed_at, small_run, train
 
 from bmvtrack import geometry, motion
 from bmvtrack.data.augmentation import Augmentation
@@ -14,7 +14,6 @@ from bmvtrack.data.samples import HostSampler, MixedSampler, Sampler
 from bmvtrack.errors import UserError
 from bmvtrack.iou import rotated_iou_torch
 from bmvtrack.training import PretrainOptions
-from bmvtrack.training.pretrain import PretrainRun
 
 OWN = Augmentation(own_boxes=1)
 COUNT = 24
@@ -96,22 +95,13 @@ def test_each_of_a_mixture_is_told_of_its_own():
         torch.testing.assert_close(boxes, level(source.bank.boxes), atol=1e-3, rtol=0)
 
 
-def test_a_run_stopped_and_resumed_equals_one_that_was_not(tmp_path, monkeypatch):
+def test_a_run_stopped_and_resumed_equals_one_that_was_not(tmp_path):
     """With what the network has come to, which later batches are drawn from."""
     options = small_run(tmp_path / "run", write_rectangles(tmp_path / "data"))
     options = dataclasses.replace(options, own_boxes=1.0, steps=9)
     train(options, out=tmp_path / "straight")
-    step = PretrainRun.training_step
-
-    def killed(run):
-        if run.step == 7:
-            raise KeyboardInterrupt
-        return step(run)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(PretrainRun, "training_step", killed)
-        with pytest.raises(KeyboardInterrupt):
-            train(options)
+    with killed_at(7):
+        train(options)
     _, printed = train(options, resume=True)
     assert "at step 6 of 9" in printed
     states = [final_state(out) for out in (options.out, tmp_path / "straight")]

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from patch_stores import SIZE, make, small_youtube_vos
+from runs import killed_at
 
 from bmvtrack.data import preparation, sources
 from bmvtrack.data.augmentation import Augmentation
@@ -203,21 +204,12 @@ def options(store, tmp_path):
     )
 
 
-def test_pretraining_learns_the_categories_and_resumes(options, store, monkeypatch, tmp_path):
+def test_pretraining_learns_the_categories_and_resumes(options, store, tmp_path):
     straight = dataclasses.replace(options, out=tmp_path / "straight", resident_gigabytes=1)
     pretrain(straight)
     assert load_network(straight.out / "last").classes == store.classes
-    step = PretrainRun.training_step
-
-    def killed(run):
-        if run.step == 3:
-            raise KeyboardInterrupt
-        return step(run)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(PretrainRun, "training_step", killed)
-        with pytest.raises(KeyboardInterrupt):
-            pretrain(options)
+    with killed_at(3):
+        pretrain(options)
     pretrain(dataclasses.replace(options, resume=True))
     states = [load_checkpoint(out / "checkpoints") for out in (options.out, straight.out)]
     for name, value in states[0]["network"].items():

@@ -12,7 +12,7 @@ import pytest
 import torch
 from pretended_graphs import PretendedGraph
 from rectangles import write_rectangles
-from runs import assert_equal, final_state, small_run, train
+from runs import assert_equal, final_state, killed_at, small_run, train
 
 from bmvtrack.training import PretrainOptions
 from bmvtrack.training import speed as speeds
@@ -95,24 +95,11 @@ def test_what_the_loss_does_not_depend_on_is_left_alone(options: PretrainOptions
 @pytest.mark.usefixtures("everywhere")
 def test_runs_stop_and_go_on(options: PretrainOptions, tmp_path: Path) -> None:
     train(options, out=tmp_path / "straight", steps=9)
-    with pytest.MonkeyPatch.context() as patch:
-        stop_at(patch, 8)
-        with pytest.raises(KeyboardInterrupt):
-            train(options, steps=9)
+    with killed_at(8):
+        train(options, steps=9)
     _, printed = train(options, steps=9, resume=True)
     assert "at step 6 of 9" in printed
     assert_equal(final_state(options.out), final_state(tmp_path / "straight"))
-
-
-def stop_at(patch: pytest.MonkeyPatch, last: int) -> None:
-    step = PretrainRun.training_step
-
-    def killed(run: PretrainRun) -> dict[str, torch.Tensor]:
-        if run.step == last:
-            raise KeyboardInterrupt
-        return step(run)
-
-    patch.setattr(PretrainRun, "training_step", killed)
 
 
 @pytest.mark.usefixtures("everywhere")
@@ -207,10 +194,8 @@ def test_runs_on_a_gpu_stop_and_go_on(options: PretrainOptions, tmp_path: Path, 
     """Equal to the bit in what is drawn; in what is learned, as far as a GPU repeats itself."""
     given = {"mode": mode, "device": "cuda", "steps": 12}
     straight, _ = train(options, out=tmp_path / "straight", **given)
-    with pytest.MonkeyPatch.context() as patch:
-        stop_at(patch, 8)
-        with pytest.raises(KeyboardInterrupt):
-            train(options, **given)
+    with killed_at(8):
+        train(options, **given)
     metrics, printed = train(options, resume=True, **given)
     assert "at step 6 of 12" in printed
     assert metrics["loss"] == pytest.approx(straight["loss"], rel=0.5)

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from rectangles import write_rectangles
-from runs import assert_equal, final_state, small_run, train
+from runs import assert_equal, final_state, killed_at, small_run, train
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from bmvtrack import console
@@ -51,19 +51,10 @@ def test_stopped_by_the_clock_and_resumed_equals_not_stopped(options, tmp_path, 
 
 
 @MODES
-def test_killed_and_resumed_equals_not_stopped(options, tmp_path, mode, monkeypatch):
+def test_killed_and_resumed_equals_not_stopped(options, tmp_path, mode):
     straight, _ = train(options, out=tmp_path / "straight", mode=mode)
-    step = PretrainRun.training_step
-
-    def killed(run):
-        if run.step == 5:
-            raise KeyboardInterrupt
-        return step(run)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(PretrainRun, "training_step", killed)
-        with pytest.raises(KeyboardInterrupt):
-            train(options, mode=mode)
+    with killed_at(5):
+        train(options, mode=mode)
     metrics, printed = train(options, mode=mode, resume=True)
     assert "at step 3 of 6" in printed
     assert metrics == straight
