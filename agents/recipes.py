@@ -1,6 +1,6 @@
 """How the bundled weights come about: the stages of their training, one after the other.
 
-Nine stages of the encoder. The fifth, of 128×128 pixels, and the eighth, of 192×192, follow boxes and have an
+Ten stages of the encoder. The fifth, of 128×128 pixels, and the tenth, of 192×192, follow boxes and have an
 agent each; the ninth, of 256×256, is for masks.
 """
 
