@@ -42,6 +42,7 @@ from envs import BMVTrackEnv, BMVTrackVectorEnv
 Part = Literal["training", "environment", "agent", "tracking"]
 Unit = Literal["per_second", "bytes"]
 _CLIP_LENGTH = 32  # of the environments
+_IN_TURN = 64  # environments; of more a step takes too long for turns
 
 
 @dataclass(frozen=True)
@@ -192,16 +193,21 @@ def measure_environments(options: BenchmarkOptions, device: str, measured: Measu
             "BMVTrackVectorEnv": BMVTrackVectorEnv(count, weights=perception, **arguments),
             "BMVTrackVectorEnv, bfloat16": BMVTrackVectorEnv(count, weights=reduced, **arguments),
         }
+        if count > options.most_single:
+            del environments["SyncVectorEnv"]
         at_rest = np.tile(np.array(AT_REST, np.float32), (count, 1))
+        steps = {}
         for name, environment in environments.items():
-            if environment is one_by_one and count > options.most_single:
-                continue
             environment.reset(seed=0)
-            step = partial(environment.step, at_rest)
-            warm_up = 3 if count <= 64 else 1
+            steps[name] = partial(environment.step, at_rest)
+            warm_up = 3 if count <= _IN_TURN else 1
             if device == "cuda" and environment is not one_by_one:
                 warm_up = _CLIP_LENGTH + 1  # when the first clips end, the most memory is asked for
-            per_second = rate(step, options.seconds, device, warm_up)
+            for _ in range(warm_up):
+                environment.step(at_rest)
+        rounds = 10 if count <= _IN_TURN else 1
+        rates = rates_in_turn(steps, options.seconds, device, rounds, warm_up=0)
+        for name, per_second in rates.items():
             measured.note(f"{name}, N = {count}, steps/s", count * per_second)
         assert isinstance(environment, BMVTrackVectorEnv)
         measured.note(f"frames of the environments, N = {count}", environment.frame_bytes, "bytes")

@@ -19,7 +19,7 @@ from bmvtrack.arrays import ByteArray, FloatArray
 from bmvtrack.bundled import DEFAULT_WEIGHTS, weights_folder
 from bmvtrack.cuda_graphs import RowGraphs, portions
 from bmvtrack.data import patches
-from bmvtrack.devices import checked_device, to_device, warn_of_emulation
+from bmvtrack.devices import checked_device, keep_freed_memory, to_device, warn_of_emulation
 from bmvtrack.errors import UserError
 from bmvtrack.masks import mask_geometry
 from bmvtrack.models import (
@@ -74,6 +74,8 @@ class Perception:
                 "these weights cannot track: they were not pretrained with --mode tracking"
             )
         self.device = checked_device(device)
+        if self.device.type == "cpu":
+            keep_freed_memory()
         self.precision: Precision = precision
         if precision == "bfloat16":
             warn_of_emulation(self.device)

@@ -1,5 +1,8 @@
 """What the project says of a device before it computes on it."""
 
+import platform
+import subprocess
+import sys
 import warnings
 from dataclasses import replace
 from pathlib import Path
@@ -106,3 +109,27 @@ def test_a_gpu_trains_in_what_it_is_fast_at(
     monkeypatch.setattr(torch, "set_float32_matmul_precision", lambda precision: None)
     training_devices.make_fabric("auto", "auto")
     assert (chosen["accelerator"], chosen["precision"]) == ("cuda", precision)
+
+
+_PASSES = """
+import resource
+
+import torch
+
+from bmvtrack.devices import keep_freed_memory
+
+keep_freed_memory()
+for _ in range(3):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    maps = [torch.ones(2**20) for _ in range(50)]
+    del maps
+    faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+print(faults)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries are left alone")
+def test_memory_of_one_pass_is_there_for_the_next() -> None:
+    command = [sys.executable, "-c", _PASSES]
+    faults = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert int(faults) < 1000  # of 51,200 pages

@@ -21,7 +21,7 @@ from bmvtrack import geometry
 from bmvtrack.arrays import Array, namespace
 
 _BAND = 16  # patch pixels whose filters are applied together
-_READ_TOGETHER = 16  # frames whose filters are worked out together
+_READ_TOGETHER = 32  # frames whose filters are worked out together
 _TOGETHER = 2**28  # numbers of frames that are in float32 at once
 _NOWHERE = 1e30  # where pixels lie that no filter reaches
 

@@ -38,7 +38,11 @@ def rate(step: Callable[[], object], seconds: float, device: str, warm_up: int =
 
 
 def rates_in_turn(
-    steps: Mapping[str, Callable[[], object]], seconds: float, device: str, rounds: int = 20
+    steps: Mapping[str, Callable[[], object]],
+    seconds: float,
+    device: str,
+    rounds: int = 20,
+    warm_up: int = 1,
 ) -> dict[str, float]:
     """:func:`rate` of each step, in short turns: other load on the machine weighs on all alike.
 
@@ -47,9 +51,10 @@ def rates_in_turn(
         seconds: for each.
         device: that they run on.
         rounds: of turns; the median counts.
+        warm_up: steps before each turn.
     """
     turns = [
-        {name: rate(step, seconds / rounds, device, warm_up=1) for name, step in steps.items()}
+        {name: rate(step, seconds / rounds, device, warm_up) for name, step in steps.items()}
         for _ in range(rounds)
     ]
     return {name: float(np.median([turn[name] for turn in turns])) for name in steps}
