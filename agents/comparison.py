@@ -250,5 +250,5 @@ def _stored(path: Path, options: TrainOptions, clips: Sequence[Clip]) -> Curve |
         overlaps = np.array(values["overlaps"], dtype=np.float64)
         steps, names = np.array(values["steps"]), tuple(clip.sequence.name for clip in clips)
         return Curve(values["method"], options.seed, steps, overlaps, names)
-    except (ValueError, KeyError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} does not hold a run: {error!r}; remove it") from error

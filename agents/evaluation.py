@@ -25,6 +25,7 @@ from bmvtrack.tracking.protocols import Protocol, check_sequence
 from bmvtrack.tracking.report import (
     build_summary,
     interval_table,
+    remove_previous,
     sequence_table,
     summary_table,
     write_report,
@@ -132,6 +133,7 @@ def run_evaluation(options: EvaluationOptions) -> None:
     with progress_bar() as progress:
         for sequence in progress.track(sequences, description="checking the data"):
             check_sequence(sequence)
+        remove_previous(options.out)
         task = progress.add_task("tracking", total=len(sequences) * len(factories))
         results = evaluate(
             factories,

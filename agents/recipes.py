@@ -21,7 +21,7 @@ from bmvtrack.console import check_minutes, deadline
 from bmvtrack.devices import knows_bfloat16, resolved_device
 from bmvtrack.errors import UserError
 from bmvtrack.training import PretrainOptions, pretrain
-from bmvtrack.training.checkpoint import checkpoints
+from bmvtrack.training.checkpoint import checkpoint_step, checkpoints
 
 Stage = PretrainOptions | TrainOptions
 _RESULTS = {  # stages whose last step is bundled, and its name
@@ -201,8 +201,10 @@ def retrain(options: RecipeOptions, console: Console | None = None) -> Path | No
             console.print("time is up; the same command goes on")
             return None
         console.rule(name)
-        _run(_fitted(stage, options, name, minutes), console)
-        if time.monotonic() > end:  # perhaps in the middle of this stage
+        stage = _fitted(stage, options, name, minutes)
+        if not _is_done(stage):
+            _run(stage, console)
+        if not _is_done(stage):
             console.print("time is up; the same command goes on")
             return None
         if name in _RESULTS:
@@ -223,6 +225,12 @@ def _fitted(stage: Stage, options: RecipeOptions, name: str, minutes: float) -> 
         max_minutes=None if math.isinf(minutes) else minutes,
         resume=bool(checkpoints(out / "checkpoints")),
     )
+
+
+def _is_done(stage: Stage) -> bool:
+    """Whether a stage has a checkpoint of its last step, which is written after its weights."""
+    there = checkpoints(stage.out / "checkpoints")
+    return bool(there) and checkpoint_step(there[-1]) >= stage.steps
 
 
 def _run(stage: Stage, console: Console) -> None:

@@ -207,11 +207,12 @@ class TensorReplayBuffer(ReplayBuffer):
         )
 
     def state(self) -> dict[str, Any]:
-        """Contents as tensors and numbers, for a checkpoint."""
+        """Contents as tensors and numbers, for a checkpoint: copies, as files hold all that a view is of."""
+        used = self._used_rows()
         return {
-            "observations": {k: v[: self._used_rows()] for k, v in self.observations.items()},
+            "observations": {k: v[:used].clone() for k, v in self.observations.items()},
             "finals": self.finals,
-            **{n: getattr(self, n)[: self._used_rows()] for n in _ROWS},
+            **{n: getattr(self, n)[:used].clone() for n in _ROWS},
             "position": self.pos,
             "full": self.full,
             "capacity": self.buffer_size,

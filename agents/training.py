@@ -29,7 +29,7 @@ from bmvtrack.data.sequence import VideoSequence
 from bmvtrack.data.synthetic import SEED_STRIDE
 from bmvtrack.devices import resolved_device
 from bmvtrack.errors import UserError
-from bmvtrack.files import DAMAGED, write_json
+from bmvtrack.files import DAMAGED, atomic_folder, write_json
 from bmvtrack.perception import Perception
 from bmvtrack.training.checkpoint import check_run_folder, resumed_state, save_checkpoint
 from envs.clips import Clip, ClipSource
@@ -59,6 +59,8 @@ def train_agent(options: TrainOptions, console: Console | None = None) -> float:
     best = float("-inf")
     if options.resume:
         state = resumed_state(options.out / "checkpoints", options.fixed())
+        data = (*options.data, *options.validation_data)
+        sources.check_unchanged(data, state.get("data"), sources.fingerprints(data))
         restore_training_state(model, state)
         best = float(state["best"])
         at = f"at step {model.num_timesteps} of {options.steps}"
@@ -84,8 +86,8 @@ def train_agent(options: TrainOptions, console: Console | None = None) -> float:
     untrained = None
     if options.resume:
         _recall_evaluations(evaluator, model.num_timesteps)
-        assert model.env is not None
-        model.env.seed(options.seed + model.num_timesteps)  # other clips than at the start
+        # Other clips and other noise than at the start.
+        model.set_random_seed(SEED_STRIDE * options.seed + model.num_timesteps)
     else:  # the agent to beat is the one that has learned nothing
         keeper.init_callback(model)
         untrained = _mean_reward(model, evaluation, options.validation_clips)
@@ -134,7 +136,7 @@ def make_model(options: TrainOptions, environments: VecEnv, device: str) -> SAC:
         "replay_buffer_class": TensorReplayBuffer,
         "tensorboard_log": str(options.out / "tensorboard"),
         "policy_kwargs": policy,
-        "seed": options.seed,
+        "seed": SEED_STRIDE * options.seed,  # environment i has that one and i more
         "device": device,
     }
     if options.policy == "plain":
@@ -144,7 +146,7 @@ def make_model(options: TrainOptions, environments: VecEnv, device: str) -> SAC:
         "LatentPriorPolicy",
         environments,
         target_kl=options.target_kl,
-        actor_learning_rate=lambda remaining: remaining * options.actor_learning_rate,
+        actor_learning_rate=lambda remaining: max(0.0, remaining) * options.actor_learning_rate,
         truth_share=options.truth_share,
         **common,
     )
@@ -161,6 +163,7 @@ class _Keeper(BaseCallback):
     def __init__(self, options: TrainOptions, perception: Perception) -> None:
         super().__init__()
         self.options, self.perception = options, perception
+        self.data = sources.fingerprints((*options.data, *options.validation_data))
         self.evaluator: EvalCallback | None = None
         self.on_best = _Best(self)
         self._deadline = deadline(options.max_minutes)
@@ -177,16 +180,18 @@ class _Keeper(BaseCallback):
         state = training_state(self.model) | {
             "options": json.dumps(self.options.fixed()),
             "best": float(best),
+            "data": self.data,
         }
-        save_checkpoint(self.options.out / "checkpoints", self.model.num_timesteps, state)
         self.export("last")
+        save_checkpoint(self.options.out / "checkpoints", self.model.num_timesteps, state)
 
     def export(self, name: str) -> None:
         """Write encoder and agent into one folder: all that tracking needs."""
         assert isinstance(self.model, SAC)
-        folder = self.options.out / name
-        self.perception.network.save_weights(folder)
-        save_actor(self.model.actor, self.options.policy, self.options.coordinates, folder)
+        actor, options = self.model.actor, self.options
+        with atomic_folder(options.out / name) as folder:
+            self.perception.network.save_weights(folder)
+            save_actor(actor, options.policy, options.coordinates, folder)
 
 
 class _Best(BaseCallback):
@@ -282,7 +287,7 @@ def with_mirrors(
 
 
 def _usable(source: str, count: int, seed: int) -> list[VideoSequence]:
-    """The sequences of a source that can be tracked through; reads all masks.
+    """The sequences of a source that can be tracked through; reads all masks, and frames of files.
 
     Args:
         source: data by name.
@@ -292,6 +297,9 @@ def _usable(source: str, count: int, seed: int) -> list[VideoSequence]:
     sequences = sources.load_sequences(source, synthetic_count=count, seed=seed)
     read = track(sequences, f"reading {source}")
     usable = [s for s in read if len(s) > 1 and s.present[:-1].any()]
+    if sources.parse(source)[0] not in sources.MADE:
+        for sequence in track(usable, f"checking {source}"):
+            sequence.check_frame_sizes()  # now, and not in the middle of a run
     if not usable:
         raise UserError(f"{source} has no sequence that can be tracked through")
     return usable

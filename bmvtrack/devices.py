@@ -14,7 +14,7 @@ import torch
 from bmvtrack.errors import UserError
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # M_TRIM_THRESHOLD and M_MMAP_THRESHOLD of malloc.h
-_KEPT = 2**30  # bytes
+_KEPT, _MOST_ONCE = 2**30, 2**25  # bytes
 
 
 def check_choice(device: str) -> None:
@@ -71,8 +71,9 @@ def keep_freed_memory() -> None:
     """
     if platform.libc_ver()[0] == "glibc":
         library = ctypes.CDLL(None)
+        if not library.mallopt(_MMAP_THRESHOLD, _KEPT):  # before glibc 2.35 it took no more than:
+            library.mallopt(_MMAP_THRESHOLD, _MOST_ONCE)
         library.mallopt(_TRIM_THRESHOLD, _KEPT)
-        library.mallopt(_MMAP_THRESHOLD, _KEPT)
 
 
 def data_capacity(device: torch.device) -> float:

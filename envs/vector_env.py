@@ -121,6 +121,8 @@ class BMVTrackVectorEnv(VectorEnv[Any, Any, Any]):
         clips: Sequence[Clip] | None = None,
     ) -> None:
         check_count("num_envs", num_envs)
+        if clips is not None and sequences is not None:
+            raise UserError("give sequences to draw clips from, or the clips themselves, not both")
         if clips is not None and len(clips) < num_envs:
             raise UserError(
                 f"{len(clips)} clips for {num_envs} environments: each plays at least one"
@@ -309,7 +311,11 @@ class BMVTrackVectorEnv(VectorEnv[Any, Any, Any]):
     def _allocate(self) -> None:
         """Room for the state of N environments."""
         count, device = self.num_envs, self.device
-        length = max([self.source.length, *(c.last - c.start for c in self.clips or ())])
+        if self.clips is None:
+            longest = max(len(sequence) for sequence in self._all_sequences())
+            length = min(self.source.length, longest)
+        else:
+            length = max(clip.last - clip.start for clip in self.clips)
         self._clips = [None] * count  # type: ignore[list-item]
         self._index, self._last, self._final = np.zeros((3, count), np.intp)
         self._rows = torch.arange(count, device=device)

@@ -114,6 +114,11 @@ def test_large_frames_are_reduced_and_small_ones_left():
     assert_allclose(bank.boxes[1], small.boxes[0])
 
 
+def test_an_image_keeps_a_pixel_of_its_short_side():
+    thin = sequence([mask((100, 1, 900, 5), width=4000, height=6)], "a")
+    assert build(thin, longest_side=320).sizes.tolist() == [[320, 1]]
+
+
 def test_a_split_has_no_sequence_in_both():
     bank = build(*(sequence([mask((5, 5, 20, 20))] * (i % 3 + 1), str(i)) for i in range(10)))
     train, validation = bank.split(0.3, seed=0)

@@ -359,3 +359,9 @@ def test_a_head_that_says_nothing_still_has_a_gradient(reduction):
     bottleneck.kl_divergence(bottleneck(features())).sum().backward()
     for parameter in bottleneck.covariance_head.parameters():
         assert torch.isfinite(parameter.grad).all()
+
+
+@pytest.mark.parametrize("name", ["covariance", "reduction", "reparameterization"])
+def test_a_misspelt_variant_is_refused(name):
+    with pytest.raises(ValueError, match=f"{name} must be .* or .*, not 'Frames'"):
+        make(**{name: "Frames"})

@@ -92,9 +92,10 @@ def test_runs_are_kept_and_not_repeated(options, sequences):
     with pytest.raises(UserError, match="other test clips, or does not say on which"):
         compare(options, [0, 1], sequences[:2], sequences[1:], *rest[2:])
     damaged = min(files)
-    damaged.write_text(json.dumps({"options": {}})[:-1])
-    with pytest.raises(UserError, match="does not hold a run"):
-        compare(options, [0, 1], *rest)
+    for text in (json.dumps({"options": {}})[:-1], "[]"):
+        damaged.write_text(text)
+        with pytest.raises(UserError, match="does not hold a run"):
+            compare(options, [0, 1], *rest)
 
 
 def test_the_table_follows_from_the_runs(tmp_path):

@@ -205,6 +205,13 @@ def test_a_split_may_name_a_sequence_with_a_space(tmp_path, lines):
     assert [sequence.name for sequence in load_davis16(tmp_path, "val")] == ["own dog"]
 
 
+def test_a_split_of_nothing_is_named(tmp_path):
+    write_davis(tmp_path)
+    write_split(tmp_path, "480p", "val", [])
+    with pytest.raises(UserError, match=r"480p/val\.txt names no sequence"):
+        load_davis16(tmp_path, "val")
+
+
 def test_a_split_that_is_no_text_is_named(tmp_path):
     write_davis(tmp_path)
     write_split(tmp_path, "480p", "val", ["bear"])

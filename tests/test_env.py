@@ -240,6 +240,16 @@ def test_bad_reset_options_are_refused(
         env.reset(options=options)
 
 
+def test_frames_of_another_size_are_refused(perception: Perception) -> None:
+    def growing(t: int) -> np.ndarray:
+        return np.zeros((60 * (1 + t), 80 * (1 + t), 3), np.uint8)
+
+    boxes = np.tile([40.0, 30, 20, 10, 0], (3, 1))
+    env = BMVTrackEnv([VideoSequence("odd", 3, growing, given_boxes=boxes)], perception)
+    with pytest.raises(UserError, match="sequence 'odd', frame 1: it is 160×120"):
+        env.reset(seed=0)
+
+
 def test_sequences_that_cannot_be_started(perception: Perception) -> None:
     env = BMVTrackEnv([vanishing(present=())], perception)
     with pytest.raises(UserError, match="no sequence has an object"):

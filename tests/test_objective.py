@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from bmvtrack import motion, prior
 from bmvtrack.data.batch import Batch
-from bmvtrack.losses import construction_loss, soft_jaccard_loss
+from bmvtrack.losses import balanced_cross_entropy, soft_jaccard_loss
 from bmvtrack.models import Bottleneck, Output, Posterior
 from bmvtrack.training import PretrainOptions
 from bmvtrack.training.objective import averaged, motion_nll, objective, validation_metrics
@@ -60,7 +60,10 @@ def test_the_objective_is_the_weighted_sum_of_its_terms(direction, covariance):
     posterior = bottleneck.to_motion(output.posterior)
     likelihood = MultivariateNormal(posterior.mean, posterior.covariance).log_prob(batch.motion)
     kl = bottleneck.kl_divergence(output.posterior, direction).mean()
-    expected = construction_loss(output.logits, batch.labels) + 5 * kl - 0.1 * likelihood.mean()
+    construction = [
+        f(output.logits, batch.labels) for f in (balanced_cross_entropy, soft_jaccard_loss)
+    ]
+    expected = sum(construction) + 5 * kl - 0.1 * likelihood.mean()  # paper Eq. 2 and 3
     torch.testing.assert_close(terms["total"], expected, rtol=1e-4, atol=1e-4)
     without = objective(output, batch, bottleneck, 5.0, 0.0, direction)
     assert "motion_nll" not in without

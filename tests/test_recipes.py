@@ -1,5 +1,6 @@
 """Retraining the bundled weights: the stages fit each other, stop, and go on."""
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -74,6 +75,9 @@ def test_retraining_stops_and_goes_on(
     assert "resuming" in console.export_text()
     for name in (DEFAULT_WEIGHTS, "davis16-duts-small"):
         load_actor(options.out / name)
+    monkeypatch.setattr(recipes, "_run", None)  # nothing is left to do, but to leave the results
+    shutil.rmtree(options.out / MASK_WEIGHTS)
+    assert retrain(short, console) == folder
     for name in (DEFAULT_WEIGHTS, "davis16-duts-small", MASK_WEIGHTS):
         assert Perception.load(options.out / name).feature_count > 0
         assert weights_folder(name).is_dir(), "bundled"

@@ -119,6 +119,15 @@ def test_contents_go_round_a_checkpoint(tmp_path):
         TensorReplayBuffer(12, SPACE, ACTIONS, "cpu", 2).load_state(state)
 
 
+def test_a_checkpoint_holds_what_is_used_and_no_more(tmp_path):
+    ends = np.zeros((4, 2), bool)
+    sizes = []
+    for capacity in (10, 10_000):
+        torch.save(filled(capacity, 2, ends).state(), tmp_path / "replay.pt")
+        sizes.append((tmp_path / "replay.pt").stat().st_size)
+    assert sizes[1] < 5 * sizes[0], "a thousand times the capacity; ends have a table of their own"
+
+
 def test_each_observation_is_stored_once_and_features_in_half():
     buffer = TensorReplayBuffer(64_000, SPACE, ACTIONS, "cpu", 4)
     assert buffer.bytes_per_transition == 3 * 2 + 2 * 4 + 7 * 4 + 8

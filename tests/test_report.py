@@ -247,6 +247,28 @@ def test_results_of_an_evaluation_before_are_replaced(results, tmp_path):
     assert thesis.read_text() == "mine"
 
 
+def test_an_evaluation_forgets_the_one_before_and_nothing_else(run, davis, tmp_path):
+    out = tmp_path / "out"
+    options = "--root", davis, "--out", out, "--trackers"
+    assert run(*options, "static", "oracle", "--video").status == 0
+    thesis = out / "videos" / "static" / "thesis.mp4"
+    thesis.write_text("mine")
+    assert run(*options, "static", "--sequences", "bee").status == 0
+    files = sorted(str(p.relative_to(out)) for p in out.rglob("*") if p.is_file())
+    plots = ["precision.png", "results/static/bee.csv", "success.png", "summary.json"]
+    assert files == [*plots, "videos/static/thesis.mp4"]
+
+
+@pytest.mark.parametrize("summary", ["[]", '{"trackers": {"..": {"per_sequence": {"x": 1}}}}', "{"])
+def test_a_strange_summary_removes_nothing(summary, tmp_path):
+    (tmp_path / "out" / "results").mkdir(parents=True)
+    (tmp_path / "out" / "summary.json").write_text(summary)
+    (tmp_path / "x.mp4").write_text("mine")
+    report.remove_previous(tmp_path / "out")
+    assert (tmp_path / "out" / "results").is_dir()
+    assert (tmp_path / "x.mp4").is_file()
+
+
 def test_frames_too_large_for_a_video_are_refused(tmp_path):
     with pytest.raises(UserError, match=r"frames of 17000×16 are too large for a video"):
         visualization.write_video(tmp_path / "wide.mp4", [np.zeros((16, 17000, 3), np.uint8)], 10)

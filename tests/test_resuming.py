@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 import sys
 from types import SimpleNamespace
 
@@ -100,6 +101,25 @@ def test_a_finished_run_is_only_validated_again(options):
     again, printed = train(options, resume=True)
     assert again == metrics
     assert "at step 6 of 6" in printed
+
+
+@pytest.mark.parametrize("change", ["renamed", "added", "shortened"])
+def test_other_sequences_than_before_are_refused(change, tmp_path):
+    """Others would be held out then, and what was held out be trained on."""
+    options = small_run(tmp_path / "run", write_rectangles(tmp_path / "data"))
+    train(options)
+    for kind in ("JPEGImages", "Annotations"):
+        folder = tmp_path / "data" / "videos" / kind / "480p"
+        if change == "renamed":
+            (folder / "v0").rename(folder / "v9")
+        elif change == "added":
+            shutil.copytree(folder / "v0", folder / "v9")
+        else:
+            max((folder / "v3").iterdir()).unlink()
+    before = contents(options.out)
+    with pytest.raises(UserError, match=r"davis16:.* does not hold the sequences any more"):
+        train(options, resume=True)
+    assert contents(options.out) == before
 
 
 def contents(folder):

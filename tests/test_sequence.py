@@ -22,6 +22,12 @@ def test_a_sequence_needs_frames_and_masks_or_boxes():
         VideoSequence("bare", 1, FRAMES.__getitem__)
 
 
+def test_frames_that_are_not_there_are_named():
+    longer = VideoSequence("cup", 6, list(FRAMES).__getitem__, None, np.tile(BOXES[0], (6, 1)))
+    with pytest.raises(UserError, match="sequence 'cup' of length 6 has no frame 4"):
+        longer.check_frame_sizes()
+
+
 @pytest.mark.parametrize(
     ("frames", "message"),
     [

@@ -94,3 +94,7 @@ def test_the_alignment_of_published_weights_is_kept(
     network = build_network(dataclasses.replace(large, start_from=tmp_path / "weights"))
     assert isinstance(network, BetaMVUNet)
     assert network.alignment == "padded"
+    network.save_weights(large.out / "last")  # weights from before are not asked for again
+    resumed = build_network(dataclasses.replace(large, resume=True))
+    assert isinstance(resumed, BetaMVUNet)
+    assert resumed.alignment == "padded"

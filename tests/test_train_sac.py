@@ -7,12 +7,20 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from folders import write_stills, write_tree
 
+from agents import training
 from agents.options import TrainOptions
+from agents.sac import LatentPriorSAC
 from agents.storage import load_actor
 from agents.tracker import agent_tracker
-from agents.training import train_agent, training_and_validation
+from agents.training import (
+    make_environments,
+    make_model,
+    train_agent,
+    training_and_validation,
+)
 from bmvtrack.data import sources
 from bmvtrack.data.sequence import VideoSequence
 from bmvtrack.data.synthetic import synthetic_sequence
@@ -105,6 +113,55 @@ def test_a_run_that_goes_on_sees_other_clips(
     train_agent(replace(options, resume=True, steps=96))
     assert len(drawn) > 5
     assert drawn[:6] != first[:6]
+    assert torch.initial_seed() == 48, "and other noise"
+
+
+def test_neighbouring_seeds_share_no_generator(
+    options: TrainOptions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    used: list[int] = []
+    draw = ClipSource.draw
+
+    def recorded(source: ClipSource, rng: np.random.Generator, *arguments: Any) -> Clip:
+        used.append(rng.bit_generator.state["state"]["inc"])  # a seed's own, and it stays
+        return draw(source, rng, *arguments)
+
+    monkeypatch.setattr(ClipSource, "draw", recorded)
+    seen = []
+    for seed in (0, 1):
+        train_agent(replace(options, seed=seed, out=options.out / str(seed)))
+        seen.append(set(used))
+        used.clear()
+    assert all(seen)
+    assert not seen[0] & seen[1]
+
+
+def test_an_agent_is_replaced_as_a_whole(
+    options: TrainOptions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train_agent(options)
+    before = {path.name: path.read_bytes() for path in (options.out / "last").iterdir()}
+    assert "agent.safetensors" in before
+
+    def killed(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(training, "save_actor", killed)
+    with pytest.raises(KeyboardInterrupt):
+        train_agent(replace(options, resume=True, steps=96))
+    assert {path.name: path.read_bytes() for path in (options.out / "last").iterdir()} == before
+
+
+def test_the_actor_never_goes_uphill(options: TrainOptions, perception: Perception) -> None:
+    """Three environments overshoot the last step, and less than nothing of the training remains."""
+    few = replace(options, environments=3)
+    environments = make_environments(few, perception, [synthetic_sequence(0)])
+    model = make_model(few, environments, "cpu")
+    assert isinstance(model, LatentPriorSAC)
+    rate = model.actor_learning_rate
+    assert callable(rate)
+    assert rate(0.5) == 0.5 * few.actor_learning_rate
+    assert rate(-0.1) == 0
 
 
 def test_a_plain_actor_has_hidden_layers_even_if_none_are_asked_for(options: TrainOptions) -> None:
@@ -157,6 +214,28 @@ def test_bad_options_are_refused_before_anything_is_written(
     with pytest.raises(UserError, match=message):
         train_agent(replace(options, **change))
     assert not options.out.exists()
+
+
+def test_frames_are_checked_before_anything_is_written(
+    options: TrainOptions, tmp_path: Path
+) -> None:
+    root = write_tree(tmp_path / "davis", ("ant", "bee", "cat"))
+    (root / "JPEGImages/480p/bee/00004.jpg").write_bytes(b"no picture")
+    with pytest.raises(UserError, match=r"cannot read the image .*bee/00004\.jpg"):
+        train_agent(replace(options, data=(f"davis16:{root}",)))
+    assert not options.out.exists()
+
+
+def test_a_run_goes_on_with_the_sequences_it_began_with(
+    options: TrainOptions, tmp_path: Path
+) -> None:
+    root = write_tree(tmp_path / "davis", ("ant", "bee", "cat"))
+    mixed = replace(options, data=("synthetic", f"davis16:{root}"), steps=4)
+    train_agent(mixed)
+    train_agent(replace(mixed, steps=8, resume=True))
+    write_tree(root, ("dog",))
+    with pytest.raises(UserError, match=r"davis16:.* does not hold the sequences any more"):
+        train_agent(replace(mixed, steps=12, resume=True))
 
 
 def test_options_are_recorded(options: TrainOptions) -> None:

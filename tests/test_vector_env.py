@@ -195,7 +195,15 @@ def test_bad_arguments(arguments, message):
         BMVTrackVectorEnv(**arguments)
 
 
+def test_memory_is_taken_for_the_sequences_there_are(sequences, perception):
+    endless = BMVTrackVectorEnv(2, sequences, perception, clip_length=10**12)
+    endless.reset(seed=0)
+    assert endless.step(np.tile(AT_REST, (2, 1)))[1].shape == (2,)
+
+
 def test_bad_sequences_and_resets(sequences, perception):
+    with pytest.raises(UserError, match="or the clips themselves, not both"):
+        BMVTrackVectorEnv(1, sequences, perception, clips=ClipSource(sequences, 2).spread(3))
     with pytest.raises(UserError, match="no sequence has two frames"):
         BMVTrackVectorEnv(2, [sequence(4, length=1)], perception)
     with pytest.raises(UserError, match="3 clips for 4 environments: each plays at least one"):
@@ -262,7 +270,7 @@ def test_a_frame_larger_than_the_others_of_its_sequence():
 
     odd = VideoSequence("odd", 3, growing, given_boxes=np.tile([40.0, 30, 20, 10, 0], (3, 1)))
     cache = make_frame_cache([odd], 1, 10**6, torch.device("cpu"))
-    with pytest.raises(UserError, match="frame 1 of sequence 'odd' is 96×73"):
+    with pytest.raises(UserError, match="sequence 'odd', frame 1: it is 96×73"):
         cache.slots([(odd, 1)])
 
 
@@ -275,9 +283,7 @@ def test_a_frame_smaller_than_the_others_of_its_sequence():
         given_boxes=np.tile([40.0, 30, 20, 10, 0], (2, 1)),
     )
     cache = make_frame_cache([odd], 1, float("inf"), torch.device("cpu"))
-    with pytest.raises(
-        UserError, match=r"frame 1 of sequence 'odd' is 96×71 and its first one 96×72"
-    ):
+    with pytest.raises(UserError, match="frame 1: it is 96×71 but the first frame is 96×72"):
         cache.slots([(odd, 1)])
 
 

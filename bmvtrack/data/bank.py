@@ -144,7 +144,8 @@ def _reduced_frames(sequence: VideoSequence, longest_side: int) -> list[_Frame]:
         image, mask = sequence.frame(t), sequence.mask(t)
         scale = longest_side / max(mask.shape)
         if scale < 1:
-            size = (round(mask.shape[1] * scale), round(mask.shape[0] * scale))
+            height, width = (max(1, round(side * scale)) for side in mask.shape)
+            size = (width, height)
             image = np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA), np.uint8)
             reduced = cv2.resize(mask.view(np.uint8) * 255, size, interpolation=cv2.INTER_AREA)
             mask = np.asarray(reduced > 127)

@@ -95,7 +95,10 @@ def _split_names(root: Path, resolution: str, split: str, names: Collection[str]
     for path in candidates:
         if path.is_file():
             lines = [line.strip() for line in read_lines(path)]
-            return {_sequence_of(line, names) for line in lines if line}
+            found = {_sequence_of(line, names) for line in lines if line}
+            if not found:
+                raise UserError(f"{path} names no sequence")
+            return found
     raise UserError(
         f"no split {split!r} in {root}: neither {candidates[0]} nor {candidates[1]} is there"
     )

@@ -84,11 +84,6 @@ class FrameCache:
     def _read(self, sequence: VideoSequence, t: int) -> int:
         frame = sequence.frame(t)
         height, width = frame.shape[:2]
-        if (width, height) != sequence.size:
-            raise UserError(
-                f"frame {t} of sequence {sequence.name!r} is {width}×{height} and its first one "
-                f"{sequence.size[0]}×{sequence.size[1]}; all frames of a sequence must have one size"
-            )
         slot = self._free.pop() if self._free else self._slot_of.popitem(last=False)[1]
         device = self.frames.device
         self.frames[slot, :height, :width] = to_device(torch.from_numpy(frame), device)

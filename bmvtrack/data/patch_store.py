@@ -223,6 +223,7 @@ class PatchStore:
         categories: names of the classes 1, 2, …; empty for class-agnostic data.
         table: one row a patch.
         validation: ``(N,)`` boolean; the other patches are for training.
+        index_checksum: of table and split: of another preparation it is another one.
 
     Raises:
         UserError: if it is not a store, or is not whole. Sizes of all files are checked, and the
@@ -233,6 +234,7 @@ class PatchStore:
         self.folder = folder
         description = _read_description(folder)
         self.size, self.categories = description.size, description.categories
+        self.index_checksum = description.index_checksum
         for number, nbytes in enumerate(description.shard_bytes):
             path = shard_path(folder, number)
             if not path.is_file() or path.stat().st_size != nbytes:

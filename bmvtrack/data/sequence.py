@@ -57,20 +57,25 @@ class VideoSequence:
     @cached_property
     def size(self) -> tuple[int, int]:
         """Width and height of the frames in pixels."""
-        height, width = self.frame(0).shape[:2]
+        height, width = self._any_frame(0).shape[:2]
         return width, height
 
     def frame(self, t: int) -> ByteArray:
         """Frame t, ``(H, W, 3)`` uint8 RGB.
 
         Raises:
-            UserError: if it is anything else, or cannot be read.
+            UserError: if it is anything else, cannot be read, or is of another size than the first.
         """
-        frame = self.read_frame(t)
-        try:
-            return rgb_frame(frame, "rgb")
-        except UserError as error:
-            raise UserError(f"sequence {self.name!r}, frame {t}: {error}") from None
+        frame = self._any_frame(t)
+        height, width = frame.shape[:2]
+        if t == 0:
+            self.size = width, height  # need not be read again
+        if (width, height) != self.size:
+            raise UserError(
+                f"sequence {self.name!r}, frame {t}: it is {width}×{height} but the first "
+                f"frame is {self.size[0]}×{self.size[1]}; all frames must have one size"
+            )
+        return frame
 
     def mask(self, t: int) -> BoolArray:
         """Mask of frame t, ``(H, W)`` boolean.
@@ -124,6 +129,19 @@ class VideoSequence:
         """``(T,)``: where there is an object, and so a box to score."""
         return np.asarray(np.isfinite(self.boxes).all(axis=-1))
 
+    def _any_frame(self, t: int) -> ByteArray:
+        """Frame t of whatever size."""
+        try:
+            frame = self.read_frame(t)
+        except IndexError as error:
+            raise UserError(
+                f"sequence {self.name!r} of length {self.length} has no frame {t}: {error}"
+            ) from error
+        try:
+            return rgb_frame(frame, "rgb")
+        except UserError as error:
+            raise UserError(f"sequence {self.name!r}, frame {t}: {error}") from None
+
     def _checked(self, boxes: FloatArray) -> FloatArray:
         """Boxes as float64.
 
@@ -156,14 +174,8 @@ class VideoSequence:
         Raises:
             UserError: if one is unreadable, or of another size than the first.
         """
-        width, height = self.size
         for t in range(len(self)):
-            found = self.frame(t).shape[1::-1]
-            if found != (width, height):
-                raise UserError(
-                    f"sequence {self.name!r}, frame {t}: it is {found[0]}×{found[1]} but the first "
-                    f"frame is {width}×{height}; all frames must have one size"
-                )
+            self.frame(t)
 
     def in_memory(self) -> VideoSequence:
         """The same sequence with all frames and masks read once and kept."""

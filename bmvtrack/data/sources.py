@@ -8,6 +8,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -136,6 +138,49 @@ def load_store(source: str) -> PatchStore | None:
     """
     kind, where = parse(source)
     return PatchStore(Path(where)) if kind == STORE else None
+
+
+def fingerprints(data: Iterable[str]) -> list[str]:
+    """Of each source: tells whether it still holds the same sequences, by names and lengths in their order.
+
+    Args:
+        data: sources by name.
+
+    Raises:
+        UserError: if one is not as it should be.
+    """
+    return [_fingerprint(source) for source in data]
+
+
+def check_unchanged(data: Iterable[str], before: Sequence[str] | None, now: Sequence[str]) -> None:
+    """Keep a run from going on with other data than it began with: other sequences would be held out.
+
+    Args:
+        data: sources by name.
+        before: their fingerprints when the run was last saved; None if nobody took them.
+        now: their fingerprints.
+
+    Raises:
+        UserError: naming the source that has changed.
+    """
+    for source, old, new in zip(data, before or now, now, strict=True):
+        if old != new:
+            raise UserError(
+                f"{source} does not hold the sequences any more that this run began with, by names and "
+                "lengths; put them back, or start over with another --out"
+            )
+
+
+def _fingerprint(source: str) -> str:
+    kind, where = parse(source)
+    if kind == "synthetic":
+        return kind
+    if kind == STORE:
+        described = str(PatchStore(Path(where)).index_checksum)
+    else:
+        held = load_stills(Path(where)) if kind == CUTOUTS else load_sequences(source)
+        described = json.dumps([(sequence.name, len(sequence)) for sequence in held])
+    return hashlib.sha256(described.encode()).hexdigest()[:16]
 
 
 def class_count(data: Iterable[str]) -> int:

@@ -3,13 +3,11 @@
 from bmvtrack.losses.construction import (
     balanced_cross_entropy,
     balanced_weights,
-    construction_loss,
     soft_jaccard_loss,
 )
 
 __all__ = [
     "balanced_cross_entropy",
     "balanced_weights",
-    "construction_loss",
     "soft_jaccard_loss",
 ]

@@ -84,11 +84,6 @@ def soft_jaccard_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tenso
     return loss
 
 
-def construction_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """L_cons = cross-entropy + Jaccard loss (paper Eq. 3); arguments as above."""
-    return balanced_cross_entropy(logits, labels) + soft_jaccard_loss(logits, labels)
-
-
 def _is_of_class(labels: torch.Tensor, classes: int, dim: int) -> torch.Tensor:
     """Whether labels are 0, 1, …, ``classes`` − 1, along a dimension that has one element."""
     shape = [classes if i == dim else 1 for i in range(labels.ndim)]

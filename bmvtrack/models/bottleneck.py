@@ -7,7 +7,7 @@ variable i is row i everywhere.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import nn
@@ -54,6 +54,9 @@ class Bottleneck(nn.Module):
             correlations) or ``full`` (the posterior's covariance itself).
         standardized: heads speak in units of the prior's standard deviations around its mean. Then
             rows are numbers of order one whatever the units of motion.
+
+    Raises:
+        ValueError: if covariance, reduction or reparameterization is none of these.
     """
 
     latent_mean: torch.Tensor
@@ -73,6 +76,13 @@ class Bottleneck(nn.Module):
         standardized: bool = False,
     ) -> None:
         super().__init__()
+        for name, value, kind in (
+            ("covariance", covariance, CovarianceKind),
+            ("reduction", reduction, Reduction),
+            ("reparameterization", reparameterization, Reparameterization),
+        ):
+            if value not in get_args(kind):
+                raise ValueError(f"{name} must be {' or '.join(get_args(kind))}, not {value!r}")
         self.samples = samples
         self.covariance_kind = covariance
         self.reduction = reduction

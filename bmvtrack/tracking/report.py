@@ -9,6 +9,8 @@ the paired difference, in both geometries.
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import astuple
 from pathlib import Path
@@ -78,13 +80,33 @@ def build_summary(
 def write_report(folder: Path, summary: dict[str, Any], results: Results) -> None:
     """Write ``summary.json`` and, for each run, ``results/TRACKER/RUN.csv``.
 
-    Those of the same tracker by an evaluation before, in the same folder, are replaced.
+    Those of the same tracker, if they are there, are replaced.
     """
     for name, runs in results.items():
         with atomic_folder(folder / "results" / name) as temporary:
             for run in runs:
                 write_text(temporary / f"{run.name}.csv", run_csv(run))
     write_json(folder / "summary.json", summary)
+
+
+def remove_previous(folder: Path) -> None:
+    """Remove the results and videos that the summary in a folder tells of, and then the summary.
+
+    They would lie among those of other weights or data. What no summary tells of is left alone.
+    """
+    path = folder / "summary.json"
+    try:
+        trackers = json.loads(path.read_text(encoding="utf-8"))["trackers"]
+        sequences = {name: list(tracker["per_sequence"]) for name, tracker in trackers.items()}
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        return  # none, or none of ours
+    for name, names in sequences.items():
+        if name in ("", "..") or Path(name).name != name:
+            continue  # no name of a tracker
+        shutil.rmtree(folder / "results" / name, ignore_errors=True)
+        for sequence in names:
+            (folder / "videos" / name / f"{Path(sequence).name}.mp4").unlink(missing_ok=True)
+    path.unlink()
 
 
 def run_csv(run: Run) -> str:

@@ -45,6 +45,11 @@ def checkpoints(folder: Path) -> list[Path]:
     return sorted(folder.glob("step-*.pt"))
 
 
+def checkpoint_step(path: Path) -> int:
+    """Training steps that were done when a checkpoint was written."""
+    return int(path.stem.removeprefix("step-"))
+
+
 def load_checkpoint(folder: Path) -> dict[str, Any]:
     """The newest checkpoint that can be read, on the host.
 

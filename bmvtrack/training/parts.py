@@ -58,8 +58,10 @@ def build_network(options: PretrainOptions, classes: int = 2) -> Multivariationa
     if options.start_from is not None and not options.resume:  # a checkpoint has all weights
         start = load_network(options.start_from)
     special: dict[str, Any] = {"template": True} if options.template else {}
-    if isinstance(start, BetaMVUNet) and options.architecture == "beta-mvunet":
-        special["alignment"] = start.alignment
+    if options.architecture == "beta-mvunet":  # its weights do not tell how it aligns its maps
+        before = load_network(options.out / "last") if options.resume else start
+        if isinstance(before, BetaMVUNet):
+            special["alignment"] = before.alignment
     network = _NETWORKS[options.architecture](
         prior=prior,
         width=options.width,

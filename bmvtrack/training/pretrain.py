@@ -78,6 +78,7 @@ class PretrainRun:
         self.batch_size = _share(options, self.fabric)
         torch.manual_seed(options.seed)
         self.network = build_network(options, sources.class_count(options.data))
+        self.data = sources.fingerprints(options.data)
         device = self.fabric.device
         self.train_sampler, self.validation_sampler = build_samplers(options, device)
         self.layout = memory_format(self.network, device)
@@ -219,9 +220,10 @@ class PretrainRun:
             "scheduler": self.scheduler.state_dict(),
             "generators": self._states(self.generator),
             "noises": self._states(self.noise),
-            "reached": [all_gather(boxes).cpu() for boxes in self.train_sampler.reached()],
+            "reached": [self._gathered(boxes) for boxes in self.train_sampler.reached()],
             "step": self.step,
             "best": self.best,
+            "data": self.data,
         }
 
     def load(self) -> None:
@@ -240,6 +242,7 @@ class PretrainRun:
                 f"{folder} belongs to a run on {before} devices in all, and this one is on {ranks}; "
                 "resume with as many (--devices, --nodes), or give another --out"
             )
+        sources.check_unchanged(self.options.data, state.get("data"), self.data)
         self.network.load_state_dict(state["network"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.scheduler.load_state_dict(state["scheduler"])
@@ -322,7 +325,11 @@ class PretrainRun:
 
     def _states(self, generator: torch.Generator) -> torch.Tensor:
         """``(ranks, bytes)`` states of a generator that each rank has its own of."""
-        return all_gather(generator.get_state().to(self.fabric.device)).cpu()
+        return self._gathered(generator.get_state())
+
+    def _gathered(self, mine: torch.Tensor) -> torch.Tensor:
+        """``(ranks, …)`` on the host, of each rank's own tensor, wherever that is."""
+        return all_gather(mine.to(self.fabric.device)).cpu()
 
 
 def _share(options: PretrainOptions, fabric: Fabric) -> int:

@@ -175,6 +175,8 @@ class _Session:
             seconds += time.perf_counter() - began
             self.video.speed = count / seconds
             true = None if self._truth is None else self._truth.box(number, self.video.size)
+            if self._truth is not None and number >= len(self._truth):
+                self.video.unscored += 1
             for object_id, result in results.items():
                 iou = None if true is None else true.overlap(result)
                 self.video.objects[object_id].append(Position.found(number, result, iou))
@@ -205,6 +207,9 @@ def _outcome(video: TrackedVideo, stem: Path, suffixes: list[str]) -> str:
     ]
     if video.skipped:
         parts.append(f"{len(video.skipped)} frames skipped (damaged, or not of the first's size)")
+    if video.unscored:
+        frames = "frame" if video.unscored == 1 else "frames"
+        parts.append(f"{video.unscored} {frames} not scored: there are fewer true masks")
     iou = video.mean_iou()
     if iou is not None:
         parts.append(f"mean IoU {iou.rotated:.3f} rotated, {iou.axis_aligned:.3f} axis-aligned")

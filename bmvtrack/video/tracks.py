@@ -81,6 +81,7 @@ class TrackedVideo:
         objects: positions by object id, one for each tracked frame, the same frames for all.
         skipped: numbers of the frames that could not be decoded.
         speed: frames tracked per second, without reading and drawing; 0 before the first.
+        unscored: tracked frames that a shorter truth says nothing of.
     """
 
     name: str
@@ -90,6 +91,7 @@ class TrackedVideo:
     objects: dict[int, list[Position]]
     skipped: list[int] = field(default_factory=list)
     speed: float = 0.0
+    unscored: int = 0
 
     @property
     def frames(self) -> list[int]:

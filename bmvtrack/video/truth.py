@@ -97,12 +97,18 @@ class Truth:
             raise UserError(f"there are {len(self._paths)} true masks, and none of frame {number}")
         return read_mask(self._paths[number])
 
+    def __len__(self) -> int:
+        """Number of masks."""
+        return len(self._paths)
+
     def box(self, number: int, size: tuple[int, int]) -> TrueBox | None:
-        """The true box of a frame of that width and height; None where there is no object.
+        """The true box of a frame of that width and height; None where there is no object, or no mask.
 
         Raises:
-            UserError: if there is no mask, it cannot be read, or is of another size.
+            UserError: if the mask cannot be read, or is of another size.
         """
+        if number >= len(self):
+            return None
         mask = self.mask(number)
         if mask.shape[::-1] != size:
             raise UserError(
