@@ -87,7 +87,7 @@ def train_agent(options: TrainOptions, console: Console | None = None) -> float:
     if options.resume:
         _recall_evaluations(evaluator, model.num_timesteps)
         # Other clips and other noise than at the start.
-        model.set_random_seed(SEED_STRIDE * options.seed + model.num_timesteps)
+        model.set_random_seed(_seed_from(options, model.num_timesteps))
     else:  # the agent to beat is the one that has learned nothing
         keeper.init_callback(model)
         untrained = _mean_reward(model, evaluation, options.validation_clips)
@@ -136,7 +136,7 @@ def make_model(options: TrainOptions, environments: VecEnv, device: str) -> SAC:
         "replay_buffer_class": TensorReplayBuffer,
         "tensorboard_log": str(options.out / "tensorboard"),
         "policy_kwargs": policy,
-        "seed": SEED_STRIDE * options.seed,  # environment i has that one and i more
+        "seed": _seed_from(options, 0),
         "device": device,
     }
     if options.policy == "plain":
@@ -150,6 +150,11 @@ def make_model(options: TrainOptions, environments: VecEnv, device: str) -> SAC:
         truth_share=options.truth_share,
         **common,
     )
+
+
+def _seed_from(options: TrainOptions, step: int) -> int:
+    """Of all random numbers from a step on, as NumPy wants it; environment i has that one and i more."""
+    return (SEED_STRIDE * options.seed + step) % 2**32
 
 
 def _actor_hidden(options: TrainOptions) -> list[int]:

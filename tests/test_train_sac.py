@@ -152,6 +152,10 @@ def test_an_agent_is_replaced_as_a_whole(
     assert {path.name: path.read_bytes() for path in (options.out / "last").iterdir()} == before
 
 
+def test_any_seed_will_do(options: TrainOptions) -> None:
+    train_agent(replace(options, seed=2**40, steps=4))
+
+
 def test_the_actor_never_goes_uphill(options: TrainOptions, perception: Perception) -> None:
     """Three environments overshoot the last step, and less than nothing of the training remains."""
     few = replace(options, environments=3)
