@@ -52,6 +52,14 @@ def test_a_failed_folder_leaves_nothing_behind(tmp_path, existing):
     assert [p.name for p in tmp_path.rglob("*")] == ["weights", "old"] * existing
 
 
+@pytest.mark.parametrize("write", [atomic_file, atomic_folder])
+def test_folders_that_were_made_go_again_if_they_are_empty(tmp_path, write):
+    (tmp_path / "there").mkdir()
+    with suppress(KeyboardInterrupt), write(tmp_path / "there" / "a" / "b" / "c"):
+        raise KeyboardInterrupt
+    assert [p.name for p in tmp_path.rglob("*")] == ["there"]
+
+
 def test_others_may_read_what_was_written_as_they_may_read_any_file(tmp_path):
     (tmp_path / "plain").touch()
     write_text(tmp_path / "whole", "μ\n")
