@@ -134,6 +134,8 @@ class VideoSequence:
         try:
             frame = self.read_frame(t)
         except IndexError as error:
+            if t >= self.length:
+                raise
             raise UserError(
                 f"sequence {self.name!r} of length {self.length} has no frame {t}: {error}"
             ) from error
