@@ -42,6 +42,7 @@ from envs import BMVTrackEnv, BMVTrackVectorEnv
 Part = Literal["training", "environment", "agent", "tracking"]
 Unit = Literal["per_second", "bytes"]
 _CLIP_LENGTH = 32  # of the environments
+_SINGLE = "SyncVectorEnv"
 _IN_TURN = 64  # environments; of more a step takes too long for turns
 
 
@@ -186,22 +187,21 @@ def measure_environments(options: BenchmarkOptions, device: str, measured: Measu
             "coordinates": "object",
             "clip_length": _CLIP_LENGTH,
         }
-        makers = [lambda: BMVTrackEnv(weights=perception, **arguments)] * count  # noqa: B023
-        one_by_one = SyncVectorEnv(makers, autoreset_mode=AutoresetMode.SAME_STEP)
-        environments = {
-            "SyncVectorEnv": one_by_one,
-            "BMVTrackVectorEnv": BMVTrackVectorEnv(count, weights=perception, **arguments),
-            "BMVTrackVectorEnv, bfloat16": BMVTrackVectorEnv(count, weights=reduced, **arguments),
-        }
-        if count > options.most_single:
-            del environments["SyncVectorEnv"]
+        environments: dict[str, Any] = {}
+        if count <= options.most_single:
+            makers = [lambda: BMVTrackEnv(weights=perception, **arguments)] * count  # noqa: B023
+            environments[_SINGLE] = SyncVectorEnv(makers, autoreset_mode=AutoresetMode.SAME_STEP)
+        together = BMVTrackVectorEnv(count, weights=perception, **arguments)
+        environments["BMVTrackVectorEnv"] = together
+        in_half = BMVTrackVectorEnv(count, weights=reduced, **arguments)
+        environments["BMVTrackVectorEnv, bfloat16"] = in_half
         at_rest = np.tile(np.array(AT_REST, np.float32), (count, 1))
         steps = {}
         for name, environment in environments.items():
             environment.reset(seed=0)
             steps[name] = partial(environment.step, at_rest)
             warm_up = 3 if count <= _IN_TURN else 1
-            if device == "cuda" and environment is not one_by_one:
+            if device == "cuda" and name != _SINGLE:
                 warm_up = _CLIP_LENGTH + 1  # when the first clips end, the most memory is asked for
             for _ in range(warm_up):
                 environment.step(at_rest)
@@ -209,8 +209,7 @@ def measure_environments(options: BenchmarkOptions, device: str, measured: Measu
         rates = rates_in_turn(steps, options.seconds, device, rounds, warm_up=0)
         for name, per_second in rates.items():
             measured.note(f"{name}, N = {count}, steps/s", count * per_second)
-        assert isinstance(environment, BMVTrackVectorEnv)
-        measured.note(f"frames of the environments, N = {count}", environment.frame_bytes, "bytes")
+        measured.note(f"frames of the environments, N = {count}", together.frame_bytes, "bytes")
 
 
 def measure_agent(options: BenchmarkOptions, device: str, measured: Measured) -> None:

@@ -54,13 +54,14 @@ def train_agent(options: TrainOptions, console: Console | None = None) -> float:
     check_run_folder(options.out, options.resume, options.fixed())
     device = resolved_device(options.device)
     perception = Perception.load(options.weights, device, options.precision)
+    data = (*options.data, *options.validation_data)
+    prints = sources.fingerprints(data)
     training, clips = training_and_validation(options)
     model = make_model(options, make_environments(options, perception, training), device)
     best = float("-inf")
     if options.resume:
         state = resumed_state(options.out / "checkpoints", options.fixed())
-        data = (*options.data, *options.validation_data)
-        sources.check_unchanged(data, state.get("data"), sources.fingerprints(data))
+        sources.check_unchanged(data, state.get("data"), prints)
         restore_training_state(model, state)
         best = float(state["best"])
         at = f"at step {model.num_timesteps} of {options.steps}"
@@ -72,7 +73,7 @@ def train_agent(options: TrainOptions, console: Console | None = None) -> float:
         )
         console.print(text, markup=False)
     evaluation = make_environments(options, perception, clips=clips)
-    keeper = _Keeper(options, perception)
+    keeper = _Keeper(options, perception, prints)
     evaluator = EvalCallback(
         evaluation,
         callback_on_new_best=keeper.on_best,
@@ -165,10 +166,10 @@ def _actor_hidden(options: TrainOptions) -> list[int]:
 class _Keeper(BaseCallback):
     """Checkpoints, the agents ``best`` and ``last``, and the end of the time."""
 
-    def __init__(self, options: TrainOptions, perception: Perception) -> None:
+    def __init__(self, options: TrainOptions, perception: Perception, data: Sequence[str]) -> None:
         super().__init__()
         self.options, self.perception = options, perception
-        self.data = sources.fingerprints((*options.data, *options.validation_data))
+        self.data = list(data)  # fingerprints
         self.evaluator: EvalCallback | None = None
         self.on_best = _Best(self)
         self._deadline = deadline(options.max_minutes)

@@ -7,6 +7,7 @@ from bmvtrack.models.base import (
     foreground_log_odds,
     foreground_probability,
     load_network,
+    saved_arguments,
 )
 from bmvtrack.models.bottleneck import Bottleneck, Posterior
 from bmvtrack.models.flows import FlowBottleneck, FlowPosterior
@@ -37,4 +38,5 @@ __all__ = [
     "foreground_log_odds",
     "foreground_probability",
     "load_network",
+    "saved_arguments",
 ]

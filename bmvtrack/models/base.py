@@ -277,11 +277,24 @@ def load_network(folder: Path) -> MultivariationalNetwork:
     return network
 
 
+def saved_arguments(folder: Path) -> dict[str, Any]:
+    """What ``config.json`` in a folder of weights says, without the weights.
+
+    Raises:
+        UserError: if it is missing or no JSON object.
+    """
+    path = folder / _FILES[0]
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
+        raise UserError(f"{path} does not describe a network: {error}") from error
+
+
 def _from_config(path: Path) -> MultivariationalNetwork:
     from bmvtrack.models import ARCHITECTURES
 
+    config = saved_arguments(path.parent)
     try:
-        config = dict(json.loads(path.read_text(encoding="utf-8")))
         name = config.pop("architecture", None)
         if name not in ARCHITECTURES:
             raise ValueError(f"its architecture is {name!r}, not one of {', '.join(ARCHITECTURES)}")

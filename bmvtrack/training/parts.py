@@ -22,6 +22,7 @@ from bmvtrack.models import (
     MultivariationalNetwork,
     ResNetUNet,
     load_network,
+    saved_arguments,
 )
 from bmvtrack.training.options import Architecture, PretrainOptions
 from bmvtrack.training.radam import FusedRAdam
@@ -59,9 +60,9 @@ def build_network(options: PretrainOptions, classes: int = 2) -> Multivariationa
         start = load_network(options.start_from)
     special: dict[str, Any] = {"template": True} if options.template else {}
     if options.architecture == "beta-mvunet":  # its weights do not tell how it aligns its maps
-        before = load_network(options.out / "last") if options.resume else start
-        if isinstance(before, BetaMVUNet):
-            special["alignment"] = before.alignment
+        before = options.out / "last" if options.resume else options.start_from
+        if before is not None and "alignment" in (saved := saved_arguments(before)):
+            special["alignment"] = saved["alignment"]
     network = _NETWORKS[options.architecture](
         prior=prior,
         width=options.width,

@@ -93,8 +93,8 @@ class Truth:
         Raises:
             UserError: if there is none, or it cannot be read.
         """
-        if number >= len(self._paths):
-            raise UserError(f"there are {len(self._paths)} true masks, and none of frame {number}")
+        if number >= len(self):
+            raise UserError(f"there are {len(self)} true masks, and none of frame {number}")
         return read_mask(self._paths[number])
 
     def __len__(self) -> int:
