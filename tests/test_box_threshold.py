@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 import torch
 from networks import change_config
+from rectangles import write_rectangles
+from runs import small_run, train
 
 from bmvtrack import motion, prior
 from bmvtrack.data import patches
@@ -16,6 +18,7 @@ from bmvtrack.iou import rotated_iou
 from bmvtrack.models import Output, Posterior, ResNetUNet, load_network
 from bmvtrack.movers import move_by_mask
 from bmvtrack.perception import Perception
+from bmvtrack.training import PretrainOptions
 from bmvtrack.training.box_threshold import THRESHOLDS, best_threshold, box_overlaps
 
 SIZE = 128
@@ -116,3 +119,24 @@ def test_it_does_not_matter_in_which_order_the_frames_come() -> None:
     bad[:, 0] = 4.0
     mixed = torch.cat([good[:4], bad, good[4:]])
     assert best_threshold(mixed) == (THRESHOLDS[-1], pytest.approx(0.9))
+
+
+def test_a_cut_that_is_given_is_the_one_that_is_saved(tmp_path) -> None:
+    options = small_run(tmp_path / "run", write_rectangles(tmp_path / "data"))
+    metrics, _ = train(options, box_threshold=0.3)  # none of those that are tried
+    assert metrics["box_threshold"] in THRESHOLDS
+    for name in ("best", "last"):
+        assert load_network(options.out / name).box_threshold == 0.3
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"box_threshold": 0.0}, r"--box-threshold must lie in \(0, 1\), not 0.0"),
+        ({"box_threshold": 1.0}, r"--box-threshold must lie in \(0, 1\), not 1.0"),
+        ({"box_threshold": 0.5, "mode": "paper"}, "is for --mode tracking"),
+    ],
+)
+def test_a_cut_that_cannot_be_is_refused(wrong, message) -> None:
+    with pytest.raises(UserError, match=message):
+        PretrainOptions(**wrong).resolved()

@@ -13,8 +13,10 @@ from agents.recipes import RecipeOptions, recipe, retrain
 from agents.storage import load_actor
 from bmvtrack.bundled import DEFAULT_WEIGHTS, MASK_WEIGHTS, weights_folder
 from bmvtrack.errors import UserError
+from bmvtrack.models.base import saved_arguments
 from bmvtrack.perception import Perception
 from bmvtrack.training import PretrainOptions
+from bmvtrack.training.parts import build_network
 
 
 @pytest.fixture
@@ -37,6 +39,22 @@ def test_stages_are_built_on_those_before_them(options: RecipeOptions) -> None:
     assert len({stage.split_seed for stage in stages}) == 1, "held out from the first on"
     assert isinstance(stage, TrainOptions)  # the last one, which leaves encoder and agent
     assert {options.out / name for name in recipes._RESULTS} <= done
+
+
+@pytest.mark.parametrize(
+    ("stage", "name"),
+    [("fifth", "davis16-duts-small"), ("ninth", MASK_WEIGHTS), ("tenth", DEFAULT_WEIGHTS)],
+)
+def test_stages_make_the_networks_that_are_bundled(
+    options: RecipeOptions, tmp_path: Path, stage: str, name: str
+) -> None:
+    made = recipe(options)[stage]
+    assert isinstance(made, PretrainOptions)
+    network = build_network(replace(made.resolved(), start_from=None))
+    assert made.box_threshold is not None
+    network.box_threshold = made.box_threshold
+    network.save_weights(tmp_path)
+    assert saved_arguments(tmp_path) == saved_arguments(weights_folder(name))
 
 
 def small_recipe(options: RecipeOptions) -> dict[str, recipes.Stage]:

@@ -87,6 +87,9 @@ class PretrainOptions:
     own_boxes: float = 0.0
     """share of a video's samples that are seen through the box that the network itself came to in the
     frame before: it learns to make up for the errors it makes (tracking)"""
+    box_threshold: float | None = None
+    """probability over which a pixel of a mask counts for its box, saved with the weights; default: at
+    which boxes of held-out frames agree best with the true ones (tracking)"""
     jitter: tuple[float, ...] = Augmentation().strengths
     """factors of the random motion of boxes, one of which each sample draws (tracking)"""
     synthetic_count: int = 128
@@ -200,6 +203,10 @@ class PretrainOptions:
             assert weight is not None
             if not 0 <= weight < math.inf:
                 raise UserError(f"--{name} must not be negative, not {weight}")
+        if self.box_threshold is not None and not 0 < self.box_threshold < 1:
+            raise UserError(f"--box-threshold must lie in (0, 1), not {self.box_threshold}")
+        if self.mode == "paper" and self.box_threshold is not None:
+            raise UserError("--box-threshold is for --mode tracking: mode paper follows no boxes")
         if self.mode == "paper" and self.likelihood:
             raise UserError(
                 "--likelihood is for --mode tracking: in mode paper patches are seen through the true "

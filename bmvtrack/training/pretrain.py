@@ -292,7 +292,8 @@ class PretrainRun:
         journal.record("validation", metrics, self.step)
         shown = "  ".join(f"{name} {value:.4g}" for name, value in metrics.items())
         journal.say(f"step {self.step}: {shown}")
-        self.network.box_threshold = metrics.get("box_threshold", self.network.box_threshold)
+        found = metrics.get("box_threshold", self.network.box_threshold)
+        self.network.box_threshold = self.options.box_threshold or found
         better = metrics["loss"] < self.best
         self.best = min(self.best, metrics["loss"])
         state = self.state()
