@@ -17,7 +17,7 @@ from bmvtrack.data.mirrored import upside_down
 from bmvtrack.data.sequence import VideoSequence
 from bmvtrack.errors import UserError
 from bmvtrack.tracking.evaluation import Watcher, evaluate, write_overlay
-from bmvtrack.tracking.failure_atlas import FailureAtlas
+from bmvtrack.tracking.failure_atlas import FailureAtlas, remove_atlas
 from bmvtrack.tracking.learned import learned_tracker
 from bmvtrack.tracking.opencv import PEERS, opencv_tracker
 from bmvtrack.tracking.plots import write_plots
@@ -134,6 +134,7 @@ def run_evaluation(options: EvaluationOptions) -> None:
         for sequence in progress.track(sequences, description="checking the data"):
             check_sequence(sequence)
         remove_previous(options.out)
+        remove_atlas(options.out / "failures")
         task = progress.add_task("tracking", total=len(sequences) * len(factories))
         results = evaluate(
             factories,

@@ -42,8 +42,10 @@ def check_sums(path: Path) -> None:
 def atomic_file(path: Path) -> Iterator[Path]:
     """A temporary path of the same suffix; renamed to ``path`` if the block ends well.
 
-    Folders are made as needed. If the block raises, nothing is left behind.
+    Folders are made as needed; a link stays, and what it links to is replaced. If the block raises, nothing
+    is left behind.
     """
+    path = path.resolve() if path.is_symlink() else path
     with _folder(path.parent):
         handle, name = tempfile.mkstemp(
             dir=path.parent, prefix=f".{path.stem}-", suffix="".join(path.suffixes[-1:])
@@ -142,15 +144,20 @@ def numbered_files(folder: Path, suffixes: Collection[str]) -> list[Path]:
     return sorted(files, key=key)
 
 
+def is_plain_name(name: str) -> bool:
+    """Whether it names something in a folder, and nothing outside of it."""
+    return name not in ("", "..") and Path(name).name == name
+
+
 def folder_name(folder: Path) -> str:
     """The name that a person gave a folder: a link's own, and the real one of ``.`` and ``..``."""
     return folder.name if folder.name not in ("", "..") else folder.resolve().name
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write UTF-8 text atomically."""
+    """Write UTF-8 text atomically; what a file's name has in it that is none is written as ``\\udcXX``."""
     with atomic_file(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -199,7 +198,8 @@ def fit(
         sequences: ``(rbboxes, width, height)`` each, with boxes ``(T, 5)`` as OpenCV labels them and
             NaN where there is no object.
         frames_apart: frames between the two boxes of a pair.
-        labels: ``opencv`` takes the labels as they are; ``continuous`` relabels along the sequence.
+        labels: ``opencv`` takes the labels as they are; ``continuous`` relabels along those frames, so that
+            no turn is over 45°.
         coordinates: ``frame`` or ``object``.
         source: recorded in the prior.
 
@@ -241,13 +241,13 @@ def sequence_motion(
     coordinates: Coordinates,
 ) -> FloatArray:
     """Motion between the boxes of one sequence, ``(pairs, 5)``; arguments as in :func:`fit`."""
-    boxes = geometry.continuous_labels(rbboxes) if labels == "continuous" else rbboxes
-    boxes = boxes[::frames_apart]
+    boxes = rbboxes[::frames_apart]
+    if labels == "continuous":
+        boxes = geometry.continuous_labels(boxes)
     result = motion.solve(boxes[:-1], boxes[1:], width, height, coordinates)
     return result[np.isfinite(result).all(axis=-1)]
 
 
-@lru_cache
 def named(name: str) -> MotionPrior:
     """A prior that comes with the package.
 

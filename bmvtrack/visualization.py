@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, contextmanager
 from functools import lru_cache
@@ -127,6 +128,9 @@ def video_writer(path: Path, fps: float) -> Iterator[Callable[[ByteArray], None]
     Yields:
         A function that appends a frame ``(H, W, 3)``, uint8 RGB; all are of one size, and there is
         at least one. An odd side is extended by one pixel, as the format demands.
+
+    Raises:
+        UserError: if frames are too large, or ffmpeg could not write all of it.
     """
     import imageio.v2 as imageio  # only videos need it
 
@@ -149,9 +153,14 @@ def video_writer(path: Path, fps: float) -> Iterator[Callable[[ByteArray], None]
                         f"{_LARGEST_FRAME} pixels at most; reduce them first"
                     )
                 even = ((0, height % 2), (0, width % 2), (0, 0))
-                writer.append_data(np.pad(frame, even, mode="edge"))
+                try:
+                    writer.append_data(np.pad(frame, even, mode="edge"))
+                except OSError as error:  # ffmpeg has ended; what it said is on stderr
+                    raise _not_written(path) from error
 
             yield append
+        if not _is_whole(temporary):  # nobody looks at how ffmpeg ended
+            raise _not_written(path)
 
 
 def write_video(path: Path, frames: Iterable[ByteArray], fps: float) -> None:
@@ -165,6 +174,26 @@ def write_video(path: Path, frames: Iterable[ByteArray], fps: float) -> None:
     with video_writer(path, fps) as append:
         for frame in frames:
             append(frame)
+
+
+def _not_written(path: Path) -> UserError:
+    return UserError(f"ffmpeg could not write {path} to its end; is the disk full?")
+
+
+def _is_whole(path: Path) -> bool:
+    """Whether the boxes of an MP4 fill the file, and its table of frames is one (ISO/IEC 14496-12)."""
+    kinds, place, end = [], 0, path.stat().st_size
+    with path.open("rb") as file:
+        while place + 8 <= end:
+            file.seek(place)
+            size, kind = struct.unpack(">I4s", file.read(8))
+            if size == 1:  # of more than 4 GiB
+                (size,) = struct.unpack(">Q", file.read(8).ljust(8, b"\0"))
+            if size < 8:
+                return False
+            kinds.append(kind)
+            place += size
+    return place == end and b"moov" in kinds
 
 
 def _draw_outline(image: ByteArray, points: FloatArray, colour: Colour) -> None:

@@ -28,7 +28,12 @@ from bmvtrack.errors import UserError, run_script
 from bmvtrack.segmentation.options import NetworkOptions
 from bmvtrack.segmentation.protocols import load_segmenter
 from bmvtrack.segmentation.saliency_evaluation import check_still, evaluate_stills
-from bmvtrack.segmentation.saliency_report import build_summary, summary_table, write_report
+from bmvtrack.segmentation.saliency_report import (
+    build_summary,
+    remove_previous,
+    summary_table,
+    write_report,
+)
 
 
 @dataclass(kw_only=True)
@@ -69,6 +74,7 @@ def main() -> None:
     with progress_bar() as progress:
         for still in progress.track(stills, description="checking the data"):
             check_still(still)
+        remove_previous(options.out)
         task = progress.add_task("finding what is salient", total=len(stills))
         results = evaluate_stills(
             network,

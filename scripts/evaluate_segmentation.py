@@ -27,6 +27,7 @@ from bmvtrack.segmentation.pictures import write_masks_along_sequences, write_st
 from bmvtrack.segmentation.protocols import HONEST, load_segmenter
 from bmvtrack.segmentation.report import (
     build_summary,
+    remove_previous,
     sequence_table,
     summary_table,
     write_report,
@@ -60,6 +61,7 @@ def main() -> None:
     with progress_bar() as progress:
         for sequence in progress.track(sequences, description="checking the data"):
             check_sequence(sequence)
+        remove_previous(options.out)
         task = progress.add_task("segmenting", total=sum(map(len, sequences)))
         for sequence in sequences:
             scores = evaluate_sequence(

@@ -115,6 +115,13 @@ def test_validation_shows_no_still_of_training(tmp_path, monkeypatch):
     names = [{still.name for still in stills} for stills in (training, validation)]
     assert [len(part) for part in names] == [6, 2]
     assert not names[0] & names[1]
+    empty = tmp_path / "DUTS-TR-Mask" / "2.png"
+    cv2.imwrite(str(empty), np.zeros_like(cv2.imread(str(empty), cv2.IMREAD_UNCHANGED)))
+    sources.split_cutouts(f"cutouts:{tmp_path}", 0.3, 3, count=8, made_from=5)
+    bank = sources.load_bank("", sources.load_sequences(f"duts:{tmp_path}"), 320)
+    for (stills, *_), targets in zip(shown[2:], bank.split(0.3, 3), strict=True):
+        held = {f"{group}" for group in bank.group[targets].tolist()}
+        assert held == {still.name for still in stills}
     with pytest.raises(UserError, match="need at least 2 on either side"):
         sources.split_cutouts(f"cutouts:{tmp_path}", 0.01, 3, count=8, made_from=5)
 

@@ -17,7 +17,13 @@ from bmvtrack.data.davis import load_davis16
 from bmvtrack.data.sequence import VideoSequence
 from bmvtrack.data.synthetic import synthetic_sequence
 from bmvtrack.tracking.evaluation import evaluate
-from bmvtrack.tracking.failure_atlas import SHOWN, FailureAtlas, draw_strip, shown_indices
+from bmvtrack.tracking.failure_atlas import (
+    SHOWN,
+    FailureAtlas,
+    draw_strip,
+    remove_atlas,
+    shown_indices,
+)
 from bmvtrack.tracking.failures import Failure, breaking_index, find_failure
 from bmvtrack.tracking.protocols import one_pass
 from bmvtrack.tracking.trackers import OracleTracker, StaticTracker, static_tracker
@@ -165,6 +171,30 @@ def test_the_atlas_has_a_page_and_two_pictures_of_each_failure(tmp_path):
     )
     for run in failed:
         assert f"## {run.sequence}\n\n### still: breaks in frame " in page
+
+
+def test_an_atlas_is_removed_with_its_pictures_and_nothing_else(tmp_path):
+    atlas = FailureAtlas(tmp_path / "failures")
+    evaluate({"still": static_tracker}, [synthetic_sequence(1)], watchers=[atlas.add])
+    atlas.write("one sequence", "none")
+    assert len([path for path in tmp_path.rglob("*") if path.is_file()]) == 3
+    mine = tmp_path / "failures" / "strips" / "mine.jpg"
+    mine.write_text("mine")
+    remove_atlas(tmp_path / "failures")
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == [mine]
+    (tmp_path / "failures" / "failures.md").write_text("# My failures\n\n![](strips/mine.jpg)\n")
+    remove_atlas(tmp_path / "failures")
+    remove_atlas(tmp_path)
+    assert mine.is_file()
+
+
+def test_an_overlap_of_a_half_but_for_rounding_is_none(sequence):
+    iou = np.array([np.nan, 0.08, 0.03, 0.08, 0.63, 0.97, 0.89, 0.53, 0.79])
+    assert iou[1:].mean() < 0.5
+    assert breaking_index(iou) is None
+    run = one_pass(static_tracker, sequence)
+    overlaps = dict.fromkeys(run.overlaps, dataclasses.replace(run.overlaps["rotated"], iou=iou))
+    assert find_failure("static", dataclasses.replace(run, overlaps=overlaps), sequence) is None
 
 
 def test_the_committed_picture_has_nothing_of_the_frames(sequence, tmp_path):

@@ -1,5 +1,6 @@
 import csv
 import json
+import os
 import stat
 from contextlib import suppress
 from pathlib import Path
@@ -100,6 +101,20 @@ def test_json_says_no_to_what_it_cannot_hold(tmp_path):
 def test_cells_with_commas_are_quoted():
     rows = [["name", "iou"], ["ant, left", "0.5"], ['a "b"', ""]]
     assert list(csv.reader(csv_text(rows).splitlines())) == rows
+
+
+def test_a_link_to_a_file_stays_one(tmp_path):
+    (tmp_path / "file").write_text("old")
+    (tmp_path / "link").symlink_to(tmp_path / "file")
+    write_text(tmp_path / "link", "new")
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "file").read_text() == "new"
+
+
+def test_names_that_are_no_text_are_written_so_that_json_gives_them_back(tmp_path):
+    name = os.fsdecode(b"caf\xe9")
+    write_json(tmp_path / "a.json", {"name": name})
+    assert json.loads((tmp_path / "a.json").read_text(encoding="utf-8")) == {"name": name}
 
 
 def test_a_folder_takes_no_file_s_place_and_follows_links(tmp_path):

@@ -172,6 +172,12 @@ def test_vot_masks_are_refused(tmp_path):
         load_vot(tmp_path)
 
 
+def test_a_vot_sequence_of_nothing_is_named(tmp_path):
+    write_vot(tmp_path, lines=())
+    with pytest.raises(UserError, match="'ball'"):
+        load_vot(tmp_path)
+
+
 def test_a_list_chooses_vot_sequences(tmp_path):
     for name in ("bag", "ball", "unlisted"):
         write_vot(tmp_path, name)

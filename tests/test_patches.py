@@ -166,6 +166,21 @@ def test_reading_only_what_is_needed_equals_reading_everything():
         torch.testing.assert_close(result, expected, atol=5e-4, rtol=0)
 
 
+def test_windows_far_larger_than_their_frame_cost_no_more(monkeypatch):
+    """What a track that runs away looks through, beside others; nearly all of it lies outside."""
+    wide = torch.tensor([[-900.0, -800, 1000, 1100]]).double()
+    windows = torch.cat([EVERYWHERE[:1], wide, EVERYWHERE[1:2], 50 * wide])
+    frames, sizes = noise(4), torch.tensor([[WIDTH, HEIGHT]] * 4)
+    fill = torch.rand(4, 3) * 255
+    expected = patches._read(frames, windows, 32, sizes, fill)
+    read = []
+    whole = patches._read
+    monkeypatch.setattr(patches, "_read", lambda *a: read.append(a[1]) or whole(*a))
+    result = patches.crop(frames, windows, 32, sizes, fill)
+    torch.testing.assert_close(result, expected, atol=5e-4, rtol=0)
+    torch.testing.assert_close(torch.cat(read), windows[[0, 2]])
+
+
 def test_many_large_frames_are_resampled_in_parts(monkeypatch):
     """As float32 all at once, they would fill a GPU."""
     frames = torch.randint(0, 256, (5, 20, 30, 3), dtype=torch.uint8)

@@ -45,7 +45,7 @@ def test_every_bundled_prior_can_be_named():
     fitted = prior.load("davis16")
     assert (fitted.coordinates, fitted.labels) == ("object", "continuous")
     assert_allclose(fitted.mean, [1, 1, 0, 0, 0], atol=0.02)
-    assert prior.load("davis16") is prior.named("davis16")
+    assert fitted.to_json() == prior.named("davis16").to_json()
     assert prior.named("davis16").source.startswith("DAVIS16 training split, 30 sequences")
 
 
@@ -195,6 +195,22 @@ def test_fit_takes_every_nth_frame_and_leaves_out_missing_boxes():
     boxes[[0, 30, 31]] = np.nan
     assert prior.fit([(boxes, WIDTH, HEIGHT)])[1] == 60 - 1 - 3
     assert prior.fit([(boxes, WIDTH, HEIGHT)], frames_apart=5)[1] == 12 - 1 - 2
+
+
+@pytest.mark.parametrize("apart", [1, 4, 7])
+def test_with_continuous_labels_no_turn_is_over_an_eighth_of_a_circle(apart):
+    """However far the box has turned between them, and the motion leads from one box to the other."""
+    boxes = np.array([[100, 80, 60, 20, math.radians(20 * t)] for t in range(40)])
+    motions = prior.sequence_motion(boxes, WIDTH, HEIGHT, apart, "continuous", "object")
+    assert np.abs(motions[:, 2]).max() <= math.sin(math.pi / 4) + 1e-9
+    labelled = geometry.continuous_labels(boxes[::apart])
+    after = motion.apply(labelled[:-1], motions, WIDTH, HEIGHT, "object")
+    assert_allclose(after, labelled[1:], atol=1e-9)
+
+
+def test_nobody_changes_the_priors_that_come_with_the_package():
+    prior.named("paper").mean[0] = 99
+    assert prior.named("paper").mean[0] != 99
 
 
 def test_opencv_labels_widen_the_prior():

@@ -1,6 +1,7 @@
 """From runs to summary, tables, files and pictures; and the script that makes them."""
 
 import json
+import resource
 from functools import partial
 from pathlib import Path
 
@@ -267,6 +268,24 @@ def test_a_strange_summary_removes_nothing(summary, tmp_path):
     report.remove_previous(tmp_path / "out")
     assert (tmp_path / "out" / "results").is_dir()
     assert (tmp_path / "x.mp4").is_file()
+
+
+@pytest.mark.parametrize("count", [3, 300])
+def test_a_video_that_a_full_disk_cuts_short_is_not_written(count, tmp_path):
+    """ffmpeg holds back the few frames of a short one until it is closed, and nobody asks how it ended."""
+    (tmp_path / "clip.mp4").write_text("the one before")
+    noise = np.random.default_rng(0).integers(256, size=(128, 160, 3), dtype=np.uint8)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))
+    try:
+        with pytest.raises(UserError, match=r"could not write .*clip\.mp4 to its end"):
+            visualization.write_video(
+                tmp_path / "clip.mp4", (np.roll(noise, i) for i in range(count)), 10
+            )
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert [path.name for path in tmp_path.iterdir()] == ["clip.mp4"]
+    assert (tmp_path / "clip.mp4").read_text() == "the one before"
 
 
 def test_frames_too_large_for_a_video_are_refused(tmp_path):

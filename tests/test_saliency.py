@@ -240,3 +240,17 @@ def test_mistakes_get_one_line(run, stills, tmp_path, arguments, message) -> Non
     assert message in error
     assert len(error.splitlines()) == 1
     assert not (tmp_path / "out").exists()
+
+
+def test_an_evaluation_forgets_the_one_before_and_nothing_else(run, stills, tmp_path) -> None:
+    make_network(3).save_weights(tmp_path / "weights", half=False)
+    out = tmp_path / "out"
+    arguments = ("--root", stills, "--weights", tmp_path / "weights", "--out", out)
+    assert run(*arguments, "--draws", 2).status == 0
+    (out / "honest" / "thesis.png").write_text("mine")
+    assert run(*arguments, "--draws", 3, "--every", 2).status == 0
+    maps = sorted(str(p.relative_to(out)) for p in out.glob("*/*.png"))
+    made = [f"{p}/{i}.png" for p in ("honest", "oracle-3", "two-looks") for i in ("0000", "0002")]
+    assert maps == sorted(["honest/thesis.png", *made])
+    tables = sorted(path.name for path in (out / "results").iterdir())
+    assert tables == ["honest.csv", "oracle-3.csv", "two-looks.csv"]

@@ -18,6 +18,7 @@ from bmvtrack.data.synthetic import synthetic_sequence
 from bmvtrack.masks import mask_in_frame
 from bmvtrack.models import BetaMVAE, MultivariationalNetwork, ResNetUNet
 from bmvtrack.perception import Perception
+from bmvtrack.segmentation import report, saliency_report
 from bmvtrack.segmentation.evaluation import evaluate_sequence
 from bmvtrack.segmentation.metrics import contour_accuracy, region_similarity, statistics
 from bmvtrack.segmentation.protocols import (
@@ -321,3 +322,31 @@ def test_weights_that_do_not_fit_their_configuration_are_refused(run, davis, tmp
     assert done.status == 2
     assert "does not fit the network" in done.errors
     assert not (tmp_path / "out").exists()
+
+
+def test_an_evaluation_forgets_the_one_before_and_nothing_else(run, davis, tmp_path) -> None:
+    make_network("tracking").save_weights(tmp_path / "weights", half=False)
+    out = tmp_path / "out"
+    arguments = ("--root", davis, "--weights", tmp_path / "weights", "--out", out)
+    assert run(*arguments, "--draws", 2).status == 0
+    (out / "honest" / "thesis.txt").write_text("mine")
+    assert run(*arguments, "--draws", 3, "--sequences", "bee").status == 0
+    left = sorted(str(p.relative_to(out)) for p in out.rglob("*") if p.is_file())
+    for protocol in ("honest", "oracle-3"):
+        masks = [f"{protocol}/bee/{t:05d}.png" for t in range(4)]
+        assert [path for path in left if path.startswith(f"{protocol}/bee")] == masks
+        left = [path for path in left if path not in masks]
+    tables = ["results/honest/bee.csv", "results/oracle-3/bee.csv", "sequences.csv", "summary.json"]
+    pictures = ["masks_along_sequences.png", "stochastic_masks.png"]
+    assert left == sorted(["honest/thesis.txt", *tables, *pictures])
+
+
+@pytest.mark.parametrize("summary", ["[]", '{"protocols": {"..": {"per_sequence": ["x"]}}}', "{"])
+def test_a_strange_summary_removes_nothing(summary, tmp_path) -> None:
+    (tmp_path / "out" / "results").mkdir(parents=True)
+    (tmp_path / "out" / "summary.json").write_text(summary)
+    (tmp_path / "x").mkdir()
+    report.remove_previous(tmp_path / "out")
+    saliency_report.remove_previous(tmp_path / "out")
+    assert (tmp_path / "x").is_dir()
+    assert (tmp_path / "out" / "results").is_dir()

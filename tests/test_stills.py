@@ -32,6 +32,13 @@ def test_every_image_with_a_mask_is_a_sequence_of_one_frame(tmp_path, layout):
     np.testing.assert_allclose(stills[0].boxes[0, :2], [15.5, 8])
 
 
+def test_images_are_found_by_any_spelling_of_their_suffix(tmp_path):
+    write_stills(tmp_path, "images", "masks")
+    (tmp_path / "images" / "b.jpg").rename(tmp_path / "images" / "b.JPG")
+    (tmp_path / "images" / "c.jpg").rename(tmp_path / "images" / "c.jpeg")
+    assert [still.name for still in load_stills(tmp_path)] == ["a", "b", "c"]
+
+
 @pytest.mark.parametrize(
     ("folders", "message"),
     [

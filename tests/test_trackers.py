@@ -139,14 +139,27 @@ def test_a_lost_box_rests_where_it_was():
     assert geometry.bounds(boxes[3]).tolist() == [0.5, 1.5, 3.5, 5.5]
 
 
+@pytest.mark.parametrize("box", [[50, 50, 1, 1, 0], [80, 60, 400, 300, 0], [80, 60, 158, 118, 0]])
+@pytest.mark.parametrize("name", PEERS)
+def test_opencv_outlives_boxes_that_it_cannot_start_from(name, box):
+    """MIL never comes back from 4×4 pixels, and has nothing to learn from where the box is the frame."""
+    try:
+        tracker = opencv_tracker(name)(square_sequence(), 0)
+    except UserError as error:
+        pytest.skip(str(error))
+    noise = np.random.default_rng(0).integers(256, size=FRAME.shape, dtype=np.uint8)
+    tracker.init(noise, np.array(box, dtype=float))
+    assert np.isfinite(tracker.update(noise)).all()
+
+
 @pytest.mark.parametrize(
     ("box", "rectangle"),
     [
         ([49.5, 39.5, 20, 10, 0], (40, 35, 20, 10)),
         ([49.5, 39.5, 20, 10, np.pi / 2], (45, 30, 10, 20)),
         ([-0.5, -0.5, 20, 10, 0], (0, 0, 10, 5)),  # clipped
-        ([159, 119, 1, 1, 0], (156, 116, 4, 4)),  # too small
-        ([-500, 900, 5, 5, 1], (0, 116, 4, 4)),  # outside
+        ([159, 119, 1, 1, 0], (155, 115, 5, 5)),  # too small
+        ([-500, 900, 5, 5, 1], (0, 115, 5, 5)),  # outside
     ],
 )
 def test_opencv_gets_whole_pixels_within_the_frame(box, rectangle):

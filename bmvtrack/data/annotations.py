@@ -82,7 +82,9 @@ def boxed_sequence(name: str, frames: list[Path], boxes: list[FloatArray]) -> Vi
             f"sequence {name!r} has {len(frames)} frames but {len(boxes)} lines of ground truth; "
             "there must be one for each"
         )
-    return VideoSequence(name, len(frames), partial(_frame, frames), given_boxes=np.stack(boxes))
+    return VideoSequence(
+        name, len(frames), partial(_frame, frames), given_boxes=np.reshape(boxes, (-1, 5))
+    )
 
 
 def _numbers(line: str, path: Path, number: int) -> FloatArray:

@@ -21,6 +21,7 @@ from bmvtrack import geometry
 from bmvtrack.arrays import Array, namespace
 
 _BAND = 16  # patch pixels whose filters are applied together
+_FAR = 3  # times a frame's sides: of larger windows nearly all lies outside
 _READ_TOGETHER = 32  # frames whose filters are worked out together
 _TOGETHER = 2**28  # numbers of frames that are in float32 at once
 _NOWHERE = 1e30  # where pixels lie that no filter reaches
@@ -97,6 +98,19 @@ def crop(
     """
     if frames.device.type != "cpu":
         return _resample(frames, windows, size, sizes, fill)
+    far = (windows[:, 2:] - windows[:, :2] > _FAR * sizes).any(dim=1)
+    if not far.any():
+        return _read_in_parts(frames, windows, size, sizes, fill)
+    result = fill.new_empty(len(frames), frames.shape[3], size, size)
+    for rows, resample in ((far, _resample), (~far, _read_in_parts)):
+        if rows.any():
+            result[rows] = resample(frames[rows], windows[rows], size, sizes[rows], fill[rows])
+    return result
+
+
+def _read_in_parts(
+    frames: torch.Tensor, windows: torch.Tensor, size: int, sizes: torch.Tensor, fill: torch.Tensor
+) -> torch.Tensor:
     if len(frames) <= _READ_TOGETHER:
         return _read(frames, windows, size, sizes, fill)
     return _in_parts(_read, _READ_TOGETHER, frames, windows, size, sizes, fill)

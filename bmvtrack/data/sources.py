@@ -104,7 +104,7 @@ def split_cutouts(
     """Cut-out sequences to train on, and others, of stills that are held out from these.
 
     The stills held out are those that :meth:`~bmvtrack.data.bank.FrameBank.split` holds out of
-    ``stills:FOLDER`` with the same share and seed (where every still has an object).
+    ``stills:FOLDER`` with the same share and seed. Both leave those out whose mask is empty.
 
     Args:
         source: ``cutouts:FOLDER``.
@@ -116,15 +116,15 @@ def split_cutouts(
     Raises:
         UserError: if the folder is not as it should be, or has too few images.
     """
-    stills = load_stills(Path(parse(source)[1]))
+    stills = [still for still in load_stills(Path(parse(source)[1])) if still.mask(0).any()]
     held_out = set(held_out_of(len(stills), share, seed).tolist())
     apart = [still for i, still in enumerate(stills) if i in held_out]
     rest = [still for i, still in enumerate(stills) if i not in held_out]
     few = min(len(apart), len(rest))
     if few < 2:
         raise UserError(
-            f"{source}: of {len(stills)} images {len(apart)} are held out, and cut-outs need at least 2 "
-            "on either side; give more images, or another --validation-share"
+            f"{source}: of {len(stills)} images with an object {len(apart)} are held out, and cut-outs "
+            "need at least 2 on either side; give more images, or another --validation-share"
         )
     others = max(1, round(share * count))
     return cutout_sequences(rest, count, made_from), cutout_sequences(apart, others, made_from)

@@ -19,6 +19,8 @@ LAYOUTS = (
 )
 """Folders of images and of masks below the root, in the order they are looked for."""
 
+_PHOTOGRAPHS = (".jpg", ".jpeg")
+
 
 def load_stills(root: Path) -> list[VideoSequence]:
     """Every image of a folder that has a mask, as a sequence of one frame, in alphabetical order.
@@ -38,7 +40,8 @@ def load_stills(root: Path) -> list[VideoSequence]:
     else:
         known = ", ".join(f"{i} + {m}" for i, m in LAYOUTS)
         raise UserError(f"{root} has no known layout of images and masks (one of: {known})")
-    pairs = [(path, masks / f"{path.stem}.png") for path in listed(images, "*.jpg")]
+    photographs = [path for path in listed(images) if path.suffix.lower() in _PHOTOGRAPHS]
+    pairs = [(path, masks / f"{path.stem}.png") for path in photographs]
     pairs = [(image, mask) for image, mask in pairs if mask.is_file()]
     if not pairs:
         raise UserError(f"no .jpg in {images} has a .png of its name in {masks}")

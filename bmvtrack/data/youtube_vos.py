@@ -113,7 +113,7 @@ def _read_meta(path: Path) -> dict[str, dict[int, str]] | None:
     if not path.is_file():
         return None
     try:
-        videos = json.loads(path.read_text(encoding="utf-8"))["videos"]
+        videos = json.loads(path.read_text(encoding="utf-8-sig"))["videos"]
         return {
             name: {int(k): str(v["category"]) for k, v in video["objects"].items()}
             for name, video in videos.items()

@@ -104,8 +104,8 @@ def evaluate_sequence(
 ) -> dict[str, SequenceScores]:
     """Both protocols on one sequence, with ``PROTOCOL/SEQUENCE/00000.png`` of every frame.
 
-    Masks are grey images of 0 and 255 of the frame's size, as DAVIS's result layout has them, whole
-    sequences or nothing.
+    Masks are grey images of 0 and 255 of the frame's size, as DAVIS's result layout has them, numbered from
+    0 as its frames are; whole sequences or nothing.
 
     Args:
         network: that :func:`~bmvtrack.segmentation.protocols.load_segmenter` loaded.

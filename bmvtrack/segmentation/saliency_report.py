@@ -7,7 +7,10 @@ at the thresholds 0, 1/255 … 1.
 
 from __future__ import annotations
 
+import csv
+import json
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +19,7 @@ from rich import box
 from rich.table import Table
 
 from bmvtrack.figures import line_style, save_figure, tidy
-from bmvtrack.files import csv_text, write_json, write_text
+from bmvtrack.files import csv_text, is_plain_name, write_json, write_text
 from bmvtrack.segmentation.saliency import SaliencyScores, average
 
 Results = Mapping[str, Mapping[str, SaliencyScores]]
@@ -45,6 +48,30 @@ def write_report(folder: Path, summary: dict[str, Any], results: Results) -> Non
         write_text(folder / "results" / f"{protocol}.csv", images_csv(scores))
     _write_plot(folder / "precision_recall.png", summary)
     write_json(folder / "summary.json", summary)
+
+
+def remove_previous(folder: Path) -> None:
+    """Remove the maps and results that the summary in a folder tells of, and then the summary.
+
+    They would lie among those of other weights or data. What no summary tells of is left alone.
+    """
+    path = folder / "summary.json"
+    try:
+        summary = json.loads(path.read_text(encoding="utf-8"))
+        protocols = [name for name, values in summary["protocols"].items() if "mae" in values]
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        return  # none, or none of ours
+    if not protocols:
+        return
+    for protocol in filter(is_plain_name, protocols):
+        table = folder / "results" / f"{protocol}.csv"
+        with suppress(OSError, ValueError, csv.Error):
+            with table.open(encoding="utf-8", newline="") as file:
+                images = [row[0] for row in csv.reader(file) if row][1:]
+            for image in filter(is_plain_name, images):
+                (folder / protocol / f"{image}.png").unlink(missing_ok=True)
+            table.unlink()
+    path.unlink()
 
 
 def images_csv(scores: Mapping[str, SaliencyScores]) -> str:

@@ -7,7 +7,9 @@ anything of the frames, so that it may be shown where the data may not) and ``st
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -29,12 +31,14 @@ from bmvtrack.visualization import MASK_COLOUR, draw_overlay, draw_text
 SHOWN = (-8, -3, -1, 0, 5, 15)
 """Frames of the pictures, counted from the one in which the track breaks; what lies beyond the run
 is its first or last frame."""
+_TITLE, _RUNS_ON = "# Failures", "Runs on "
 _COLUMNS = 3
 _PREDICTED, _TRUE, _MASK = (line_style(i)[0] for i in (1, 2, 0))
 _LINES = {"rotated": 1, "axis-aligned": 3, "mask": 0, "box and mask": 6}
 """Number of the style of each curve; predicted box and mask keep their colours."""
 _TILE = 480  # pixels, of a strip's frame
 _LONGEST = 4  # times as high as wide, or the other way round, is a strip's view
+_PICTURES = re.compile(r"\]\(((?:images/failures|strips)/[^/()]+)\)")
 _ROOM = 0.4  # of what is seen of boxes, that a strip shows on each side of them
 
 
@@ -68,6 +72,20 @@ class FailureAtlas:
         page = self._folder / "failures.md"
         write_text(page, "\n".join(_page(self._failures, dataset, weights)) + "\n")
         return page
+
+
+def remove_atlas(folder: Path) -> None:
+    """Remove a page that :meth:`FailureAtlas.write` wrote, and the pictures that it shows; nothing else.
+
+    They would tell of other runs than the results beside them.
+    """
+    page = folder / "failures.md"
+    with suppress(OSError, UnicodeDecodeError):  # none, or none of ours
+        text = page.read_text(encoding="utf-8")
+        if text.startswith(f"{_TITLE}\n\n{_RUNS_ON}"):
+            for picture in _PICTURES.findall(text):
+                (folder / picture).unlink(missing_ok=True)
+            page.unlink()
 
 
 def plot_failure(path: Path, failure: Failure, sequence: VideoSequence) -> None:
@@ -169,9 +187,9 @@ def _draw_outlines(axes: Axes, failure: Failure, index: int, sequence: VideoSequ
 
 
 def _page(failures: Sequence[Failure], dataset: str, weights: str) -> Iterator[str]:
-    yield "# Failures"
+    yield _TITLE
     yield ""
-    yield f"Runs on {dataset} with an AO under {LEAST_OVERLAP}; weights of learned trackers: `{weights}`."
+    yield f"{_RUNS_ON}{dataset} with an AO under {LEAST_OVERLAP}; weights of learned trackers: `{weights}`."
     yield (
         "A track breaks in the frame up to which its surplus of IoU over ½ is the greatest. Pictures: "
         "predicted box (solid, orange), true box (dashed, green), predicted mask (blue)."

@@ -21,15 +21,16 @@ from bmvtrack.tracking.trackers import BoxTracker, TrackerFactory
 Peer = Literal["csrt", "kcf", "mil", "mosse"]
 PEERS: tuple[Peer, ...] = get_args(Peer)
 
-_SMALLEST_SIDE = 4
-"""Pixels; below it OpenCV's correlation filters have nothing to correlate."""
+_SMALLEST_SIDE = 5
+"""Pixels; below it OpenCV's correlation filters have nothing to correlate, and MIL never comes back."""
 
 
 class OpenCVTracker(BoxTracker):
     """One of OpenCV's trackers behind the interface of :class:`BoxTracker`.
 
     It starts from the bounds of the box, clipped to the frame, and returns upright boxes. Where
-    OpenCV reports the object lost, the box rests where it was and the search goes on.
+    OpenCV reports the object lost, the box rests where it was and the search goes on. Of a box that OpenCV
+    cannot start from (MIL: one that fills the frame) it rests for good.
 
     Args:
         create: OpenCV's function that makes it.
@@ -45,10 +46,15 @@ class OpenCVTracker(BoxTracker):
         height, width = frame.shape[:2]
         self._tracker = self._create()
         self._rbbox: FloatArray = np.array(rbbox, dtype=np.float64)
-        self._tracker.init(_to_bgr(frame), _to_rectangle(rbbox, width, height))
+        try:
+            self._tracker.init(_to_bgr(frame), _to_rectangle(rbbox, width, height))
+        except cv2.error:
+            self._tracker = None
 
     def update(self, frame: ByteArray) -> FloatArray:
         """See :class:`BoxTracker`."""
+        if self._tracker is None:
+            return self._rbbox.copy()
         try:
             found, rectangle = self._tracker.update(_to_bgr(frame))
         except cv2.error:  # some fail on a window outside the frame rather than report a loss

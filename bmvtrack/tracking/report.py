@@ -21,7 +21,7 @@ from rich import box
 from rich.table import Table
 
 from bmvtrack.arrays import FloatArray
-from bmvtrack.files import atomic_folder, csv_text, write_json, write_text
+from bmvtrack.files import atomic_folder, csv_text, is_plain_name, write_json, write_text
 from bmvtrack.tracking.bootstrap import bootstrap_mean, paired_difference
 from bmvtrack.tracking.metrics import GEOMETRIES, Geometry, Scores, average
 from bmvtrack.tracking.protocols import Protocol, Run
@@ -101,7 +101,7 @@ def remove_previous(folder: Path) -> None:
     except (OSError, ValueError, LookupError, TypeError, AttributeError):
         return  # none, or none of ours
     for name, names in sequences.items():
-        if name in ("", "..") or Path(name).name != name:
+        if not is_plain_name(name):
             continue  # no name of a tracker
         shutil.rmtree(folder / "results" / name, ignore_errors=True)
         for sequence in names:
