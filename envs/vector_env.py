@@ -68,7 +68,7 @@ class _Look:
 
 
 class BMVTrackVectorEnv(VectorEnv[Any, Any, Any]):
-    """N clips of ``BMVTrack-v0`` stepped together: one encoder pass a step, everything on the device.
+    """N clips of ``BMVTrack-v0`` stepped together, seen by the encoder in batches, everything on the device.
 
     The environments are those of :class:`~envs.bmvtrack_env.BMVTrackEnv` (its page has the spaces,
     the reward and the ends of an episode): with equal seeds and actions, equal observations and rewards up

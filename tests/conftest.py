@@ -11,6 +11,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # as many processes as processors, of o
     os.environ["OMP_NUM_THREADS"] = "1"
 
 import torch
+from hypothesis import settings
 from pretended_graphs import PretendedGraph
 
 from bmvtrack import cuda_graphs, perception_graphs, prior
@@ -18,6 +19,9 @@ from bmvtrack.models import ResNetUNet
 from bmvtrack.perception import Perception
 
 ROOT = Path(__file__).parents[1]
+
+settings.register_profile("busy machine", deadline=None)
+settings.load_profile("busy machine")
 
 
 @pytest.hookimpl(tryfirst=True)

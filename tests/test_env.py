@@ -142,9 +142,7 @@ def test_a_frame_without_object_is_not_scored(perception: Perception) -> None:
         assert all(np.isfinite(value).all() for value in observation.values())
 
 
-@settings(
-    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(arrays(np.float32, (4, 5), elements=st.floats(width=32, allow_nan=False)))
 def test_any_action_gives_finite_values(env: BMVTrackEnv, actions: np.ndarray) -> None:
     env.reset(seed=0)

@@ -139,7 +139,7 @@ def test_half_precision_logits_are_computed_in_single(loss):
     torch.testing.assert_close(result, loss(rounded.float(), labels))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     classes=st.integers(2, 5),
     scale=st.sampled_from([0.0, 1.0, 30.0, 1e4]),

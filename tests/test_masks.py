@@ -4,7 +4,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from bmvtrack import geometry, masks
@@ -74,7 +74,6 @@ def nested(rng: np.random.Generator) -> np.ndarray:
 KINDS = (blobs, pixels, lines, two_parts, nested)
 
 
-@settings(deadline=None)
 @given(st.integers(0, 2**32 - 1), st.integers(1, 9), st.sampled_from([None, *KINDS]))
 def test_many_masks_have_the_boxes_of_each_alone(seed, count, kind):
     rng = np.random.default_rng(seed)

@@ -52,7 +52,7 @@ def filled(capacity, n_envs, ends, timeouts=None):
     return buffer
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     capacity=st.integers(2, 9),
     n_envs=st.integers(1, 3),

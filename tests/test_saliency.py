@@ -32,7 +32,7 @@ def slow_f(positive: np.ndarray, true: np.ndarray) -> float:
     return 1.3 * precision * recall / (0.3 * precision + recall)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(maps, truths)
 def test_scores_are_those_of_their_definitions(levels, true) -> None:
     found = score(levels, true)

@@ -6,7 +6,7 @@ from itertools import pairwise
 import cv2
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
@@ -91,7 +91,6 @@ def test_contour_accuracy_matches_within_the_exact_distance(seed: int) -> None:
     assert contour_accuracy(predicted, true) == pytest.approx(expected)
 
 
-@settings(deadline=None)
 @given(mask_pairs())
 def test_contour_accuracy_of_any_masks(pair) -> None:
     found = contour_accuracy(*pair)

@@ -92,7 +92,7 @@ rectangles = st.tuples(
 ).map(lambda r: (r[0], r[1], min(r[0] + r[2], 40), min(r[1] + r[3], 30)))
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(
     st.lists(st.dictionaries(st.sampled_from([1, 2, 3]), rectangles), min_size=1, max_size=3),
     st.sets(st.sampled_from([1, 2, 3])),
