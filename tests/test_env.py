@@ -22,7 +22,7 @@ from bmvtrack.data.sequence import VideoSequence
 from bmvtrack.data.synthetic import synthetic_sequences
 from bmvtrack.errors import UserError
 from bmvtrack.iou import bounds_iou, rotated_iou
-from bmvtrack.motion import AT_REST
+from bmvtrack.motion import AT_REST, COORDINATES, Coordinates, apply, solve
 from bmvtrack.perception import Perception
 from envs import WhitenedActions
 from envs.bmvtrack_env import BMVTrackEnv, true_motion
@@ -187,13 +187,23 @@ def test_record_video(env: BMVTrackEnv, tmp_path: Path) -> None:
     assert [path.suffix for path in tmp_path.glob("*.mp4")] == [".mp4"]
 
 
-def test_actions_are_clipped_to_the_bounds() -> None:
-    box = np.array([40.0, 30.0, 20.0, 10.0, 0.1])
-    low, high = ACTION_BOUNDS["object"]
-    space = action_space("object")
-    np.testing.assert_allclose(space.low, low, rtol=1e-6)
-    beyond = move(box, np.array(high) + 10, 80, 60, "object")[0]
-    np.testing.assert_allclose(beyond, move(box, np.array(high), 80, 60, "object")[0])
+@pytest.mark.parametrize("coordinates", COORDINATES)
+def test_actions_are_clipped_to_the_bounds(coordinates: Coordinates) -> None:
+    """Each parameter on either side: the box is one that no bound takes too far out of the frame."""
+    box = np.array([25.0, 25.0, 20.0, 12.0, 0.1])
+    bounds, space = ACTION_BOUNDS[coordinates], action_space(coordinates)
+    np.testing.assert_allclose([space.low, space.high], bounds, rtol=1e-6)
+    for limits, beyond in zip(bounds, (-10, 10), strict=True):
+        for i, limit in enumerate(limits):
+            action = np.array(AT_REST)  # the same in either coordinates
+            action[i] = limit
+            expected = apply(box, action, 80, 60, coordinates)
+            for further in (0, beyond, math.copysign(math.inf, beyond)):
+                action[i] = limit + further
+                found, told = move(box, action, 80, 60, coordinates)
+                np.testing.assert_allclose(found, expected, rtol=1e-12)
+                unclipped = solve(box, expected, 80, 60, "object")
+                np.testing.assert_allclose(told, unclipped, atol=1e-12)
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,7 @@
 """What the network sees and says, in the frame's own coordinates."""
 
+import copy
+import math
 from dataclasses import fields
 
 import numpy as np
@@ -122,6 +124,20 @@ def test_networks_of_the_paper_mode_cannot_track() -> None:
 def test_unknown_weights_name_those_there_are() -> None:
     with pytest.raises(UserError, match=r"bundled: .*davis16-duts"):
         weights_folder("no-such-weights")
+
+
+@pytest.mark.parametrize("absurd", [-100.0, 100.0])
+def test_whatever_the_network_says_its_motion_is_defined(
+    perception: Perception, absurd: float
+) -> None:
+    """A scale that is not positive has no box, and a sine of one no Jacobian."""
+    network = copy.deepcopy(perception.network)
+    torch.nn.init.constant_(network.bottleneck.mean_head.bias, absurd)
+    frame, boxes = synthetic_sequence(3).frame(0), synthetic_sequence(3).boxes[:2]
+    mean = Perception(network).look(frame, boxes).mean
+    assert (mean[:, 2] == math.copysign(0.95, absurd)).all()
+    assert (mean[:, :2] == 0.05 if absurd < 0 else mean[:, :2] > 5).all()
+    assert (mean[:, 3:].abs() > 5).all(), "translations are as the network says"
 
 
 @pytest.mark.parametrize("template", [False, True])

@@ -35,12 +35,8 @@ def moving(length: int = 10, absent: tuple[int, ...] = ()) -> VideoSequence:
     return VideoSequence("moving", length, lambda t: FRAME, given_boxes=boxes)
 
 
-class Slow(StaticTracker):
+class Masked(StaticTracker):
     mask = np.ones((120, 160), dtype=bool)
-
-    def init(self, frame, rbbox):
-        super().init(frame, rbbox)
-        time.sleep(0.02)
 
 
 class Upright(StaticTracker):
@@ -64,19 +60,47 @@ def test_one_pass_takes_the_true_box_and_runs_to_the_end():
     assert run.masks == ()
 
 
-def test_only_the_tracker_is_timed():
+class Clock:
+    """In the place of the real one; it stands still but for what is said to take time."""
+
+    def __init__(self, monkeypatch):
+        self.now = 0.0
+        monkeypatch.setattr(time, "perf_counter", lambda: self.now)
+
+    def tracker(self, init=0.0, update=0.0, bounds=0.0):
+        """A factory of trackers that take so many seconds."""
+        clock = self
+
+        class Timed(StaticTracker):
+            def init(self, frame, rbbox):
+                clock.now += init
+                super().init(frame, rbbox)
+
+            def update(self, frame):
+                clock.now += update
+                return super().update(frame)
+
+            def axis_aligned(self, rbbox):
+                clock.now += bounds
+                return super().axis_aligned(rbbox)
+
+        return lambda sequence, start: Timed()
+
+
+def test_only_the_tracker_is_timed(monkeypatch):
+    clock = Clock(monkeypatch)
+
     def frame(t: int) -> np.ndarray:
-        time.sleep(0.02)
+        clock.now += 1000
         return FRAME
 
-    sequence = moving()
-    slow_reading = VideoSequence("slow", 10, frame, given_boxes=sequence.boxes)
-    assert one_pass(static_tracker, slow_reading).seconds < 0.02
-    assert one_pass(lambda s, t: Slow(), sequence).seconds >= 0.02
+    slow_reading = VideoSequence("slow", 10, frame, given_boxes=moving().boxes)
+    assert one_pass(clock.tracker(), slow_reading).seconds == 0
+    assert one_pass(clock.tracker(init=2, update=0.25), slow_reading).seconds == 2 + 9 * 0.25
 
 
 def test_masks_are_kept_if_wanted():
-    run = one_pass(lambda s, t: Slow(), moving(), keep_masks=True)
+    run = one_pass(lambda s, t: Masked(), moving(), keep_masks=True)
     assert len(run.masks) == 10
     assert run.masks[0].all()
     assert run.without_masks().masks == ()
@@ -303,13 +327,9 @@ def test_upright_trackers_are_started_upright_in_sre():
     assert all(run.boxes[0, 4] == 0 for run in runs)
 
 
-def test_what_a_tracker_does_for_its_bounds_is_timed():
-    class Thorough(StaticTracker):
-        def axis_aligned(self, rbbox):
-            time.sleep(0.01)
-            return super().axis_aligned(rbbox)
-
-    assert one_pass(lambda s, t: Thorough(), moving()).seconds >= 0.1
+def test_what_a_tracker_does_for_its_bounds_is_timed(monkeypatch):
+    clock = Clock(monkeypatch)
+    assert one_pass(clock.tracker(bounds=0.5), moving()).seconds == 10 * 0.5
 
 
 def test_masks_are_kept_as_they_were():

@@ -84,6 +84,22 @@ def test_samples_are_whole_transitions(capacity, n_envs, steps, share, seed):
     assert torch.equal(batch.dones[:, 0].bool(), ended & ~late)
 
 
+def test_memory_stops_growing_once_all_rows_have_been_written():
+    """Where every step ends an episode, too: what is overwritten makes room for new last observations."""
+    held = {}
+    for rounds in (2, 3, 50):
+        steps = 9 * rounds
+        buffer = filled(9, 2, np.ones((steps, 2), dtype=bool))
+        held[rounds] = buffer.nbytes, len(buffer.finals["box"])
+        torch.manual_seed(0)
+        batch = buffer.sample(300)
+        now, then = batch.observations["features"], batch.next_observations["features"]
+        assert set(now[:, 0].tolist()) == set(range(steps - 9, steps))
+        expected = torch.stack([now[:, 0] + 1, now[:, 1], torch.ones(300)], dim=1)
+        assert torch.equal(then, expected)
+    assert held[2] == held[3] == held[50]
+
+
 def test_every_transition_is_equally_likely():
     buffer = filled(4, 3, np.zeros((11, 3), dtype=bool))
     torch.manual_seed(0)

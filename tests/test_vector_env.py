@@ -12,6 +12,7 @@ from gymnasium.vector import AutoresetMode
 from gymnasium.wrappers import vector
 
 import bmvtrack  # noqa: F401
+from bmvtrack import geometry
 from bmvtrack.data import frame_cache
 from bmvtrack.data.davis import load_davis16
 from bmvtrack.data.frame_cache import FrameCache, make_frame_cache
@@ -19,6 +20,7 @@ from bmvtrack.data.sequence import VideoSequence
 from bmvtrack.errors import UserError
 from bmvtrack.motion import AT_REST
 from envs import BMVTrackEnv, BMVTrackVectorEnv, ToNumpy
+from envs.bmvtrack_env import true_motion
 from envs.clips import ClipSource
 
 
@@ -113,6 +115,32 @@ def test_true_motion_follows_the_object(sequences, perception):
         there = action.isfinite().all(dim=1)
         rewards = many.step(action.nan_to_num())[1]
         assert (rewards[there] > 0.98).all()  # all but what the bounds of the action clip
+
+
+@pytest.mark.parametrize("coordinates", ["frame", "object"])
+def test_true_motion_is_to_the_nearest_label_as_in_the_single_environment(
+    sequences, perception, coordinates
+):
+    """Boxes that turn on and on: labels come to lie one quarter turn away, then two."""
+    arguments = {"weights": perception, "coordinates": coordinates}
+    clips = ClipSource(sequences, 5).spread(3)
+    many = BMVTrackVectorEnv(3, clips=clips, **arguments)
+    singles = [BMVTrackEnv([clip.sequence], **arguments) for clip in clips]
+    many.reset()
+    for single, clip in zip(singles, clips, strict=True):
+        single.reset(options={"start": clip.start})
+    turn = np.float32([1, 1, 0.75, 0, 0])
+    quarters = set()
+    for _ in range(4):
+        expected = np.stack([true_motion(single) for single in singles])
+        np.testing.assert_allclose(many.true_motion().numpy(), expected, rtol=1e-6, atol=1e-6)
+        for single in singles:
+            truth = single.sequence.boxes[single.frame_index + 1]
+            near = geometry.nearest_label(truth, single.rbbox)
+            quarters.add(round((near[4] - truth[4]) / geometry.QUARTER_TURN))
+            single.step(turn)
+        many.step(np.tile(turn, (3, 1)))
+    assert {0, 1, 2} <= quarters
 
 
 def test_fixed_clips_are_played_in_turn_after_each_reset(sequences, perception):

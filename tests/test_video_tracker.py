@@ -19,7 +19,7 @@ from bmvtrack.data.synthetic import synthetic_sequence
 from bmvtrack.errors import UserError
 from bmvtrack.inputs import can_start, corner_and_size, rotated_box
 from bmvtrack.iou import rotated_iou
-from bmvtrack.masks import bounds_of_mask, mask_in_frame
+from bmvtrack.masks import mask_in_frame
 from bmvtrack.motion import AT_REST, apply
 from bmvtrack.movers import move_by_both, move_by_mask, move_by_posterior
 from bmvtrack.percept import Percept
@@ -390,11 +390,16 @@ def test_no_mover_takes_a_box_far_out_of_the_frame(
 def test_limits_are_cut_at_the_threshold_of_the_weights(
     tracker: Tracker, sequence: VideoSequence
 ) -> None:
+    """Probabilities that rise along x: the first column over the threshold is where the limits begin."""
     (result,) = follow(tracker, sequence, 1)
-    ramp = torch.linspace(0, 1, result.probabilities.shape[-1]).expand_as(
-        torch.from_numpy(result.probabilities)
-    )
-    for above in (0.2, 0.8):
-        cut = replace(result, probabilities=ramp.numpy(), box_threshold=above)
-        expected = bounds_of_mask(cut.probabilities, cut.window, cut.rbbox, above)
-        np.testing.assert_array_equal(cut.limits, expected)
+    size = len(result.probabilities)
+    ramp = (np.arange(size, dtype=np.float32) + 0.5) / size
+    left, _, right, _ = result.window
+    pixel = (right - left) / size
+    middle = (result.rbbox[0] - left) / (right - left)
+    for above in (middle - 0.05, middle, middle + 0.05):
+        probabilities = np.tile(ramp, (size, 1))
+        cut = replace(result, probabilities=probabilities, box_threshold=float(above))
+        first = left + pixel * np.flatnonzero(ramp > above)[0]
+        assert cut.limits[0] == pytest.approx(first)
+        assert cut.limits[2] == pytest.approx(geometry.bounds(result.rbbox)[2], abs=1.5 * pixel)
