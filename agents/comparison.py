@@ -94,7 +94,10 @@ def compare(
         test_clips: clips spread over them.
         console: for progress.
         max_minutes: no further run is started after this time.
-        methods: any of :data:`METHODS`.
+        methods: any of :data:`METHODS`, to train; those of the others that the folder holds are shown, too.
+
+    Returns:
+        A curve for each run that there is.
 
     Raises:
         UserError: on options that cannot be, or if the folder holds runs with other options, or that
@@ -108,14 +111,16 @@ def compare(
     training = with_mirrors(options, source, training)
     end = deadline(max_minutes)
     # Every method once, then the next seed: a part is a fair comparison, too.
-    runs = [(m, replace(options, seed=seed, **METHODS[m])) for seed in seeds for m in methods]
+    others = tuple(method for method in METHODS if method not in methods)
+    every = [(seed, method) for seed in seeds for method in methods + others]
+    runs = [(method, replace(options, seed=seed, **METHODS[method])) for seed, method in every]
     for _, run in runs:
         run.check()
     curves = []
     for method, run in runs:
         path = options.out / f"{method.replace(', ', '-').replace(' ', '-')}-{run.seed}.json"
         curve = _stored(path, run, clips)
-        if curve is None and time.monotonic() < end:
+        if curve is None and method in methods and time.monotonic() < end:
             gc.collect()  # model, callbacks and environments refer to each other: a run's frames
             curve = _train(method, run, perception, training, clips, console)
             _store(path, run, clips, curve)

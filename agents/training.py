@@ -29,7 +29,7 @@ from bmvtrack.data.sequence import VideoSequence
 from bmvtrack.data.synthetic import SEED_STRIDE
 from bmvtrack.devices import resolved_device
 from bmvtrack.errors import UserError
-from bmvtrack.files import DAMAGED, atomic_folder, write_json
+from bmvtrack.files import DAMAGED, atomic_folder, held, write_json
 from bmvtrack.perception import Perception
 from bmvtrack.training.checkpoint import check_run_folder, resumed_state, save_checkpoint
 from envs.clips import Clip, ClipSource
@@ -54,13 +54,26 @@ def train_agent(options: TrainOptions, console: Console | None = None) -> float:
     check_run_folder(options.out, options.resume, options.fixed())
     device = resolved_device(options.device)
     perception = Perception.load(options.weights, device, options.precision)
-    data = (*options.data, *options.validation_data)
-    prints = sources.fingerprints(data)
+    prints = sources.fingerprints((*options.data, *options.validation_data))
     training, clips = training_and_validation(options)
     model = make_model(options, make_environments(options, perception, training), device)
+    with held(options.out):
+        return _train(options, model, perception, clips, prints, console)
+
+
+def _train(
+    options: TrainOptions,
+    model: SAC,
+    perception: Perception,
+    clips: Sequence[Clip],
+    prints: Sequence[str],
+    console: Console,
+) -> float:
+    """From the last checkpoint or the start to the last step; see :func:`train_agent`."""
     best = float("-inf")
     if options.resume:
         state = resumed_state(options.out / "checkpoints", options.fixed())
+        data = (*options.data, *options.validation_data)
         sources.check_unchanged(data, state.get("data"), prints)
         restore_training_state(model, state)
         best = float(state["best"])
@@ -77,6 +90,7 @@ def train_agent(options: TrainOptions, console: Console | None = None) -> float:
     evaluator = EvalCallback(
         evaluation,
         callback_on_new_best=keeper.on_best,
+        callback_after_eval=_Report(console),
         n_eval_episodes=options.validation_clips,
         eval_freq=max(1, options.validate_every // options.environments),
         log_path=str(options.out / "evaluations"),
@@ -110,7 +124,7 @@ def train_agent(options: TrainOptions, console: Console | None = None) -> float:
         console.print(f"nothing was learned: updates start after {options.learning_starts} steps")
     reward = float(evaluator.best_mean_reward)
     console.print(
-        f"best evaluation: {reward:.2f} a clip (sum of IoU over {options.clip_length} steps)"
+        f"best evaluation: {reward:.2f} a clip (sum of IoU over up to {options.clip_length} steps)"
         + (", before the first step" if reward == untrained else "")
     )
     written = f"written to {options.out / 'best'} and {options.out / 'last'}"
@@ -209,6 +223,21 @@ class _Best(BaseCallback):
 
     def _on_step(self) -> bool:
         self._keeper.export("best")
+        return True
+
+
+class _Report(BaseCallback):
+    """Says what each evaluation found."""
+
+    parent: EvalCallback
+
+    def __init__(self, console: Console) -> None:
+        super().__init__()
+        self._console = console
+
+    def _on_step(self) -> bool:
+        found = self.parent.last_mean_reward
+        self._console.print(f"step {self.num_timesteps}: {found:.2f} a clip")
         return True
 
 

@@ -18,6 +18,8 @@ from io import StringIO
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
+
 from bmvtrack.errors import UserError
 
 DAMAGED = (
@@ -78,6 +80,34 @@ def atomic_folder(path: Path) -> Iterator[Path]:
             _swap(temporary, path)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """Keep other processes from writing to a folder, made if missing, until the block ends.
+
+    By a lock on ``.lock`` in it, which the system lets go of whatever becomes of the process. Where it knows
+    no locks there is none.
+
+    Raises:
+        UserError: if another process holds the folder.
+    """
+    with _folder(folder):
+        lock = FileLock(folder / ".lock")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout as error:
+            raise UserError(
+                f"another process is writing to {folder}; wait until it is done, or give another folder"
+            ) from error
+        except NotImplementedError:
+            pass
+        try:
+            yield
+        finally:
+            with suppress(OSError):
+                Path(lock.lock_file).unlink(missing_ok=True)  # while it is ours
+            lock.release()
 
 
 @contextmanager

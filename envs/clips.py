@@ -50,7 +50,9 @@ class ClipSource:
         check_count("clip_length", length)
         self.sequences = _given(sequences)
         if self.sequences is not None and not any(len(s) > 1 for s in self.sequences):
-            raise UserError("no sequence has two frames: there is nothing to track")
+            raise UserError(
+                "no sequence has two frames: there is nothing to track (cutouts:FOLDER makes some of stills)"
+            )
         self.length = length
 
     def draw(

@@ -40,7 +40,8 @@ class Options:
     synthetic_count: int = 128
     """synthetic sequences to learn on; a quarter as many, others, to evaluate on"""
     methods: tuple[Method, ...] = tuple(METHODS)
-    """to train; all share the folder, so that some can be run first and others later"""
+    """to train; all share the folder, so that some can be run first and others later, and the table has all
+    that are there"""
     mirror: Mirroring = "all"
     """views of the sequences of a folder to learn on: mirrored left to right, upside down and in time
     as well (`all`), `upside-down` alone, or `none`"""
@@ -81,8 +82,10 @@ def main() -> None:
         raise UserError(f"--evaluate-every must be at least 1, not {options.evaluate_every}")
     train.check()
     check_minutes(options.max_minutes)
-    if not options.seeds or options.test_clips < 1:
-        raise UserError("--seeds needs at least one number, and --test-clips is at least 1")
+    if not options.seeds or not options.methods or options.test_clips < 1:
+        raise UserError(
+            "--seeds and --methods need at least one each, and --test-clips is at least 1"
+        )
     training = sources.load_sequences(
         options.data, synthetic_count=options.synthetic_count, seed=TRAINING_SEED
     )
@@ -106,7 +109,8 @@ def main() -> None:
     for row in rows(curves, options.out / "table.csv"):
         table.add_row(*row)
     console.print(table)
-    missing = len(set(options.methods)) * len(set(options.seeds)) - len(curves)
+    asked = [curve for curve in curves if curve.method in options.methods]
+    missing = len(set(options.methods)) * len(set(options.seeds)) - len(asked)
     if missing:
         console.print(f"{missing} runs are missing; the same command goes on")
 

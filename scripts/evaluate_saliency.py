@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bmvtrack.console import check_output_folder, parse_options, print_results, progress_bar
-from bmvtrack.data.stills import load_stills
+from bmvtrack.data.stills import count_without_mask, load_stills
 from bmvtrack.errors import UserError, run_script
 from bmvtrack.segmentation.options import NetworkOptions
 from bmvtrack.segmentation.protocols import load_segmenter
@@ -71,6 +71,8 @@ def main() -> None:
     check_output_folder(options.out)
     network = load_segmenter(options.weights, options.device)
     stills = options.shown(load_stills(options.root)[:: options.every])
+    if left_out := count_without_mask(options.root):
+        print(f"{left_out} images of {options.root} have no mask and are left out")
     with progress_bar() as progress:
         for still in progress.track(stills, description="checking the data"):
             check_still(still)

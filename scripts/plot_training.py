@@ -14,7 +14,7 @@ import tyro
 
 from bmvtrack.console import parse_options
 from bmvtrack.errors import UserError, run_script
-from bmvtrack.training.curves import LOSSES, plot_runs, read_scalars
+from bmvtrack.training.curves import LOSSES, check_logged, plot_runs, read_scalars
 
 
 @dataclass
@@ -37,6 +37,7 @@ def main() -> None:
     if options.out.suffix != ".png":
         raise UserError(f"--out {options.out}: give a name that ends in .png")
     runs = {str(folder): read_scalars(folder) for folder in options.runs}
+    check_logged(runs, LOSSES)
     plot_runs(runs, LOSSES, options.out, options.log)
     print(options.out)
 

@@ -218,6 +218,22 @@ def test_every_method_has_its_turn_before_the_next_seed(options, sequences, monk
     assert [(c.seed, c.method) for c in curves] == [(s, m) for s in (0, 1) for m in methods]
 
 
+def test_methods_run_before_are_shown_with_those_asked_for(options, sequences, monkeypatch):
+    ran = []
+
+    def trained(method, run, perception, training, clips, console):
+        ran.append(method)
+        return Curve(method, run.seed, np.array([0]), np.zeros((1, 1)), ("clip",))
+
+    monkeypatch.setattr(comparison, "_train", trained)
+    run = replace(options, out=options.out / "earlier")
+    rest = sequences[:1], sequences[2:], 1, Console(quiet=True)
+    compare(run, [0, 1], *rest, methods=["plain SAC, frame"])
+    curves = compare(run, [0], *rest, methods=["latent prior"])
+    assert [(c.method, c.seed) for c in curves] == [("latent prior", 0), ("plain SAC, frame", 0)]
+    assert ran == ["plain SAC, frame", "plain SAC, frame", "latent prior"]
+
+
 def test_what_has_no_score_has_none_when_it_is_read_again(options, sequences, monkeypatch):
     overlaps = np.array([[0.5, np.nan]])
 

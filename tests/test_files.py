@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from bmvtrack.files import atomic_file, atomic_folder, csv_text, write_json, write_text
+from bmvtrack.errors import UserError
+from bmvtrack.files import atomic_file, atomic_folder, csv_text, held, write_json, write_text
 
 
 def test_a_file_is_written_whole_in_folders_made_as_needed(tmp_path):
@@ -128,3 +129,17 @@ def test_a_folder_takes_no_file_s_place_and_follows_links(tmp_path):
         (temporary / "new").touch()
     assert (tmp_path / "link").is_symlink()
     assert (tmp_path / "elsewhere" / "new").exists()
+
+
+def test_a_folder_is_held_by_one_at_a_time(tmp_path):
+    folder = tmp_path / "new" / "run"
+    with held(folder):
+        with pytest.raises(UserError, match=r"another process is writing to .*run"), held(folder):
+            pass
+        with held(tmp_path / "other"):
+            pass
+    assert list(folder.iterdir()) == []
+    with pytest.raises(KeyboardInterrupt), held(folder):
+        raise KeyboardInterrupt
+    with held(folder):
+        pass

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from bmvtrack.data.stills import LAYOUTS, load_stills
+from bmvtrack.data.stills import LAYOUTS, count_without_mask, load_stills
 from bmvtrack.errors import UserError
 
 MASK = np.zeros((20, 30), dtype=bool)
@@ -26,6 +26,7 @@ def test_every_image_with_a_mask_is_a_sequence_of_one_frame(tmp_path, layout):
     (tmp_path / layout[1] / "b.png").unlink()
     stills = load_stills(tmp_path)
     assert [s.name for s in stills] == ["a", "c"]
+    assert count_without_mask(tmp_path) == 1
     assert [len(s) for s in stills] == [1, 1]
     assert stills[0].size == (30, 20)
     assert (stills[0].mask(0) == MASK).all()

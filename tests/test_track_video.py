@@ -336,6 +336,10 @@ def test_what_is_no_video_is_refused(clip: Path, weights: str, tmp_path: Path) -
     values = {"box": ("9,9,70,50",), "weights": weights, "out": tmp_path / "out"}
     with pytest.raises(UserError, match=r"no frame of .*empty can be decoded"):
         track_video(TrackOptions(str(tmp_path / "empty"), **values))
+    (tmp_path / "empty" / "1.png").write_bytes(b"")
+    with pytest.raises(UserError, match=r"holds 1\.jpg and another image of that name \(1 such"):
+        open_source(str(tmp_path / "empty"))
+    (tmp_path / "empty" / "1.png").unlink()
     shutil.copy(clip.parent / "frames" / "0.png", tmp_path / "empty")
     with pytest.raises(UserError, match="only one frame of empty can be decoded"):
         track_video(TrackOptions(str(tmp_path / "empty"), **values))

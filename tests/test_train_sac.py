@@ -1,6 +1,7 @@
 """Training an agent end to end, small: what is left behind, stopping, resuming, refusing."""
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from folders import write_stills, write_tree
+from rich.console import Console
 
 from agents import training
 from agents.options import TrainOptions
@@ -25,6 +27,7 @@ from bmvtrack.data import sources
 from bmvtrack.data.sequence import VideoSequence
 from bmvtrack.data.synthetic import synthetic_sequence
 from bmvtrack.errors import UserError
+from bmvtrack.files import held
 from bmvtrack.perception import Perception
 from bmvtrack.training.checkpoint import load_checkpoint
 from bmvtrack.training.curves import plot_curves, read_scalars
@@ -115,7 +118,15 @@ def test_options_reach_the_agent(options: TrainOptions, perception: Perception) 
 
 
 def test_training_goes_on_where_it_stopped(options: TrainOptions) -> None:
-    train_agent(options)
+    console = Console(record=True, width=200)
+    train_agent(options, console)
+    said = console.export_text()
+    assert re.findall(r"^step (\d+): \d\.\d\d a clip", said, re.MULTILINE) == ["24", "48"]
+    assert "over up to 6 steps" in said
+    before = load_checkpoint(options.out / "checkpoints")
+    with held(options.out), pytest.raises(UserError, match="another process is writing to"):
+        train_agent(replace(options, resume=True, steps=72))
+    assert load_checkpoint(options.out / "checkpoints")["num_timesteps"] == before["num_timesteps"]
     with pytest.raises(UserError, match="--resume"):
         train_agent(options)
     longer = replace(options, resume=True, steps=72)

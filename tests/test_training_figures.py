@@ -10,7 +10,7 @@ from bmvtrack.errors import UserError
 from bmvtrack.figures import line_style
 from bmvtrack.models import Bottleneck
 from bmvtrack.training import curves
-from bmvtrack.training.curves import LOSSES, plot_runs, read_scalars
+from bmvtrack.training.curves import LOSSES, check_logged, plot_runs, read_scalars
 from bmvtrack.training.detached import DetachedBottleneck, converge
 
 PAPER = prior.named("paper")
@@ -57,6 +57,13 @@ def test_the_construction_loss_is_the_sum_of_its_two_terms(tmp_path, drawn):
     np.testing.assert_allclose(curve, np.stack([steps, 3 / steps], axis=1), rtol=1e-6)
     np.testing.assert_allclose(lines(figure, 2)[0][:, 1], 5)
     assert not figure.legends
+
+
+def test_runs_of_which_nothing_is_logged_are_named(tmp_path):
+    runs = {"short": {}, "whole": read_scalars(write_run(tmp_path, 1))}
+    check_logged(runs, LOSSES)
+    with pytest.raises(UserError, match=r"short: nothing is logged there of total loss"):
+        check_logged({"short": {}}, LOSSES)
 
 
 def test_a_single_point_is_seen(tmp_path, drawn):

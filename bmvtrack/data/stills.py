@@ -31,24 +31,37 @@ def load_stills(root: Path) -> list[VideoSequence]:
     Raises:
         UserError: if the root or the layout is missing, or no image has a mask.
     """
-    if not root.is_dir():
-        raise UserError(f"no folder {root}; give the folder that holds the images and the masks")
-    for image_folder, mask_folder in LAYOUTS:
-        images, masks = root / image_folder, root / mask_folder
-        if images.is_dir() and masks.is_dir():
-            break
-    else:
-        known = ", ".join(f"{i} + {m}" for i, m in LAYOUTS)
-        raise UserError(f"{root} has no known layout of images and masks (one of: {known})")
-    photographs = [path for path in listed(images) if path.suffix.lower() in _PHOTOGRAPHS]
-    pairs = [(path, masks / f"{path.stem}.png") for path in photographs]
-    pairs = [(image, mask) for image, mask in pairs if mask.is_file()]
+    images, masks = _folders(root)
+    pairs = [(image, mask) for image, mask in _pairs(images, masks) if mask.is_file()]
     if not pairs:
         raise UserError(f"no .jpg in {images} has a .png of its name in {masks}")
     return [
         VideoSequence(image.stem, 1, partial(_frame, image), partial(_mask, mask))
         for image, mask in pairs
     ]
+
+
+def count_without_mask(root: Path) -> int:
+    """Images that :func:`load_stills` leaves out."""
+    return sum(not mask.is_file() for _, mask in _pairs(*_folders(root)))
+
+
+def _folders(root: Path) -> tuple[Path, Path]:
+    """Of the images and of the masks."""
+    if not root.is_dir():
+        raise UserError(f"no folder {root}; give the folder that holds the images and the masks")
+    for image_folder, mask_folder in LAYOUTS:
+        images, masks = root / image_folder, root / mask_folder
+        if images.is_dir() and masks.is_dir():
+            return images, masks
+    known = ", ".join(f"{i} + {m}" for i, m in LAYOUTS)
+    raise UserError(f"{root} has no known layout of images and masks (one of: {known})")
+
+
+def _pairs(images: Path, masks: Path) -> list[tuple[Path, Path]]:
+    """Each image and where its mask would be."""
+    photographs = [path for path in listed(images) if path.suffix.lower() in _PHOTOGRAPHS]
+    return [(path, masks / f"{path.stem}.png") for path in photographs]
 
 
 def _frame(path: Path, t: int) -> ByteArray:

@@ -90,6 +90,22 @@ def plot_runs(
     save_figure(figure, path)
 
 
+def check_logged(
+    runs: Mapping[str, Mapping[str, Curve]], panels: Mapping[str, Sequence[str]]
+) -> None:
+    """Refuse runs of which all panels of :func:`plot_runs` would be empty.
+
+    Raises:
+        UserError: naming them.
+    """
+    found = [_sum(scalars, tags) for scalars in runs.values() for tags in panels.values()]
+    if all(curve is None for curve in found):
+        raise UserError(
+            f"{', '.join(runs)}: nothing is logged there of {', '.join(panels)}; too short a run, or one of "
+            "another kind"
+        )
+
+
 def _sum(scalars: Mapping[str, Curve], tags: Sequence[str]) -> Curve | None:
     """The sum of curves that were logged together, where all of them are; None if one is missing.
 

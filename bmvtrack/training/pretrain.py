@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -19,7 +20,7 @@ from bmvtrack.data.batch import Batch
 from bmvtrack.data.samples import state_seed
 from bmvtrack.distributed import all_gather
 from bmvtrack.errors import UserError
-from bmvtrack.files import write_json
+from bmvtrack.files import held, write_json
 from bmvtrack.models import Bottleneck, Output
 from bmvtrack.training.box_threshold import best_threshold, box_overlaps
 from bmvtrack.training.checkpoint import check_run_folder, resumed_state, save_checkpoint
@@ -56,9 +57,10 @@ def pretrain(options: PretrainOptions, console: Console | None = None) -> dict[s
     options = options.resolved()
     check_run_folder(options.out, options.resume, options.fixed())
     run = PretrainRun(options)
-    if options.resume:
-        run.load()
-    return run.train(console or Console())
+    with held(options.out) if run.fabric.is_global_zero else nullcontext():
+        if options.resume:
+            run.load()
+        return run.train(console or Console())
 
 
 class PretrainRun:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from itertools import repeat
+from itertools import pairwise, repeat
 from pathlib import Path
 
 import cv2
@@ -112,13 +112,19 @@ class FrameFolder(VideoSource):
         paths: of the images.
 
     Raises:
-        UserError: if there are no images.
+        UserError: if there are no images, or two of one name.
     """
 
     def __init__(self, folder: Path, fps: float | None = None) -> None:
         self.paths = numbered_files(folder, _IMAGES)
         if not self.paths:
             raise UserError(f"no images in {folder}: it holds no file ending in {_IMAGES}")
+        twice = [one for one, next_ in pairwise(self.paths) if one.stem == next_.stem]
+        if twice:
+            raise UserError(
+                f"{folder} holds {twice[0].name} and another image of that name ({len(twice)} such pairs); "
+                "which of them is the frame? leave one kind"
+            )
         super().__init__(folder_name(folder), fps or DEFAULT_FPS, len(self.paths))
 
     def _read(self) -> Iterator[ByteArray | None]:
