@@ -1,6 +1,8 @@
 """Videos seen through the boxes that the network itself came to."""
 
 import dataclasses
+import math
+import sys
 
 import pytest
 import torch
@@ -13,7 +15,9 @@ from bmvtrack.data.augmentation import Augmentation
 from bmvtrack.data.samples import HostSampler, MixedSampler, Sampler
 from bmvtrack.errors import UserError
 from bmvtrack.training import PretrainOptions
+from bmvtrack.training.pretrain import PretrainRun
 
+LOOP = sys.modules[PretrainRun.__module__]  # the package gives the function of that name
 OWN = Augmentation(own_boxes=1)
 COUNT = 24
 
@@ -64,6 +68,17 @@ def test_a_box_that_lost_its_object_is_forgotten():
         assert (source.reached()[0] == 0).all()
 
 
+def test_a_box_that_turned_past_45_degrees_is_kept_with_its_other_label():
+    still = Augmentation(log_scale=0, turn=0, shift=0)
+    source = sampler([1], still, several)
+    before = draw(source, 4).boxes[0]
+    assert before[4] == pytest.approx(0, abs=1e-9)
+    source.follow(torch.tensor([1, 1, math.sin(0.9), 0, 0]).expand(4, 5))
+    after = source.reached()[0][1]
+    torch.testing.assert_close(after[:4], before[[0, 1, 3, 2]])
+    assert after[4].abs() == pytest.approx(math.pi / 2 - 0.9, abs=1e-6)  # flipped or not
+
+
 def test_a_share_of_videos_and_no_still():
     source = sampler([2], dataclasses.replace(OWN, own_boxes=0.25))
     source.reached()[0][1] = level(source.bank.boxes[1])
@@ -90,15 +105,16 @@ def test_each_of_a_mixture_is_told_of_its_own():
         torch.testing.assert_close(boxes, level(source.bank.boxes), atol=1e-3, rtol=0)
 
 
-def test_a_run_stopped_and_resumed_equals_one_that_was_not(tmp_path):
+def test_a_run_stopped_and_resumed_equals_one_that_was_not(tmp_path, monkeypatch):
     """With what the network has come to, which later batches are drawn from."""
+    monkeypatch.setattr(LOOP, "_VALIDATION_BATCHES", 1)
     options = small_run(tmp_path / "run", write_rectangles(tmp_path / "data"))
-    options = dataclasses.replace(options, own_boxes=1.0, steps=9)
+    options = dataclasses.replace(options, own_boxes=1.0, width=2, validate_every=4)
     train(options, out=tmp_path / "straight")
-    with killed_at(7):
+    with killed_at(5):
         train(options)
     _, printed = train(options, resume=True)
-    assert "at step 6 of 9" in printed
+    assert "at step 4 of 6" in printed
     states = [final_state(out) for out in (options.out, tmp_path / "straight")]
     assert_equal(*states)
     assert any(boxes[0, :, 2].gt(0).any() for boxes in states[0]["reached"])

@@ -102,6 +102,16 @@ def test_a_still_is_seen_through_its_own_box_moved():
     )
 
 
+def test_each_sample_draws_one_of_the_strengths():
+    bank = build(several())
+    boxes = draw(sampler(bank, [1], jitter=Augmentation(strengths=(0.0, 1.0))), 200).boxes
+    level = geometry.relabel(bank.boxes[1], geometry.turns_to_level(bank.boxes[1]))
+    away = (boxes - level).abs().amax(dim=1)
+    still = away < 1e-9
+    assert still.double().mean() == pytest.approx(0.5, abs=0.1)
+    assert away[~still].min() > 0.05  # pixels, of a box of 20×14
+
+
 def test_a_video_is_seen_through_the_box_of_the_frame_before():
     bank = build(video())
     batch = draw(sampler(bank, [2], jitter=Augmentation(strengths=(1.0,))), 600)
