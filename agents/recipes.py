@@ -1,7 +1,7 @@
 """How the bundled weights come about: the stages of their training, one after the other.
 
-Eleven stages of the encoder. The fifth, of 128×128 pixels, and the eleventh, of 192×192, follow boxes and have
-an agent each; the ninth, of 256×256, is for masks.
+Ten stages of the encoder. The fifth, of 128×128 pixels, and the tenth, of 192×192, follow boxes and have an
+agent each; the ninth, of 256×256, is for masks.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class RecipeOptions:
 
 
 def recipe(options: RecipeOptions) -> dict[str, Stage]:
-    """Encoders for real video in eleven rounds, each from one before it, and the agents of two of them.
+    """Encoders for real video in ten rounds, each from one before it, and the agents of two of them.
 
     In bfloat16 where the device has instructions for it, otherwise in float32.
     """
@@ -159,16 +159,6 @@ def recipe(options: RecipeOptions) -> dict[str, Stage]:
         own_boxes=0.7,
         seed=9,
     )
-    eleventh = replace(
-        tenth,
-        data=(*tenth.data, f"cutouts:{options.duts}"),
-        shares=(2, 1, 1),
-        synthetic_count=300,  # thirty videos are few to learn one's own errors on
-        steps=2200,
-        validate_every=550,
-        start_from=options.out / "tenth" / "best",
-        seed=10,
-    )
     small_agent = TrainOptions(
         data=(video, "synthetic"),
         mirror="upside-down",  # the encoder errs on what it has not seen as it will elsewhere
@@ -190,8 +180,7 @@ def recipe(options: RecipeOptions) -> dict[str, Stage]:
         "eighth": eighth,
         "ninth": ninth,
         "tenth": tenth,
-        "eleventh": eleventh,
-        "agent": replace(small_agent, weights=str(options.out / "eleventh" / "best")),
+        "agent": replace(small_agent, weights=str(options.out / "tenth" / "best")),
     }
 
 

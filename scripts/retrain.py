@@ -1,6 +1,6 @@
 """Train the weights that come with the package anew: encoder, then agent, by one command.
 
-On two CPU cores without a GPU it takes about nine hours. It may be stopped: the same command goes on.
+On two CPU cores without a GPU it takes about eight hours. It may be stopped: the same command goes on.
 
     python scripts/retrain.py --davis DAVIS --duts DUTS-TR
     python scripts/retrain.py --davis DAVIS --duts DUTS-TR --effort 0.01
