@@ -179,6 +179,25 @@ def is_plain_name(name: str) -> bool:
     return name not in ("", "..") and Path(name).name == name
 
 
+def previously_made(folder: Path, kind: str) -> dict[str, list[str]]:
+    """What an evaluation before has left in a folder, as its ``summary.json`` tells.
+
+    Args:
+        folder: with ``{kind: {name: {"per_sequence": {sequence: …}}}}`` in that file.
+        kind: ``trackers`` or ``protocols``.
+
+    Returns:
+        The sequences of each name, all of them plain names; empty where the file is none of that form.
+    """
+    try:
+        summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+        made = {name: list(part["per_sequence"].keys()) for name, part in summary[kind].items()}
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        return {}
+    names = [*made, *(sequence for sequences in made.values() for sequence in sequences)]
+    return made if all(map(is_plain_name, names)) else {}
+
+
 def folder_name(folder: Path) -> str:
     """The name that a person gave a folder: a link's own, and the real one of ``.`` and ``..``."""
     return folder.name if folder.name not in ("", "..") else folder.resolve().name

@@ -7,7 +7,6 @@ The summary is ``{"dataset", "weights", "draws", "seed", "frames", "mahalanobis"
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -18,7 +17,7 @@ import numpy as np
 from rich import box
 from rich.table import Table
 
-from bmvtrack.files import csv_text, is_plain_name, write_json, write_text
+from bmvtrack.files import csv_text, previously_made, write_json, write_text
 from bmvtrack.segmentation.evaluation import PER_FRAME, SequenceScores
 from bmvtrack.segmentation.metrics import average
 
@@ -61,17 +60,13 @@ def remove_previous(folder: Path) -> None:
 
     They would lie among those of other weights or data. What no summary tells of is left alone.
     """
-    path = folder / "summary.json"
-    try:
-        protocols = json.loads(path.read_text(encoding="utf-8"))["protocols"]
-        made = {name: list(protocol["per_sequence"]) for name, protocol in protocols.items()}
-    except (OSError, ValueError, LookupError, TypeError, AttributeError):
-        return  # none, or none of ours
+    made = previously_made(folder, "protocols")
     for protocol, sequences in made.items():
-        for sequence in filter(is_plain_name, sequences if is_plain_name(protocol) else ()):
+        for sequence in sequences:
             shutil.rmtree(folder / protocol / sequence, ignore_errors=True)
             (folder / "results" / protocol / f"{sequence}.csv").unlink(missing_ok=True)
-    path.unlink()
+    if made:
+        (folder / "summary.json").unlink()
 
 
 def frames_csv(scores: SequenceScores) -> str:

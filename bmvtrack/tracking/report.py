@@ -9,7 +9,6 @@ the paired difference, in both geometries.
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import astuple
@@ -21,7 +20,7 @@ from rich import box
 from rich.table import Table
 
 from bmvtrack.arrays import FloatArray
-from bmvtrack.files import atomic_folder, csv_text, is_plain_name, write_json, write_text
+from bmvtrack.files import atomic_folder, csv_text, previously_made, write_json, write_text
 from bmvtrack.tracking.bootstrap import bootstrap_mean, paired_difference
 from bmvtrack.tracking.metrics import GEOMETRIES, Geometry, Scores, average
 from bmvtrack.tracking.protocols import Protocol, Run
@@ -94,19 +93,13 @@ def remove_previous(folder: Path) -> None:
 
     They would lie among those of other weights or data. What no summary tells of is left alone.
     """
-    path = folder / "summary.json"
-    try:
-        trackers = json.loads(path.read_text(encoding="utf-8"))["trackers"]
-        sequences = {name: list(tracker["per_sequence"]) for name, tracker in trackers.items()}
-    except (OSError, ValueError, LookupError, TypeError, AttributeError):
-        return  # none, or none of ours
-    for name, names in sequences.items():
-        if not is_plain_name(name):
-            continue  # no name of a tracker
+    made = previously_made(folder, "trackers")
+    for name, sequences in made.items():
         shutil.rmtree(folder / "results" / name, ignore_errors=True)
-        for sequence in names:
-            (folder / "videos" / name / f"{Path(sequence).name}.mp4").unlink(missing_ok=True)
-    path.unlink()
+        for sequence in sequences:
+            (folder / "videos" / name / f"{sequence}.mp4").unlink(missing_ok=True)
+    if made:
+        (folder / "summary.json").unlink()
 
 
 def run_csv(run: Run) -> str:
