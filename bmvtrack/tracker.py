@@ -148,8 +148,8 @@ class Tracker:
 
         Args:
             frame: ``(H, W, 3)`` uint8.
-            box: of the object in it: ``x, y, w, h``, a rotated box, or a mask; see
-                :func:`bmvtrack.inputs.rotated_box`.
+            box: of the object in it: ``x, y, w, h``, a rotated box, or a mask, all of which
+                counts; see :func:`bmvtrack.inputs.rotated_box`.
             object_id: tells apart the objects of one video.
 
         Raises:

@@ -195,6 +195,9 @@ class VideoSequence:
 def read_image(path: Path) -> ByteArray:
     """An image file as ``(H, W, 3)`` uint8 RGB.
 
+    Of 16 bits the upper 8 are kept: images of 10 or 12 bits in files of 16 come out dark, unless they are
+    stretched before.
+
     Raises:
         UserError: if the file is missing or not an image.
     """
@@ -203,7 +206,9 @@ def read_image(path: Path) -> ByteArray:
     except (OSError, cv2.error):  # OpenCV's if the file is empty, or tells absurd sizes
         image = None
     if image is None:
-        raise UserError(f"cannot read the image {path}: it is missing, damaged or not an image")
+        raise UserError(
+            f"cannot read the image {path}: it is missing, damaged or not an image of 8 or 16 bits"
+        )
     return np.asarray(cv2.cvtColor(image, cv2.COLOR_BGR2RGB), dtype=np.uint8)
 
 

@@ -117,5 +117,5 @@ def _refuse_others(folder: Path, before: dict[str, Any], options: dict[str, Any]
     if changed:
         raise UserError(
             f"{folder} belongs to a run with other options ({', '.join(changed)}); "
-            "resume with the same ones, or give another --out"
+            "repeat its command and add --resume, or give another --out"
         )
