@@ -26,7 +26,8 @@ def load_stills(root: Path) -> list[VideoSequence]:
     """Every image of a folder that has a mask, as a sequence of one frame, in alphabetical order.
 
     Args:
-        root: with one of :data:`LAYOUTS` below it: ``.jpg`` images, ``.png`` masks of those names.
+        root: with one of :data:`LAYOUTS` below it: ``.jpg`` or ``.jpeg`` images, and ``.png`` masks of the
+            same names.
 
     Raises:
         UserError: if the root or the layout is missing, or no image has a mask.
