@@ -90,7 +90,7 @@ def _train(
     evaluator = EvalCallback(
         evaluation,
         callback_on_new_best=keeper.on_best,
-        callback_after_eval=_Report(console),
+        callback_after_eval=_Report(),
         n_eval_episodes=options.validation_clips,
         eval_freq=max(1, options.validate_every // options.environments),
         log_path=str(options.out / "evaluations"),
@@ -231,13 +231,10 @@ class _Report(BaseCallback):
 
     parent: EvalCallback
 
-    def __init__(self, console: Console) -> None:
-        super().__init__()
-        self._console = console
-
     def _on_step(self) -> bool:
-        found = self.parent.last_mean_reward
-        self._console.print(f"step {self.num_timesteps}: {found:.2f} a clip")
+        # Not by our console: for what is printed plainly, the bar on the terminal makes room.
+        text = f"step {self.num_timesteps}: {self.parent.last_mean_reward:.2f} a clip"
+        print(text, flush=True)
         return True
 
 

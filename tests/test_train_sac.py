@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 from folders import write_stills, write_tree
-from rich.console import Console
 
 from agents import training
 from agents.options import TrainOptions
@@ -117,11 +116,12 @@ def test_options_reach_the_agent(options: TrainOptions, perception: Perception) 
     assert model.log_ent_coef.exp().item() == pytest.approx(others.initial_temperature)
 
 
-def test_training_goes_on_where_it_stopped(options: TrainOptions) -> None:
-    console = Console(record=True, width=200)
-    train_agent(options, console)
-    said = console.export_text()
-    assert re.findall(r"^step (\d+): \d\.\d\d a clip", said, re.MULTILINE) == ["24", "48"]
+def test_training_goes_on_where_it_stopped(
+    options: TrainOptions, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train_agent(options)
+    said = capsys.readouterr().out
+    assert re.findall(r"^step (\d+): \d\.\d\d a clip$", said, re.MULTILINE) == ["24", "48"]
     assert "over up to 6 steps" in said
     before = load_checkpoint(options.out / "checkpoints")
     with held(options.out), pytest.raises(UserError, match="another process is writing to"):
