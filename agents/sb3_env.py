@@ -11,6 +11,7 @@ from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvStepReturn
 
 from bmvtrack.arrays import FloatArray
+from bmvtrack.errors import UserError
 from envs.vector_env import BMVTrackVectorEnv
 
 Arrays = dict[str, FloatArray]
@@ -26,9 +27,17 @@ class StableBaselinesEnv(VecEnv):
 
     Args:
         environment: to adapt.
+
+    Raises:
+        UserError: if it is a single one.
     """
 
     def __init__(self, environment: BMVTrackVectorEnv) -> None:
+        if not hasattr(environment, "num_envs"):
+            raise UserError(
+                "StableBaselinesEnv takes many environments together, as gym.make_vec makes them; "
+                "Stable-Baselines3 takes a single one as it is"
+            )
         self.environment = environment
         self.render_mode = None
         super().__init__(

@@ -5,6 +5,7 @@ The environment, the trackers and the agent all see through :class:`Perception`.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -370,9 +371,20 @@ def _shared(weights: str, device: str, stamps: tuple[int, ...]) -> Perception:
     return Perception.load(weights, device)
 
 
-def perception_of(weights: str | Perception, device: str = "cpu") -> Perception:
-    """A perception as it is, or :func:`shared_perception` of the weights of that name."""
-    return weights if isinstance(weights, Perception) else shared_perception(weights, device)
+def perception_of(weights: str | os.PathLike[str] | Perception, device: str = "cpu") -> Perception:
+    """A perception as it is, or :func:`shared_perception` of the weights of that name.
+
+    Raises:
+        UserError: if the weights are neither, or not there.
+    """
+    if isinstance(weights, Perception):
+        return weights
+    if not isinstance(weights, (str, os.PathLike)):
+        raise UserError(
+            "weights are bundled ones by name, a folder, or a Perception, not "
+            f"{type(weights).__name__}"
+        )
+    return shared_perception(os.fspath(weights), device)
 
 
 def as_labelled(

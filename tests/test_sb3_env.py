@@ -12,7 +12,8 @@ from agents.policy import StateExtractor
 from agents.sb3_env import StableBaselinesEnv
 from bmvtrack.data.scene import SceneOptions
 from bmvtrack.data.synthetic import synthetic_sequence
-from envs import BMVTrackVectorEnv
+from bmvtrack.errors import UserError
+from envs import BMVTrackEnv, BMVTrackVectorEnv
 from envs.clips import ClipSource
 
 
@@ -145,3 +146,8 @@ def test_only_what_is_there_is_there(sequences, perception):
     environment = adapted(sequences, perception)
     assert environment.has_attr("lost_after")
     assert not environment.has_attr("anything")
+
+
+def test_a_single_environment_is_refused(sequences, perception):
+    with pytest.raises(UserError, match=r"as gym\.make_vec makes them"):
+        StableBaselinesEnv(BMVTrackEnv(sequences, perception))
