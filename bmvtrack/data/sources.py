@@ -116,7 +116,9 @@ def split_cutouts(
     Raises:
         UserError: if the folder is not as it should be, or has too few images.
     """
-    stills = [still for still in load_stills(Path(parse(source)[1])) if still.mask(0).any()]
+    every = load_stills(Path(parse(source)[1]))
+    # Not by mask(), which decodes the image as well, to compare their sizes.
+    stills = [still for still in every if still.read_mask is not None and still.read_mask(0).any()]
     held_out = set(held_out_of(len(stills), share, seed).tolist())
     apart = [still for i, still in enumerate(stills) if i in held_out]
     rest = [still for i, still in enumerate(stills) if i not in held_out]
