@@ -102,7 +102,7 @@ def mask_boxes(probabilities: torch.Tensor, windows: torch.Tensor, above: float)
         ``(B, 5)`` as OpenCV labels them; NaN where no pixel counts.
     """
     if probabilities.device.type != "cpu":
-        return boxes_on_their_way([MasksOnTheirWay(probabilities, windows, above)])
+        return boxes_of_pending([PendingMasks(probabilities, windows, above)])
     values, places = probabilities.detach().numpy(), windows.numpy()
     groups, pool = _groups(len(values)), _threads()
     if len(groups) < 2 or pool is None:
@@ -110,11 +110,11 @@ def mask_boxes(probabilities: torch.Tensor, windows: torch.Tensor, above: float)
     return _joined(list(pool.map(lambda g: _boxes(values[g], places[g], above), groups)))
 
 
-class MasksOnTheirWay:
-    """Masks on a GPU that are being brought to the host, which goes on meanwhile.
+class PendingMasks:
+    """Binary masks on a GPU that are being copied to the host, which does not wait for them.
 
-    Into pinned memory, as bytes: a quarter of what probabilities take; and each with the empty row below
-    it that :func:`_outlines` wants.
+    They are copied as bytes, a quarter of what the probabilities take, each with the empty row below it
+    that :func:`_outlines` needs.
 
     Args:
         probabilities: ``(B, S, S)``.
@@ -128,12 +128,12 @@ class MasksOnTheirWay:
         self._windows = ToHost(windows)
 
     def arrived(self) -> tuple[NDArray[np.uint8], FloatArray]:
-        """Pictures ``(B, S + 1, S)`` and windows, when they are there."""
+        """The masks ``(B, S + 1, S)`` and their windows, once they have arrived."""
         return self._pictures.numpy(), self._windows.numpy()
 
 
 class ToHost:
-    """A tensor on its way from a GPU to the host.
+    """An asynchronous copy of a GPU tensor in pinned memory.
 
     Args:
         tensor: on the GPU.
@@ -146,13 +146,13 @@ class ToHost:
         self._there.record(torch.cuda.current_stream(tensor.device))
 
     def numpy(self) -> NDArray[Any]:
-        """Its numbers, when they are there."""
+        """The copy, once it is complete."""
         self._there.synchronize()
         return self._copy.numpy()
 
 
-def boxes_on_their_way(batches: Iterable[MasksOnTheirWay]) -> FloatArray:
-    """:func:`mask_boxes` of batches of masks one after the other, each as soon as it has arrived."""
+def boxes_of_pending(batches: Iterable[PendingMasks]) -> FloatArray:
+    """:func:`mask_boxes` of several batches, each as soon as its masks have arrived; concatenated."""
     pool = _threads()
     found: list[FloatArray | Future[FloatArray]] = []
     for batch in batches:

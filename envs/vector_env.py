@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -24,47 +22,20 @@ from bmvtrack.data.synthetic import synthetic_sequence
 from bmvtrack.devices import to_device
 from bmvtrack.errors import UserError
 from bmvtrack.iou import bounds_iou, rotated_iou_torch
-from bmvtrack.masks import MasksOnTheirWay, boxes_on_their_way
 from bmvtrack.models import Template
 from bmvtrack.motion import Coordinates
-from bmvtrack.movers import towards
-from bmvtrack.percept import Percept
 from bmvtrack.perception import Perception, perception_of
 from envs.clips import Clip, ClipSource, assign_clips
+from envs.observer import BatchObserver, Observations, View
 from envs.state import (
     OVERLAP_OF_LOST,
     Reward,
     action_space,
-    as_observation,
     check_choices,
     check_count,
     move,
-    numbers_of,
     observation_space,
-    observe,
 )
-
-Observations = dict[str, torch.Tensor]
-
-
-@dataclass(frozen=True)
-class _View:
-    """Frames to look at, and the boxes to look through."""
-
-    wanted: list[tuple[VideoSequence, int]]
-    boxes: torch.Tensor
-    previous: torch.Tensor
-    sizes: torch.Tensor
-    template: Template | None
-
-
-@dataclass(frozen=True)
-class _Look:
-    """A view, and on a GPU what comes of it."""
-
-    view: _View
-    percepts: list[Percept] = field(default_factory=list)
-    masks: list[MasksOnTheirWay] = field(default_factory=list)
 
 
 class BMVTrackVectorEnv(VectorEnv[Any, Any, Any]):
@@ -80,10 +51,9 @@ class BMVTrackVectorEnv(VectorEnv[Any, Any, Any]):
     next clip, and ``info["final_obs"]`` holds those that the step led to (of all N; the ones that
     count are marked in ``info["_final_obs"]``), ``info["final_info"]`` their info.
 
-    A step waits for the device twice: for masks, whose boxes OpenCV finds on the host, and to learn
-    which episodes have ended. On a GPU everything is launched as CUDA graphs, for numbers of rows that
-    recur (:class:`~bmvtrack.cuda_graphs.RowGraphs`); frames are seen in parts, and while the GPU is at one
-    the host finds the boxes of the part before.
+    A step waits for the device twice: for masks, whose boxes OpenCV finds on the host
+    (:class:`~envs.observer.BatchObserver`), and to learn which episodes have ended. On a GPU everything is
+    launched as CUDA graphs (:class:`~bmvtrack.cuda_graphs.RowGraphs`).
 
     Args:
         num_envs: N.
@@ -142,6 +112,9 @@ class BMVTrackVectorEnv(VectorEnv[Any, Any, Any]):
         self.frames = make_frame_cache(
             self._all_sequences(), 2 * num_envs, cache_bytes, self.perception.device
         )
+        self._observer = BatchObserver(
+            self.perception, self.frames, coordinates, varying=num_envs > 1
+        )
         self._generators: list[np.random.Generator] = []
         self._clips: list[Clip] = []
         self._assigned: list[Iterator[Clip]] = []
@@ -158,7 +131,7 @@ class BMVTrackVectorEnv(VectorEnv[Any, Any, Any]):
         self._at_rest: torch.Tensor  # (5,)
         self._iou: torch.Tensor  # (N,)
         self._template: Template | None = None
-        self._moves, self._numbers = RowGraphs(), RowGraphs()  # on a GPU
+        self._moves = RowGraphs()  # on a GPU
 
     @property
     def device(self) -> torch.device:
@@ -198,7 +171,8 @@ class BMVTrackVectorEnv(VectorEnv[Any, Any, Any]):
         self._allocate()
         everyone = np.arange(self.num_envs)
         self._start(everyone, [self._next_clip(i) for i in range(self.num_envs)])
-        return self._observed([self._look(self._view(everyone))]), self._info()
+        looks = [self._observer.look(self._view(everyone))]
+        return self._observer.observations(looks), self._info()
 
     def step(
         self, actions: torch.Tensor | ArrayLike
@@ -264,16 +238,16 @@ class BMVTrackVectorEnv(VectorEnv[Any, Any, Any]):
 
     def _observe_and_restart(self, done: NDArray[np.intp]) -> tuple[Observations, dict[str, Any]]:
         """Look at the next frames and, where episodes have ended, at the first of new clips too."""
-        looks = [self._look(self._view(np.arange(self.num_envs)))]
+        looks = [self._observer.look(self._view(np.arange(self.num_envs)))]
         if not done.size:
-            return self._observed(looks), self._info()
+            return self._observer.observations(looks), self._info()
         final_info = self._info()
         self._start(done, [self._next_clip(i) for i in done.tolist()])
-        looks.append(self._look(self._view(done)))
+        looks.append(self._observer.look(self._view(done)))
         final: Observations = {}
         observations: Observations = {}
         rows = self._uploaded(done)
-        for name, values in self._observed(looks).items():
+        for name, values in self._observer.observations(looks).items():
             final[name] = values[: self.num_envs]
             observations[name] = final[name].index_copy(0, rows, values[self.num_envs :])
         marked = np.zeros(self.num_envs, dtype=bool)
@@ -352,71 +326,22 @@ class BMVTrackVectorEnv(VectorEnv[Any, Any, Any]):
 
     def _memorize(self, clips: Sequence[Clip], rows: torch.Tensor) -> None:
         """Keep the first frames of clips as the templates of these environments."""
-        slots = self._slots([(clip.sequence, clip.start) for clip in clips])
-        new = self.perception.memorize(
-            self.frames.at(slots),
-            self._boxes[rows],
-            self._sizes[rows].long(),
-            self.frames.means[slots],
-        )
-        assert new is not None
+        first = [(clip.sequence, clip.start) for clip in clips]
+        new = self._observer.memorize(first, self._boxes[rows], self._sizes[rows])
         started = len(rows) == self.num_envs
         old = self._template
         self._template = new if started or old is None else old.with_rows(rows, new)
 
-    def _view(self, which: NDArray[np.intp]) -> _View:
+    def _view(self, which: NDArray[np.intp]) -> View:
         """The next frame of environments (the same one again at the end of a sequence)."""
         following = np.minimum(self._index + 1, self._final)[which]
         frames = zip(which.tolist(), following.tolist(), strict=True)
         wanted = [(self._clips[i].sequence, t) for i, t in frames]
         if len(which) == self.num_envs:  # in order
-            return _View(wanted, self._boxes, self._previous, self._sizes, self._template)
+            return View(wanted, self._boxes, self._previous, self._sizes, self._template)
         rows = self._uploaded(which)
         template = None if self._template is None else self._template.rows(rows)
-        return _View(wanted, self._boxes[rows], self._previous[rows], self._sizes[rows], template)
-
-    def _look(self, view: _View) -> _Look:
-        """Begin to look: on a GPU, which the host does not wait for."""
-        look = _Look(view)
-        if self.device.type != "cpu":
-            for percept in self._percepts([view]):
-                look.percepts.append(percept)
-                masks = percept.probabilities, percept.windows, percept.box_threshold
-                look.masks.append(MasksOnTheirWay(*masks))
-        return look
-
-    def _observed(self, looks: Sequence[_Look]) -> Observations:
-        """The observations of all looks, one after the other."""
-        views = [look.view for look in looks]
-        boxes = torch.cat([view.boxes for view in views])
-        sizes = torch.cat([view.sizes for view in views])
-        previous = torch.cat([view.previous for view in views])
-        if self.device.type == "cpu":  # one encoder pass for all
-            (percept,) = self._percepts(views)
-            return observe(percept, boxes, previous, sizes, self.coordinates)
-        percept = Percept.cat([percept for look in looks for percept in look.percepts])
-        found = boxes_on_their_way(masks for look in looks for masks in look.masks)
-        state = percept.mean, percept.covariance, boxes, towards(found, boxes), sizes
-        function = partial(numbers_of, coordinates=self.coordinates)
-        numbers = self._numbers(function, state, constants=(self.coordinates,))
-        return as_observation(percept, numbers, previous)
-
-    def _percepts(self, views: Sequence[_View]) -> Iterator[Percept]:
-        """What the encoder makes of views, in parts."""
-        slots = self._slots([frame for view in views for frame in view.wanted])
-        templates = [view.template for view in views if view.template is not None]
-        return self.perception.in_parts(
-            self.frames.at(slots),
-            torch.cat([view.boxes for view in views]),
-            torch.cat([view.sizes for view in views]).long(),
-            self.frames.means[slots],
-            Template.cat(templates) if templates else None,
-            any_number=self.num_envs > 1,
-        )
-
-    def _slots(self, wanted: list[tuple[VideoSequence, int]]) -> torch.Tensor:
-        """Where frames lie on the device, read if need be."""
-        return self._uploaded(np.array(self.frames.slots(wanted)))
+        return View(wanted, self._boxes[rows], self._previous[rows], self._sizes[rows], template)
 
     def _uploaded(self, values: NDArray[Any]) -> torch.Tensor:
         """An array on the device, without waiting for that."""

@@ -11,7 +11,7 @@ from environments import of_three_sizes
 from bmvtrack import cuda_graphs, prior
 from bmvtrack.cuda_graphs import RowGraphs, enough, filled, portions
 from bmvtrack.data.synthetic import synthetic_sequence
-from bmvtrack.masks import MasksOnTheirWay, boxes_on_their_way, mask_boxes
+from bmvtrack.masks import PendingMasks, boxes_of_pending, mask_boxes
 from bmvtrack.models import ResNetUNet
 from bmvtrack.motion import AT_REST
 from bmvtrack.percept import Percept
@@ -199,7 +199,7 @@ def test_masks_that_come_in_batches_have_the_boxes_of_all_at_once(monkeypatch, t
     )
     expected = mask_boxes(values, windows, 0.5)
     parts = [slice(0, 100), slice(100, 150)]
-    found = boxes_on_their_way(MasksOnTheirWay(values[p], windows[p], 0.5) for p in parts)
+    found = boxes_of_pending(PendingMasks(values[p], windows[p], 0.5) for p in parts)
     np.testing.assert_array_equal(found, expected)
 
 
@@ -223,7 +223,7 @@ class TestOnAGPU:
         )
         for graphs in (plain.perception._passes, plain.perception._memories):
             graphs._worthwhile = lambda *_: False
-        plain._moves._worthwhile = plain._numbers._worthwhile = lambda *_: False
+        plain._moves._worthwhile = plain._observer._numbers._worthwhile = lambda *_: False
         actions = torch.tensor(AT_REST, device="cuda").expand(64, 5)
         found, expected = graphed.reset(seed=0)[0], plain.reset(seed=0)[0]
         restarts = 0
