@@ -90,8 +90,10 @@ def held(folder: Path) -> Iterator[None]:
     no locks there is none.
 
     Raises:
-        UserError: if another process holds the folder.
+        UserError: if another process holds the folder, or it is a file.
     """
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{folder} is a file; give a folder")
     with _folder(folder):
         lock = FileLock(folder / ".lock")
         try:

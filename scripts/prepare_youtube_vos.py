@@ -26,6 +26,7 @@ from bmvtrack.data.patch_store import PatchStore, Shard, Split
 from bmvtrack.data.preparation import SplitBy, finish, prepare
 from bmvtrack.data.youtube_vos import REASONS, load_youtube_vos
 from bmvtrack.errors import UserError, run_script
+from bmvtrack.files import held
 
 
 @dataclass
@@ -67,19 +68,20 @@ def main() -> None:
     else:
         missing = f"no meta.json in {options.root}: class-agnostic, every object is of class 1"
         console.print(missing, soft_wrap=True)
-    with progress_bar() as progress:
-        task = progress.add_task("cutting out patches", total=len(data.clips))
-        shards = prepare(
-            data,
-            options.out,
-            options.size,
-            options.workers,
-            lambda clips: progress.advance(task, clips),
-        )
-    show_dropped(shards, console)
-    categories = () if options.class_agnostic else data.categories
-    split = (options.split_by, options.validation_share, options.seed)
-    finish(options.out, shards, options.size, categories, *split)
+    with held(options.out):
+        with progress_bar() as progress:
+            task = progress.add_task("cutting out patches", total=len(data.clips))
+            shards = prepare(
+                data,
+                options.out,
+                options.size,
+                options.workers,
+                lambda clips: progress.advance(task, clips),
+            )
+        show_dropped(shards, console)
+        categories = () if options.class_agnostic else data.categories
+        split = (options.split_by, options.validation_share, options.seed)
+        finish(options.out, shards, options.size, categories, *split)
     show_kept(PatchStore(options.out), len(data.clips), console)
 
 

@@ -22,6 +22,7 @@ from bmvtrack.data.preparation import held_out, prepare
 from bmvtrack.data.samples import Sampler
 from bmvtrack.data.youtube_vos import load_youtube_vos, single_object_sequences
 from bmvtrack.errors import UserError
+from bmvtrack.files import held
 
 
 @pytest.fixture(scope="module")
@@ -331,6 +332,19 @@ def test_the_scripts_mistakes_get_one_line(tmp_path, monkeypatch, run_script, ar
     assert status == 2
     assert message in errors
     assert not list(tmp_path.iterdir())
+
+
+def test_two_preparations_do_not_write_to_one_folder(tmp_path, run_script):
+    root = write_youtube_vos(tmp_path / "data", {"a": clip(1), "b": clip(2)})
+    out = tmp_path / "patches"
+    command = ("prepare_youtube_vos.py", root, out, "--size", 64, "--workers", 1)
+    with held(out):
+        status, _, errors = run_script(*command)
+    assert status == 2
+    assert f"another process is writing to {out}" in errors
+    assert run_script(*command)[0] == 0
+    _, _, errors = run_script("prepare_youtube_vos.py", root, out / "store.json")
+    assert "store.json is a file; give a folder" in errors
 
 
 def test_changed_annotations_are_other_data(tmp_path):
