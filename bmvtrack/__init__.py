@@ -1,7 +1,7 @@
 """bmvtrack: a visual tracker whose actions are drawn from an encoder's latent Gaussian.
 
-Importing this package registers ``BMVTrack-v0`` with Gymnasium, and nothing else: torch is imported
-when something needs it.
+Importing this package only registers ``BMVTrack-v0`` with Gymnasium; torch is imported when it is
+first needed.
 """
 
 from gymnasium.envs.registration import register, registry

@@ -1,6 +1,6 @@
-"""What is installed, and what to try first: ``python -m bmvtrack``.
+"""``python -m bmvtrack``: show what is installed and which commands to try first.
 
-With arguments it is the command ``bmvtrack``.
+With arguments it runs the command ``bmvtrack``.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from bmvtrack import __version__
 from bmvtrack.console import output_console
 
 _WEIGHTS = Path(__file__).parent / "weights"
-_COMMAND = "agents.cli"  # by name: nothing here imports agents
+_COMMAND = "agents.cli"  # by name, so that bmvtrack does not import agents
 TRY = (
-    ("bmvtrack evaluate --synthetic-count 3", "the bundled agent on sequences made as they go"),
+    ("bmvtrack evaluate --synthetic-count 3", "the bundled agent on sequences made on the fly"),
     ("bmvtrack track VIDEO --select --report", "your own video; draw the box with the mouse"),
     ("bmvtrack train --max-minutes 5", "an agent of your own; no data needed"),
 )
 
 
 def main() -> None:
-    """Print versions, device, bundled weights, and three commands; or do what arguments say."""
+    """Print versions, device, bundled weights and three commands, or run the command in the arguments."""
     if sys.argv[1:]:
         import_module(_COMMAND).main()
         return
@@ -38,7 +38,7 @@ def main() -> None:
         ("versions", versions()),
         ("device", {device(): "" if torch.cuda.is_available() else "no CUDA device"}),
         ("bundled weights (--weights NAME)", weights()),
-        ("to try (bmvtrack --help says more)", dict(TRY)),
+        ("commands to try (see also bmvtrack --help)", dict(TRY)),
     ):
         console.print(f"\n[bold]{title}[/bold]")
         table = Table.grid(padding=(0, 2))
@@ -48,7 +48,7 @@ def main() -> None:
 
 
 def versions() -> dict[str, str]:
-    """What numbers depend on, by name."""
+    """Versions of the packages that results depend on, by name."""
     return {
         "bmvtrack": __version__,
         "python": platform.python_version(),
@@ -60,14 +60,14 @@ def versions() -> dict[str, str]:
 
 
 def device() -> str:
-    """The one that ``--device auto`` takes."""
+    """The device that ``--device auto`` selects."""
     if torch.cuda.is_available():
         return f"cuda, {torch.cuda.get_device_name()}"
     return f"cpu, threads: {torch.get_num_threads()}"
 
 
 def weights() -> dict[str, str]:
-    """What the bundled weights are, by name: the first sentence of each one's README."""
+    """Descriptions of the bundled weights, by name: the first sentence of each README."""
     described = {}
     for readme in sorted(_WEIGHTS.glob("*/README.md")):
         paragraph = readme.read_text(encoding="utf-8").split("\n\n")[1].replace("\n", " ")

@@ -1,7 +1,7 @@
-"""One formula for NumPy arrays and torch tensors.
+"""Array types, and one implementation of a formula for NumPy arrays and torch tensors.
 
-Geometry and motion are written once, against the array API standard; :func:`namespace` gives the
-functions that belong to the arrays at hand. NumPy callers never import torch.
+Geometry and motion are written once, against the array API standard; :func:`namespace` returns the
+functions for the given arrays. NumPy callers never import torch.
 """
 
 from __future__ import annotations

@@ -7,17 +7,17 @@ from pathlib import Path
 from bmvtrack.errors import UserError
 
 DEFAULT_WEIGHTS = "davis16-duts"
-"""Bundled: encoder and agent, trained on real images and video; the best that twice CSRT's rate allows."""
+"""Bundled encoder and agent, trained on real images and video: the best at twice CSRT's frame rate."""
 MASK_WEIGHTS = "davis16-duts-masks"
-"""Bundled: an encoder, with better masks."""
+"""Bundled encoder with better masks, without an agent."""
 _BUNDLED = Path(__file__).parent / "weights"
 
 
 def weights_folder(weights: str | Path) -> Path:
-    """The folder of bundled weights of that name, or the folder itself.
+    """The folder of the bundled weights with this name, or the given folder itself.
 
     Raises:
-        UserError: if there is neither.
+        UserError: if neither exists.
     """
     bundled = _BUNDLED / weights
     if isinstance(weights, str) and (bundled / "config.json").is_file():

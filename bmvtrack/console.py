@@ -1,4 +1,4 @@
-"""What scripts take from the command line and show on the terminal, and where they write to."""
+"""Command-line options, terminal output and output folders of the scripts."""
 
 from __future__ import annotations
 
@@ -28,17 +28,17 @@ def parse_options(
     program: str | None = None,
     arguments: Sequence[str] | None = None,
 ) -> Options:
-    """The options that a command line gives.
+    """Parse the options of a command line.
 
     Args:
-        options: their dataclass.
-        description: what ``--help`` says above them; paragraphs are filled to the terminal's width,
-            one that begins with a space is of examples and is left as it is.
-        program: its name in ``--help``; None: that of the script.
-        arguments: None: those of the script.
+        options: dataclass of the options.
+        description: text that ``--help`` shows above the options; paragraphs are wrapped to the
+            terminal's width, except those that begin with a space, which hold examples.
+        program: name of the program in ``--help``; None: the script's.
+        arguments: the command line; None: the script's.
 
     Raises:
-        SystemExit: with status 2 if they are no such options, with 0 after ``--help``.
+        SystemExit: with status 2 if the arguments are invalid, with 0 after ``--help``.
     """
     import tyro
 
@@ -46,8 +46,8 @@ def parse_options(
 
 
 def _filled(text: str) -> str:
-    # tyro joins lines, but for those that begin with no letter, and does not break them: so all
-    # but the first of a paragraph are indented. Before an indented paragraph it leaves two lines.
+    # tyro joins lines, except those that do not begin with a letter, and does not wrap them. So all
+    # lines of a paragraph but the first are indented. tyro puts two lines before an indented paragraph.
     width = shutil.get_terminal_size().columns
     paragraphs = [
         f"Examples:\n{paragraph}"
@@ -59,7 +59,7 @@ def _filled(text: str) -> str:
 
 
 def progress_bar() -> Progress:
-    """A bar on stderr, if that is a terminal, that goes away when done."""
+    """A progress bar on stderr; shown only on a terminal, and removed when done."""
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     return Progress(
@@ -72,7 +72,7 @@ def progress_bar() -> Progress:
 
 
 def output_console() -> Console:
-    """A console on stdout that keeps a table's row on one line where that is a pipe or a file."""
+    """A console on stdout; in a pipe or a file it keeps each table row on one line."""
     console = Console(highlight=False)
     if not console.is_terminal:
         console.width = _PIPE_WIDTH
@@ -80,7 +80,7 @@ def output_console() -> Console:
 
 
 def print_results(*tables: Table, out: Path) -> None:
-    """Print tables on stdout, and where the files are."""
+    """Print tables on stdout, then the output folder."""
     console = output_console()
     for table in tables:
         console.print(table)
@@ -88,28 +88,28 @@ def print_results(*tables: Table, out: Path) -> None:
 
 
 def check_output_folder(out: Path) -> None:
-    """Refuse a folder that cannot be made or written to.
+    """Reject an output folder that cannot be created or written to.
 
     Raises:
-        UserError: if it, or what it would lie in, is a file, or may not be written to.
+        UserError: if the folder, or its nearest existing parent, is a file or is not writable.
     """
     existing = next(path for path in (out, *out.absolute().parents) if path.exists())
     if not existing.is_dir():
         raise UserError(f"--out {out}: {existing} is a file; give a folder")
     if not os.access(existing, os.W_OK | os.X_OK):
-        raise UserError(f"--out {out}: {existing} may not be written to; give another folder")
+        raise UserError(f"--out {out}: {existing} is not writable; give another folder")
 
 
 def deadline(max_minutes: float | None) -> float:
-    """When work that may take so long has to stop, by :func:`time.monotonic`; None is no limit."""
+    """The :func:`time.monotonic` at which work limited to ``max_minutes`` stops; None is no limit."""
     return time.monotonic() + 60 * (math.inf if max_minutes is None else max_minutes)
 
 
 def check_minutes(max_minutes: float | None) -> None:
-    """Refuse a limit of time in which nothing can be done; None is no limit.
+    """Reject a time limit that leaves no time; None is no limit.
 
     Raises:
-        UserError: if it is not positive.
+        UserError: if the limit is not positive.
     """
     if max_minutes is not None and not max_minutes > 0:
         raise UserError(f"--max-minutes must be positive, not {max_minutes}")

@@ -1,6 +1,6 @@
-"""Gaussians over the motion as a corner plot: each parameter alone, and each pair of them.
+"""Corner plots of Gaussians over the motion: each parameter alone, and each pair of parameters.
 
-A Gaussian is drawn from its mean and covariance, exactly, and not from samples of it.
+A Gaussian is drawn exactly, from its mean and covariance rather than from samples.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from bmvtrack.motion import PARAMETERS
 from bmvtrack.prior import MotionPrior
 
 PROBABILITY = 0.95
-"""Of a pair of parameters to lie inside its ellipse."""
-# Of two standard normal numbers, the sum of squares is exponential with mean 2.
+"""Probability that a pair of parameters lies inside its ellipse."""
+# The sum of squares of two standard normal variables is exponentially distributed with mean 2.
 _RADIUS = math.sqrt(-2 * math.log(1 - PROBABILITY))
 _REACH = 3.0  # standard deviations that the axes show on both sides of each mean
 
@@ -32,25 +32,25 @@ def plot_corner(
 ) -> None:
     """Write a corner plot of priors and posteriors as PNG.
 
-    On the diagonal the density of each parameter, in units of its highest value; below it each pair's
-    ellipse of 95 % probability. Axes show all Gaussians to three standard deviations; samples beyond are
-    not seen.
+    The diagonal shows the density of each parameter relative to its maximum; below it are the ellipses of
+    95 % probability for each pair. The axes show all Gaussians to three standard deviations; samples
+    beyond that are not visible.
 
     Args:
         gaussians: name in the legend → Gaussian, at least one, all in the same coordinates.
-        path: to write.
+        path: of the PNG file.
         samples: name of a Gaussian → ``(N, 5)`` motions, drawn as points in its colour, and on the
-            diagonal as a histogram with the area of its density.
+            diagonal as a histogram with the same area as its density.
 
     Raises:
-        ValueError: if there is no Gaussian, if their coordinates differ, or if samples have no
-            Gaussian of their name.
+        ValueError: if there is no Gaussian, if their coordinates differ, or if samples are given for
+            a name without a Gaussian.
     """
     samples = samples or {}
     if len({gaussian.coordinates for gaussian in gaussians.values()}) != 1:
-        raise ValueError("a corner plot is of one or more Gaussians in the same coordinates")
+        raise ValueError("a corner plot needs one or more Gaussians, all in the same coordinates")
     if unknown := set(samples) - set(gaussians):
-        raise ValueError(f"samples without a Gaussian of their name: {sorted(unknown)}")
+        raise ValueError(f"there are samples but no Gaussian with the names {sorted(unknown)}")
     limits = _limits(gaussians)
     figure = Figure(figsize=(7.2, 7.2), layout="constrained")
     grid = figure.subplots(5, 5)
@@ -74,7 +74,7 @@ def plot_corner(
 
 
 def _limits(gaussians: Mapping[str, MotionPrior]) -> FloatArray:
-    """What the axes show: lowest and highest of each parameter, ``(5, 2)``."""
+    """Limits of the axes: lowest and highest value of each parameter, ``(5, 2)``."""
     reach = [(g.mean, _REACH * g.standard_deviations) for g in gaussians.values()]
     low = np.min([mean - spread for mean, spread in reach], axis=0)
     high = np.max([mean + spread for mean, spread in reach], axis=0)

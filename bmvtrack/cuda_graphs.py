@@ -1,4 +1,4 @@
-"""Work of a GPU that is launched as a whole: CUDA graphs."""
+"""CUDA graphs: GPU work that is captured once and then launched as a whole."""
 
 from __future__ import annotations
 
@@ -12,27 +12,27 @@ from bmvtrack.devices import free_memory
 
 Result = TypeVar("Result")
 RowFunction = Callable[..., Sequence[torch.Tensor]]
-"""Of tensors ``(B, …)``; gives tensors ``(B, …)`` whose row i comes of rows i alone."""
-_WARM_UP = 3  # runs before a capture: libraries choose kernels and take memory in the first ones
+"""Takes tensors ``(B, …)`` and returns tensors ``(B, …)`` whose row i depends on rows i alone."""
+_WARM_UP = 3  # runs before a capture: libraries choose kernels and allocate memory in the first
 _LEAST_ROWS = 8  # of a graph
 
 
 class Captured(Generic[Result]):
-    """What a function has a GPU do, captured once and launched as a whole from then on.
+    """The GPU work of a function, captured once and launched as a whole from then on.
 
-    A small network's kernels are over sooner than the host can launch them one by one; a graph of
-    them costs the host one launch. The function must do the same at every call: no reading on the host,
-    no shapes that depend on values, and all that it reads, other than constants, in tensors that keep
-    their place in memory, into which the caller copies new values before :meth:`replay`.
+    The kernels of a small network finish sooner than the host can launch them one by one; as a graph they
+    cost the host one launch. The function must do the same work at every call: it must not read values on
+    the host or use shapes that depend on values, and everything it reads, other than constants, must be in
+    tensors that keep their place in memory. The caller copies new values into them before :meth:`replay`.
 
     Args:
-        work: is called three times to warm up, and once while it is captured, which computes nothing.
+        work: called three times to warm up, and once during the capture, which computes nothing.
         device: the GPU.
         warm_up: calls before the capture; fewer if the caller has made some on a side stream.
-        generators: that ``work`` draws from, other than the device's own; each replay moves them on.
+        generators: those that ``work`` draws from, besides the device's own; each replay advances them.
 
     Attributes:
-        result: what ``work`` returned during the capture; its tensors are written anew by each replay.
+        result: what ``work`` returned during the capture; each replay overwrites its tensors.
     """
 
     def __init__(
@@ -52,25 +52,25 @@ class Captured(Generic[Result]):
             self._graph = torch.cuda.CUDAGraph()
             for generator in generators:
                 self._graph.register_generator_state(generator)
-            # On a stream of its own: of those captured on one stream, the first that goes takes what
-            # cuBLAS works in along (pytorch#193402). Other threads may go on: they read data ahead, into
-            # pinned memory.
+            # On a stream of its own: when several graphs are captured on one stream, the first to be freed
+            # also frees cuBLAS's workspace (pytorch#193402). Other threads may keep working: they read
+            # data ahead into pinned memory.
             mode = "thread_local"
             with torch.cuda.graph(self._graph, stream=side, capture_error_mode=mode):
                 self.result = work()
 
     def replay(self) -> Result:
-        """Do it again; returns :attr:`result`, whose tensors hold the new values."""
+        """Repeat the work; returns :attr:`result`, whose tensors hold the new values."""
         self._graph.replay()
         return self.result
 
 
 class Launcher(Generic[Result]):
-    """Does the same work again and again: plainly the first few times, then as a CUDA graph.
+    """Does the same work repeatedly: by plain calls the first few times, then as a CUDA graph.
 
-    For work that changes something, such as a step of training: each :meth:`run` does it exactly once.
-    Where something that it works on was replaced, it is captured anew. A copy, or one from a pickle, starts
-    from the beginning.
+    For work that changes something, such as a training step: each :meth:`run` does it exactly once. If
+    something that it works on has been replaced, it is captured again. A copied or unpickled launcher
+    starts from the beginning.
 
     Args:
         device: the GPU.
@@ -79,7 +79,7 @@ class Launcher(Generic[Result]):
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._captured: Captured[Result] | None = None
-        self._runs = 0  # plain ones
+        self._runs = 0  # plain calls
         self._key: Any = None
         self._kept: list[object] = []
 
@@ -93,20 +93,20 @@ class Launcher(Generic[Result]):
         """Do the work once.
 
         Args:
-            work: see :class:`Captured`. It may be another object each time, but does the same if the
-                rest is the same.
-            tensors: on which it works, as far as others may be put in their place.
-            constants: likewise, what it takes for granted.
+            work: see :class:`Captured`. It may be a different object each time, but must do the same if
+                the other arguments are the same.
+            tensors: those of the tensors that it works on that may be replaced by others.
+            constants: other values that it depends on and that may change.
             generators: see :class:`Captured`.
 
         Returns:
-            What the work returned; tensors may be written anew by the next run.
+            What the work returned; the next run may overwrite its tensors.
         """
         places = [(id(tensor), tensor.data_ptr()) for tensor in tensors]
         key = constants, places, [id(generator) for generator in generators]
         if key != self._key:
             self._captured, self._runs = None, 0
-            self._key, self._kept = key, [*tensors, *generators]  # no other one gets its id
+            self._key, self._kept = key, [*tensors, *generators]  # kept: no other gets its id
         if self._captured is None and self._runs < _WARM_UP:
             self._runs += 1
             return work()
@@ -119,24 +119,24 @@ class Launcher(Generic[Result]):
 
 
 class RowGraphs:
-    """A function of rows on a GPU, launched as a whole: a CUDA graph for each of a few numbers of rows.
+    """Functions of rows, launched as a whole on a GPU: one CUDA graph for each of a few numbers of rows.
 
-    A graph of more rows does for fewer: those that nobody asked for hold what lay there before. So the
-    numbers of rows recur, though batches differ in theirs from step to step. That matters beyond the
-    graphs: for each new shape cuDNN plans each convolution anew, which takes milliseconds, and what
-    torch keeps of memory fits no more. So rows are filled up where there is no graph, too.
+    A graph with more rows also serves fewer; the unused rows hold old values. So the same few numbers of
+    rows recur, although the batch size differs from step to step. That matters beyond the graphs: for each
+    new shape cuDNN plans each convolution again, which takes milliseconds, and the memory blocks that
+    torch has cached no longer fit. So batches are padded even where there is no graph.
 
-    A capture takes as long as a few dozen calls, so only what is asked for a second time has a graph.
-    Each holds memory of its own. Copies and pickles are empty. On a CPU the function is called as it is.
+    A capture takes as long as a few dozen calls, so a graph is made only for what is called a second time.
+    Each graph holds its own memory. Copies and pickles are empty. On a CPU the function is called directly.
 
     Args:
-        kept: graphs; of more, the one that was used least recently goes.
+        kept: largest number of graphs; beyond it, the least recently used one is dropped.
     """
 
     def __init__(self, kept: int = 8) -> None:
         self._kept = kept
         self._graphs: OrderedDict[Hashable, _RowGraph] = OrderedDict()
-        self._asked: OrderedDict[Hashable, None] = OrderedDict()  # what was last
+        self._asked: OrderedDict[Hashable, None] = OrderedDict()  # the last keys
 
     def __reduce__(self) -> tuple[type[RowGraphs], tuple[int]]:
         return type(self), (self._kept,)
@@ -152,15 +152,15 @@ class RowGraphs:
         memory: int = 0,
         constants: tuple[Hashable, ...] = (),
     ) -> list[torch.Tensor]:
-        """What the function gives, in tensors of its own.
+        """Call the function; the results are new tensors.
 
         Args:
-            function: the same at each call with equal constants; see :class:`Captured` for what it may not
-                do.
+            function: the same at each call with equal constants; see :class:`Captured` for what it must
+                not do.
             tensors: B rows each, on one device.
-            rows: of the graph, at least B; None: :func:`enough` of them.
+            rows: rows of the graph, at least B; None: :func:`enough` of them.
             memory: bytes that must be free on the GPU for a graph.
-            constants: what the function takes for granted and others may change.
+            constants: values that the function depends on and that may change.
         """
         device, count = tensors[0].device, len(tensors[0])
         if device.type != "cuda":
@@ -177,7 +177,7 @@ class RowGraphs:
         return self._graphs[key](tensors)
 
     def _worthwhile(self, key: Hashable, device: torch.device, memory: int) -> bool:
-        """Whether it was asked for among the last few, and there is room."""
+        """Whether the key is among the last few requested, and there is enough memory."""
         again = key in self._asked
         self._asked[key] = None
         self._asked.move_to_end(key)
@@ -187,10 +187,10 @@ class RowGraphs:
 
 
 class _RowGraph:
-    """A function of a number of rows, captured; arguments as of :class:`RowGraphs`."""
+    """A function captured for a number of rows; arguments as for :class:`RowGraphs`."""
 
     def __init__(self, function: RowFunction, tensors: Sequence[torch.Tensor], rows: int) -> None:
-        # Not in inference mode: such tensors could not be written to outside of it.
+        # Not in inference mode: its tensors could not be written to outside of it.
         with torch.inference_mode(False), torch.no_grad():
             self._inputs = [
                 torch.empty((rows, *t.shape[1:]), dtype=t.dtype, device=t.device).copy_(t[:1])
@@ -207,21 +207,21 @@ class _RowGraph:
 
 
 def enough(count: int) -> int:
-    """Rows of a graph for so many: up to an eighth more, or eight."""
+    """Rows of a graph that serves ``count`` rows: up to an eighth more, or up to eight more."""
     step = max(_LEAST_ROWS, 1 << max(0, count.bit_length() - 4))
     return -(-count // step) * step
 
 
 def portions(count: int, most: int) -> list[tuple[slice, int]]:
-    """A batch in parts of few sizes, for work that depends much on the number of rows.
+    """Split a batch into parts of few different sizes, for work whose cost depends on the number of rows.
 
     Args:
-        count: of its rows.
-        most: rows of a part, a power of two.
+        count: rows of the batch.
+        most: largest number of rows in a part, a power of two.
 
     Returns:
-        Which rows, and how many the graph of them has: a power of two from eight on, of which they fill
-        three quarters at least if there are more than eight.
+        For each part, which rows, and the number of rows of its graph: a power of two, eight or more. If
+        it is more than eight, the part fills at least three quarters of it.
     """
     result, first = [], 0
     while first < count:
@@ -235,7 +235,7 @@ def portions(count: int, most: int) -> list[tuple[slice, int]]:
 
 
 def filled(tensor: torch.Tensor, rows: int) -> torch.Tensor:
-    """A tensor with its last row again and again behind it, up to a number of rows."""
+    """Pad a tensor to ``rows`` rows by repeating its last row."""
     missing = rows - len(tensor)
     if not missing:
         return tensor

@@ -1,4 +1,4 @@
-"""Which device networks run on, and what it can do."""
+"""Choice of the device that networks run on, and what it supports."""
 
 from __future__ import annotations
 
@@ -18,43 +18,45 @@ _KEPT, _MOST_ONCE = 2**30, 2**25  # bytes
 
 
 def check_choice(device: str) -> None:
-    """Refuse what is no choice of a ``--device``.
+    """Reject an unknown ``--device``.
 
     Raises:
-        UserError: if it is neither ``auto`` nor ``cpu`` nor ``cuda``.
+        UserError: if it is not ``auto``, ``cpu`` or ``cuda``.
     """
     if device not in ("auto", "cpu", "cuda"):
-        raise UserError(f"unknown --device {device!r}: it is auto, cpu or cuda")
+        raise UserError(f"unknown --device {device!r}: use auto, cpu or cuda")
 
 
 def resolved_device(device: str) -> str:
-    """``cuda`` or ``cpu`` for ``auto``, by what the machine has; any other name as it is."""
+    """Replace ``auto`` by ``cuda`` or ``cpu``, whichever the machine has; other names are kept."""
     if device != "auto":
         return device
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def checked_device(device: str | torch.device) -> torch.device:
-    """The device of that name, or the best one there is for ``auto``.
+    """The device with this name, or the best available one for ``auto``.
 
     Raises:
-        UserError: if it is no device, or a GPU that the machine does not have.
+        UserError: if there is no such device, or it is a GPU that the machine does not have.
     """
     try:
         checked = torch.device(resolved_device(device) if isinstance(device, str) else device)
     except RuntimeError:
-        raise UserError(f"no device {device!r}; take cpu, cuda, cuda:1 … or auto") from None
+        raise UserError(f"unknown device {device!r}; use cpu, cuda, cuda:1 … or auto") from None
     if checked.type == "cuda":
         there = torch.cuda.device_count() if torch.cuda.is_available() else 0
         if not there:
             raise UserError(f"device {device}: this machine has no CUDA device; use cpu")
         if (checked.index or 0) >= there:
-            raise UserError(f"device {device}: this machine has {there}, counted from cuda:0 on")
+            raise UserError(
+                f"no device {device}: this machine has {there} CUDA devices, numbered from cuda:0"
+            )
     return checked
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes that tensors can still take on a device; on a GPU with those that torch holds unused."""
+    """Bytes available for tensors on a device; on a GPU including what torch has reserved but not used."""
     if device.type != "cuda":
         return int(psutil.virtual_memory().available)
     unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
@@ -63,39 +65,39 @@ def free_memory(device: torch.device) -> int:
 
 @functools.cache
 def keep_freed_memory() -> None:
-    """Have the C library keep up to 1 GiB of what was freed, for the whole process.
+    """Make the C library keep up to 1 GiB of freed memory, for the whole process.
 
-    Without that glibc may give the maps of a pass over many frames back to the system after it, and the next
-    pass gets them anew, page by page: 5,000 page faults a pass over 16 frames of 128×128, 28,000 over 64,
-    where that took a fifth of the time. Other C libraries are left as they are. See mallopt(3).
+    Otherwise glibc may return the feature maps of a pass over many frames to the system afterwards, and the
+    next pass gets them again page by page: 5,000 page faults per pass over 16 frames of 128×128, and 28,000
+    over 64 frames, where this took a fifth of the time. Other C libraries are left alone. See mallopt(3).
     """
     if platform.libc_ver()[0] == "glibc":
         library = ctypes.CDLL(None)
-        if not library.mallopt(_MMAP_THRESHOLD, _KEPT):  # before glibc 2.35 it took no more than:
+        if not library.mallopt(_MMAP_THRESHOLD, _KEPT):  # the most before glibc 2.35:
             library.mallopt(_MMAP_THRESHOLD, _MOST_ONCE)
         library.mallopt(_TRIM_THRESHOLD, _KEPT)
 
 
 def data_capacity(device: torch.device) -> float:
-    """Bytes of training data that may be kept on a device: half of a GPU's free memory, any on a CPU."""
+    """Bytes of training data that may be kept on a device: half of a GPU's free memory; no limit on a CPU."""
     return free_memory(device) / 2 if device.type == "cuda" else math.inf
 
 
 def to_device(values: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """A tensor on another device, without waiting for that: through pinned memory to a GPU."""
+    """Copy a tensor to another device without waiting for it; to a GPU through pinned memory."""
     if device.type == "cuda" and values.device.type == "cpu":
         values = values.pin_memory()
     return values.to(device, non_blocking=True)
 
 
 def knows_bfloat16(device: str | torch.device) -> bool | None:
-    """Whether a device has instructions for products of bfloat16; where not, float32 is faster.
+    """Whether a device has instructions for bfloat16 products; if not, float32 is faster.
 
     Args:
-        device: a CPU or a GPU that is there.
+        device: a CPU or an available GPU.
 
     Returns:
-        None where this version of torch does not say (2.4 does not, of CPUs).
+        None if this version of torch does not tell (2.4 does not for CPUs).
     """
     if torch.device(device).type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
@@ -106,7 +108,7 @@ def knows_bfloat16(device: str | torch.device) -> bool | None:
 
 
 def warn_of_emulation(device: str | torch.device) -> None:
-    """Say so, where bfloat16 was asked for and the device has no instructions for it."""
+    """Warn if a device that is to use bfloat16 has no instructions for it."""
     if knows_bfloat16(device) is False:
         warnings.warn(
             f"bfloat16 on a {torch.device(device).type.upper()} that has no instructions for it: "

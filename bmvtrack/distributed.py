@@ -1,11 +1,11 @@
-"""Sums over the processes (ranks) of a distributed run, which gradients pass through.
+"""Differentiable sums over the processes (ranks) of a distributed run.
 
-Where nothing is distributed, each of these is of the one process and changes nothing. Every rank must
-come here equally often, with tensors of the same shape.
+In a run that is not distributed these functions cover the one process and change no value. Every rank
+must call them equally often, with tensors of the same shape.
 
-What is summed so is a quantity of the whole batch, and every rank holds the same. ``all_sum`` gives
-back to each rank the gradients of all ranks' losses; ``DistributedDataParallel`` then averages over
-ranks. Together that is the gradient of the mean of the ranks' losses, without any other factor.
+The sum is a quantity of the whole batch, and every rank gets the same one. The backward pass of
+``all_sum`` gives each rank the gradients of all ranks' losses; ``DistributedDataParallel`` then averages
+over ranks. Together that is the gradient of the mean of the ranks' losses, without any other factor.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from torch import distributed
 
 
 def rank_count() -> int:
-    """Processes that train together; 1 where nothing is distributed."""
+    """Number of processes that train together; 1 in a run that is not distributed."""
     if distributed.is_available() and distributed.is_initialized():
         return distributed.get_world_size()
     return 1
 
 
 def rank() -> int:
-    """This process among them; 0 where nothing is distributed."""
+    """Rank of this process; 0 in a run that is not distributed."""
     return distributed.get_rank() if rank_count() > 1 else 0
 
 
@@ -37,7 +37,7 @@ def all_sum(values: torch.Tensor) -> torch.Tensor:
 
 
 def all_gather(values: torch.Tensor) -> torch.Tensor:
-    """The values of all ranks, ``(ranks, …)``, in order of ranks; not differentiable."""
+    """The values of all ranks in rank order, ``(ranks, …)``; not differentiable."""
     if rank_count() == 1:
         return values[None]
     parts = [torch.empty_like(values) for _ in range(rank_count())]

@@ -1,4 +1,4 @@
-"""Errors meant for people, and the one place where a script turns them into a line."""
+"""Errors meant for the user, and the one place where scripts print them as a single line."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class UserError(Exception):
-    """Something the user can mend: its message names the thing and says what to do.
+    """An error that the user can fix: its message names the cause and says what to do.
 
     Scripts print the message without a traceback and exit with status 2.
     """
@@ -22,9 +22,9 @@ class UserError(Exception):
 def run_script(main: Callable[[], None]) -> None:
     """Run ``main``; print a :class:`UserError` as one line and exit with status 2.
 
-    So are errors of the system that name a file: a folder that may not be written to, a full disk.
-    Exits with the shell's status for what stopped it: 130 after Ctrl-C, 143 after SIGTERM (as batch
-    systems send it), 141 where nobody reads the output any more (``| head``).
+    System errors that name a file, such as a folder that is not writable, and a full disk are printed in
+    the same way. When interrupted, it exits with the status that shells use: 130 after Ctrl-C, 143 after
+    SIGTERM (which batch systems send), 141 when the output is no longer read (``| head``).
     """
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, _terminate)
@@ -40,7 +40,7 @@ def run_script(main: Callable[[], None]) -> None:
         print("interrupted", file=sys.stderr)
         raise SystemExit(130) from None
     except BrokenPipeError:
-        # What is still to be written at exit goes nowhere (Python's documentation of SIGPIPE).
+        # Output that is flushed at exit is discarded (Python's documentation of SIGPIPE).
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(141) from None
     except OSError as error:
@@ -52,5 +52,5 @@ def run_script(main: Callable[[], None]) -> None:
 
 
 def _terminate(number: int, frame: object) -> None:
-    """Leaves by way of every ``finally``, so that nothing half written stays."""
+    """Exit through every ``finally`` block, so that no half-written file remains."""
     raise SystemExit(128 + number)

@@ -1,4 +1,4 @@
-"""Files, read and written: atomically, to a temporary name beside the target that is then renamed."""
+"""Reading and writing files; writes are atomic: a temporary file beside the target is renamed to it."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ DAMAGED = (
     *(zipfile.BadZipFile, zlib.error, pickle.UnpicklingError, RuntimeError, OSError, EOFError),
     *(ValueError, LookupError, AttributeError, TypeError),
 )
-"""What :mod:`zipfile` and ``torch.load`` raise on damaged files."""
+"""Exceptions that :mod:`zipfile` and ``torch.load`` raise on damaged files."""
 
 
 def check_sums(path: Path) -> None:
-    """Raise one of :data:`DAMAGED` if a byte of what ``torch.save`` wrote has changed.
+    """Raise one of :data:`DAMAGED` if any byte of a file that ``torch.save`` wrote has changed.
 
-    ``torch.load`` does not look.
+    ``torch.load`` does not check this.
     """
     with zipfile.ZipFile(path) as archive:
         damaged = archive.testzip()
@@ -42,10 +42,10 @@ def check_sums(path: Path) -> None:
 
 @contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
-    """A temporary path of the same suffix; renamed to ``path`` if the block ends well.
+    """A temporary path with the same suffix, renamed to ``path`` if the block succeeds.
 
-    Folders are made as needed; a link stays, and what it links to is replaced. If the block raises, nothing
-    is left behind.
+    Folders are created as needed; a symbolic link is kept, and its target replaced. If the block raises,
+    nothing is left behind.
     """
     path = path.resolve() if path.is_symlink() else path
     with _folder(path.parent):
@@ -64,14 +64,14 @@ def atomic_file(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
-    """A temporary folder that takes the place of ``path``, or of what it links to, if the block ends well.
+    """A temporary folder that replaces ``path``, or the target of that link, if the block succeeds.
 
     Raises:
-        NotADirectoryError: if a file is there.
+        NotADirectoryError: if ``path`` is a file.
     """
     path = path.resolve() if path.is_symlink() else path
     if path.exists() and not path.is_dir():
-        raise NotADirectoryError(errno.ENOTDIR, "there is a file of that name", str(path))
+        raise NotADirectoryError(errno.ENOTDIR, "there is a file with this name", str(path))
     with _folder(path.parent):
         temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}-"))
         try:
@@ -84,10 +84,10 @@ def atomic_folder(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def held(folder: Path) -> Iterator[None]:
-    """Keep other processes from writing to a folder, made if missing, until the block ends.
+    """Keep other processes from writing to a folder, created if missing, until the block ends.
 
-    By a lock on ``.lock`` in it, which the system lets go of whatever becomes of the process. Where it knows
-    no locks there is none.
+    This takes a lock on ``.lock`` in the folder, which the system releases however the process ends. Where
+    the system does not support locks, none is taken.
 
     Raises:
         UserError: if another process holds the folder, or it is a file.
@@ -108,13 +108,13 @@ def held(folder: Path) -> Iterator[None]:
             yield
         finally:
             with suppress(OSError):
-                Path(lock.lock_file).unlink(missing_ok=True)  # while it is ours
+                Path(lock.lock_file).unlink(missing_ok=True)  # while the lock is held
             lock.release()
 
 
 @contextmanager
 def _folder(folder: Path) -> Iterator[None]:
-    """Make a folder as needed; if the block raises, what was made is gone again, where it is empty."""
+    """Create a folder as needed; if the block raises, remove the created folders that are empty."""
     made = [one for one in (folder, *folder.parents) if not one.exists()]
     folder.mkdir(parents=True, exist_ok=True)
     try:
@@ -127,7 +127,7 @@ def _folder(folder: Path) -> Iterator[None]:
 
 
 def _swap(new: Path, path: Path) -> None:
-    """Put a folder in the place of another, which comes back if that fails."""
+    """Replace a folder by another one; if that fails, restore it."""
     if not path.exists():
         new.replace(path)
         return
@@ -144,7 +144,7 @@ def _swap(new: Path, path: Path) -> None:
 
 
 def listed(folder: Path, pattern: str = "*") -> list[Path]:
-    """What a folder holds, in order of names; hidden files are nobody's data (``._00000.jpg``)."""
+    """Entries of a folder, sorted by name, without hidden files (``._00000.jpg``), which are not data."""
     return sorted(path for path in folder.glob(pattern) if not path.name.startswith("."))
 
 
@@ -152,7 +152,7 @@ def read_lines(path: Path) -> list[str]:
     """The lines of a text file, UTF-8 with or without a byte order mark.
 
     Raises:
-        UserError: if it cannot be read, or is no such text.
+        UserError: if the file cannot be read, or is not UTF-8 text.
     """
     try:
         return path.read_text(encoding="utf-8-sig").splitlines()
@@ -161,10 +161,10 @@ def read_lines(path: Path) -> list[str]:
 
 
 def numbered_files(folder: Path, suffixes: Collection[str]) -> list[Path]:
-    """The files of a folder with one of the suffixes, hidden ones left out; 2.png before 10.png.
+    """Files of a folder with one of the suffixes, without hidden ones; 2.png comes before 10.png.
 
     Args:
-        folder: that is there.
+        folder: an existing folder.
         suffixes: in lower case, like ``.png``.
     """
 
@@ -177,19 +177,19 @@ def numbered_files(folder: Path, suffixes: Collection[str]) -> list[Path]:
 
 
 def is_plain_name(name: str) -> bool:
-    """Whether it names something in a folder, and nothing outside of it."""
+    """Whether a name denotes an entry of a folder, and nothing outside it."""
     return name not in ("", "..") and Path(name).name == name
 
 
 def previously_made(folder: Path, kind: str) -> dict[str, list[str]]:
-    """What an evaluation before has left in a folder, as its ``summary.json`` tells.
+    """What an earlier evaluation has left in a folder, according to its ``summary.json``.
 
     Args:
         folder: with ``{kind: {name: {"per_sequence": {sequence: …}}}}`` in that file.
         kind: ``trackers`` or ``protocols``.
 
     Returns:
-        The sequences of each name, all of them plain names; empty where the file is none of that form.
+        The sequences of each name, all of them plain names; empty if the file does not have this form.
     """
     try:
         summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
@@ -201,12 +201,12 @@ def previously_made(folder: Path, kind: str) -> dict[str, list[str]]:
 
 
 def folder_name(folder: Path) -> str:
-    """The name that a person gave a folder: a link's own, and the real one of ``.`` and ``..``."""
+    """The name that the user gave a folder: a link's own name, and the real name of ``.`` and ``..``."""
     return folder.name if folder.name not in ("", "..") else folder.resolve().name
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write UTF-8 text atomically; what a file's name has in it that is none is written as ``\\udcXX``."""
+    """Write UTF-8 text atomically; bytes of a file name that are not UTF-8 are written as ``\\udcXX``."""
     with atomic_file(path) as temporary:
         temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
 
@@ -215,7 +215,7 @@ def write_json(path: Path, value: Any) -> None:
     """Write indented JSON atomically.
 
     Raises:
-        ValueError: if ``value`` holds NaN or an infinity, which JSON has no word for.
+        ValueError: if ``value`` holds NaN or an infinity, which JSON cannot represent.
     """
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 

@@ -1,8 +1,7 @@
 """Full-covariance Gaussians as a mean and a lower Cholesky factor, batched, in torch.
 
 No factorisation here waits for the device: a matrix that is not positive definite gives NaN, not an
-exception. Matrices that come from outside are checked where they enter
-(:class:`~bmvtrack.prior.MotionPrior`).
+exception. Matrices from outside are checked on entry (:class:`~bmvtrack.prior.MotionPrior`).
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ def cholesky(covariance: torch.Tensor) -> torch.Tensor:
 
 
 def whiten(value: torch.Tensor, mean: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
-    """L⁻¹(v − m): what a draw of N(m, LLᵀ) looks like in units of the distribution itself.
+    """L⁻¹(v − m): a draw of N(m, LLᵀ) in units of the distribution itself.
 
     Args:
         value: ``(..., D)``.

@@ -1,8 +1,8 @@
 """Rotated boxes: corners, bounds, masks and the four labels of one rectangle.
 
-A rotated box is the last axis of an array, ``(x, y, w, h, α)``: centre and size in pixels, angle in
-radians, image axes (y down), α turning from +x towards +y (the sign of ``cv2.minAreaRect``).
-Pixel centres have integer coordinates. A frame without object has a box of NaN.
+A rotated box is stored along the last axis of an array, ``(x, y, w, h, α)``: centre and size in pixels,
+angle in radians, image axes (y down), α turning from +x towards +y (the sign of ``cv2.minAreaRect``).
+Pixel centres have integer coordinates. In a frame without an object the box is NaN.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ QUARTER_TURN = math.pi / 2
 MINIMUM_SIDE = 1.0
 """Shortest side of a box, in pixels."""
 MAXIMUM_SIDE = 4.0
-"""Longest side of a box, in sides of the frame (the longer one)."""
+"""Longest side of a box, in units of the frame's longer side."""
 
 
 def corners(rbbox: Array) -> Array:
@@ -85,8 +85,8 @@ def upright(limits: Array) -> Array:
 def from_mask(mask: NDArray[Any]) -> FloatArray | None:
     """The smallest rotated rectangle around all parts of a mask, as OpenCV labels it.
 
-    ``cv2.minAreaRect`` over the points of all external contours; a side under one pixel is one
-    pixel. The angle lies in [−π/2, 0), OpenCV's range since 4.13, whatever version is installed.
+    ``cv2.minAreaRect`` over the points of all external contours; a side shorter than one pixel is set to
+    one pixel. The angle lies in [−π/2, 0), OpenCV's range since 4.13, whatever version is installed.
 
     Args:
         mask: ``(H, W)``, boolean or integer; nonzero is object.
@@ -113,7 +113,7 @@ def from_points(points: NDArray[Any]) -> FloatArray:
 
 
 def from_outlines(outlines: Sequence[NDArray[Any]]) -> FloatArray:
-    """:func:`from_points` of each of B ≥ 1 sets of points.
+    """:func:`from_points` for each of B ≥ 1 sets of points.
 
     Args:
         outlines: B arrays ``(N, 2)``.
@@ -129,7 +129,7 @@ def from_outlines(outlines: Sequence[NDArray[Any]]) -> FloatArray:
 
 
 def mask_bounds(mask: NDArray[Any]) -> FloatArray:
-    """Axis-aligned bounds of a mask's pixels, each of which reaches half a pixel from its centre.
+    """Axis-aligned bounds of a mask's pixels, each of which extends half a pixel from its centre.
 
     They are up to one pixel wider than the bounds of :func:`from_mask`, which runs through the
     centres of the outermost pixels.
@@ -170,7 +170,7 @@ def relabel(rbbox: Array, quarter_turns: Array) -> Array:
 def nearest_label(rbbox: Array, reference: Array) -> Array:
     """Of the four labels of each box, the one with the smallest turn from ``reference``.
 
-    The turn is at most 45°. Angles are not wrapped: a box that goes on turning goes on counting.
+    The turn is at most 45°. Angles are not wrapped: the angle of a box that keeps turning adds up.
 
     Args:
         rbbox: ``(..., 5)`` boxes to relabel.
@@ -186,9 +186,9 @@ def nearest_label(rbbox: Array, reference: Array) -> Array:
 
 
 def turns_to_level(rbbox: Array) -> Array:
-    """Quarter turns to the label whose side w is the nearest to the horizontal, |α| ≤ 45°.
+    """Quarter turns to the label whose side w is closest to horizontal, |α| ≤ 45°.
 
-    Which label a box has cannot be seen in a picture of it. This one can.
+    A picture of a box does not show which of its labels is in use. This label can be seen in it.
 
     Args:
         rbbox: ``(..., 5)``.
@@ -203,7 +203,7 @@ def turns_to_level(rbbox: Array) -> Array:
 def continuous_labels(rbboxes: FloatArray) -> FloatArray:
     """Relabel the boxes of one sequence so that each turns least from the one before.
 
-    Frames without object (NaN) are passed over: the next box follows the last one seen.
+    Frames without an object (NaN) are skipped: the next box follows the last one seen.
 
     Args:
         rbboxes: ``(T, 5)``, NaN where there is no object.
@@ -221,13 +221,13 @@ def continuous_labels(rbboxes: FloatArray) -> FloatArray:
 def clamp(rbbox: Array, width: float | Array, height: float | Array) -> Array:
     """Keep boxes near the frame: sides of 1 px to four frame sizes, centre within one frame size.
 
-    A tracker that has lost its target may be driven anywhere; numbers stay finite and the box can
-    still come back.
+    A tracker that has lost its target may drift anywhere; clamping keeps the numbers finite and lets the
+    box come back.
 
     Args:
         rbbox: ``(..., 5)``.
-        width: of the frame, pixels; a number, or ``(...)`` where frames differ.
-        height: of the frame, pixels.
+        width: frame width in pixels; a number, or ``(...)`` if frames differ.
+        height: frame height in pixels.
 
     Returns:
         ``(..., 5)``; angle wrapped to ±π.

@@ -1,4 +1,4 @@
-"""The tracker in the shape that the GOT-10k toolkit expects, which evaluates GOT-10k, OTB, VOT, ...
+"""Adapter of the tracker for the GOT-10k toolkit, which evaluates on GOT-10k, OTB, VOT, ...
 
     from bmvtrack.got10k import ToolkitTracker
     from got10k.experiments import ExperimentGOT10k
@@ -8,8 +8,8 @@
     experiment.run(tracker)
     experiment.report([tracker.name])
 
-The toolkit (``pip install "bmvtrack[got10k]"``; Huang, Zhao and Huang, "GOT-10k", TPAMI 2019) knows a
-tracker by its methods, so nothing of it is imported here. Its last release, 0.1.3 of 2019, works with
+The toolkit (``pip install "bmvtrack[got10k]"``; Huang, Zhao and Huang, "GOT-10k", TPAMI 2019) recognizes
+a tracker by its methods, so it need not be imported here. Its last release, 0.1.3 of 2019, works with
 Python 3.11 and NumPy 2.
 """
 
@@ -33,18 +33,18 @@ _FIRST_PIXEL = np.array([1.0, 1, 0, 0])
 
 
 class ToolkitTracker:
-    """Follows one object by :class:`~bmvtrack.tracker.Tracker`; boxes are upright.
+    """Follows one object with :class:`~bmvtrack.tracker.Tracker`; boxes are upright.
 
     Boxes are ``x, y, w, h`` of the pixels they cover, counted from 1, as in OTB and in the trackers
     of the toolkit's author.
 
     Args:
-        weights: a folder, or bundled weights by name.
+        weights: a folder, or the name of bundled weights.
         device: ``cpu`` or ``cuda``, for the encoder.
-        name: of the tracker, and of its folder of results.
+        name: name of the tracker and of its results folder.
 
     Raises:
-        UserError: if there are no such weights, or the device is not there.
+        UserError: if the weights or the device do not exist.
     """
 
     is_deterministic = True
@@ -63,7 +63,7 @@ class ToolkitTracker:
         """Start on an image from the box ``(4,)`` of the object in it.
 
         Raises:
-            UserError: if the box is none, or outside the image.
+            UserError: if the box is invalid or outside the image.
         """
         self._tracker.init(_frame(image), np.asarray(box, dtype=np.float64) - _FIRST_PIXEL)
 
@@ -80,11 +80,11 @@ class ToolkitTracker:
         Args:
             img_files: N images.
             box: ``(4,)`` in the first.
-            visualize: show each frame in a window, by the toolkit.
+            visualize: show each frame in a window of the toolkit.
 
         Returns:
             ``(N, 4)`` boxes, of which the first is the given one, and ``(N,)`` seconds spent in the
-            tracker, not in reading.
+            tracker, excluding reading.
         """
         boxes, seconds = np.empty((len(img_files), 4)), np.empty(len(img_files))
         boxes[0] = box

@@ -1,4 +1,4 @@
-"""Frames and first boxes as people have them, checked and brought into the project's own form."""
+"""Checks frames and initial boxes from users, and converts them to the project's own form."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ COLOURS: tuple[Colour, ...] = get_args(Colour)
 
 
 def rgb_frame(frame: Any, colour: Colour) -> ByteArray:
-    """A frame as contiguous RGB; the frame itself if it is that already.
+    """A frame as contiguous RGB; the frame itself if it already is.
 
     Args:
         frame: ``(H, W, 3)`` uint8.
@@ -26,20 +26,20 @@ def rgb_frame(frame: Any, colour: Colour) -> ByteArray:
         UserError: if it is anything else.
     """
     if not isinstance(frame, np.ndarray):
-        raise UserError(f"a frame is a NumPy array, not {type(frame).__name__}")
+        raise UserError(f"a frame must be a NumPy array, not {type(frame).__name__}")
     if frame.ndim != 3 or frame.shape[2] != 3 or 0 in frame.shape:
         raise UserError(
-            f"a frame has the shape (H, W, 3), not {frame.shape}; cv2.cvtColor makes three channels "
-            "of grey ones, or of four"
+            f"a frame must have the shape (H, W, 3), not {frame.shape}; convert grey or four-channel "
+            "frames with cv2.cvtColor"
         )
     if frame.dtype != np.uint8:
-        raise UserError(f"a frame is uint8, 0 to 255, not {frame.dtype}")
-    # Writable, because torch takes no other arrays.
+        raise UserError(f"a frame must be uint8, 0 to 255, not {frame.dtype}")
+    # Writable, because torch does not support read-only arrays.
     return np.require(frame if colour == "rgb" else frame[..., ::-1], requirements=["C", "W"])
 
 
 def boolean_mask(mask: Any) -> BoolArray:
-    """A mask as boolean, nonzero is object; the mask itself if it is that already.
+    """A mask as boolean, nonzero is object; the mask itself if it already is.
 
     Args:
         mask: ``(H, W)``, boolean or integer.
@@ -48,32 +48,32 @@ def boolean_mask(mask: Any) -> BoolArray:
         UserError: if it is anything else.
     """
     if not isinstance(mask, np.ndarray):
-        raise UserError(f"a mask is a NumPy array, not {type(mask).__name__}")
+        raise UserError(f"a mask must be a NumPy array, not {type(mask).__name__}")
     if mask.ndim != 2:
-        raise UserError(f"a mask has the shape (H, W), not {mask.shape}")
+        raise UserError(f"a mask must have the shape (H, W), not {mask.shape}")
     if mask.dtype.kind not in "biu":
-        raise UserError(f"a mask is boolean or integer, not {mask.dtype}")
+        raise UserError(f"a mask must be boolean or integer, not {mask.dtype}")
     return mask if mask.dtype == np.bool_ else mask != 0
 
 
 def rotated_box(box: Any, width: int, height: int) -> FloatArray:
-    """The box of an object in a frame as a rotated box.
+    """Convert the box of an object in a frame to a rotated box.
 
     Args:
-        box: ``x, y, w, h``: upper left corner and size, in pixels, as OpenCV's ``selectROI`` gives
+        box: ``x, y, w, h``: upper left corner and size, in pixels, as OpenCV's ``selectROI`` returns
             them (the box covers the pixels x … x + w − 1); or a rotated box ``x, y, w, h, α``:
             centre, size and angle, pixels and radians; or OpenCV's rotated rectangle
-            ``(x, y), (w, h), angle``, as ``cv2.minAreaRect`` gives it, in degrees; or a mask
+            ``(x, y), (w, h), angle``, as ``cv2.minAreaRect`` returns it, in degrees; or a mask
             ``(H, W)``, boolean or integer, nonzero is object.
-        width: of the frame.
-        height: of the frame.
+        width: frame width in pixels.
+        height: frame height in pixels.
 
     Returns:
         ``(5,)`` float64.
 
     Raises:
-        UserError: if it is none of these, not finite, under a pixel wide or high, over four times as
-            large as the frame, or outside it; if the mask is empty or not of the frame's size.
+        UserError: if it is none of these, not finite, less than a pixel wide or high, more than four times
+            as large as the frame, or outside it; if the mask is empty or its size is not the frame's.
     """
     try:
         values = np.asarray(_of_opencv(box))
@@ -81,7 +81,7 @@ def rotated_box(box: Any, width: int, height: int) -> FloatArray:
             values = values[0]  # the one box of cv2.selectROIs
         if values.ndim == 2 and values.shape[1] in (4, 5) and (height, width) != values.shape:
             raise UserError(
-                f"one box at a time, not {len(values)}: start each object on its own, with an id of its own"
+                f"pass one box at a time, not {len(values)}: start each object separately, with its own id"
             )
         if values.ndim == 2:
             return _box_of_mask(values, width, height)
@@ -90,25 +90,25 @@ def rotated_box(box: Any, width: int, height: int) -> FloatArray:
         numbers = values.astype(np.float64)
     except (TypeError, ValueError) as error:
         raise UserError(
-            f"a box is x, y, w, h, or a rotated box x, y, w, h, angle, or a mask (H, W), not {box!r}"
+            f"a box must be x, y, w, h, a rotated box x, y, w, h, angle, or a mask (H, W), not {box!r}"
         ) from error
     if numbers.shape not in ((4,), (5,)):
         raise UserError(
-            "a box is x, y, w, h or a rotated box x, y, w, h, angle or a mask (H, W), not an array "
+            "a box must be x, y, w, h, a rotated box x, y, w, h, angle, or a mask (H, W), not an array "
             f"of shape {numbers.shape}"
         )
     text = ", ".join(f"{number:g}" for number in numbers)
     if not np.isfinite(numbers).all():
         raise UserError(f"the numbers of a box must be finite: {text}")
     if numbers[2:4].min() < geometry.MINIMUM_SIDE:
-        raise UserError(f"a box is at least a pixel wide and high: {text}")
+        raise UserError(f"a box must be at least one pixel wide and high: {text}")
     if len(numbers) == 5 and abs(numbers[4]) > 2 * np.pi:
-        raise UserError(f"the angle of a box is in radians, within one turn: {text}")
+        raise UserError(f"the angle of a box must be in radians, within one turn: {text}")
     most = geometry.MAXIMUM_SIDE * max(width, height)
     if numbers[2:4].max() > most:
         raise UserError(
-            f"the box {text} is larger than any that is followed in a frame of {width}×{height}: "
-            f"its sides may be {most:g} at most"
+            f"the box {text} is too large to be followed in a frame of {width}×{height}: "
+            f"its sides may be at most {most:g} pixels"
         )
     rbbox = numbers if len(numbers) == 5 else upright_box(numbers)
     if not meets_frame(rbbox, width, height):
@@ -117,7 +117,7 @@ def rotated_box(box: Any, width: int, height: int) -> FloatArray:
 
 
 def can_start(rbbox: FloatArray, width: int, height: int) -> bool:
-    """Whether a tracker takes a box ``(5,)`` to start from: see :func:`rotated_box`."""
+    """Whether a tracker can start from a box ``(5,)``; see :func:`rotated_box`."""
     shortest, longest = rbbox[2:4].min(), rbbox[2:4].max()
     fits = shortest >= geometry.MINIMUM_SIDE
     fits = fits and longest <= geometry.MAXIMUM_SIDE * max(width, height)
@@ -125,13 +125,13 @@ def can_start(rbbox: FloatArray, width: int, height: int) -> bool:
 
 
 def meets_frame(rbbox: FloatArray, width: int, height: int) -> bool:
-    """Whether any pixel of a frame's lies within the bounds of a box ``(5,)``."""
+    """Whether any pixel of a frame lies within the bounds of a box ``(5,)``."""
     left, top, right, bottom = geometry.bounds(rbbox)
     return bool(right >= 0 and bottom >= 0 and left <= width - 1 and top <= height - 1)
 
 
 def _of_opencv(box: Any) -> Any:
-    """``(x, y), (w, h), degrees`` as five numbers with radians; anything else as it is."""
+    """Convert ``(x, y), (w, h), degrees`` to five numbers in radians; return anything else unchanged."""
     if not isinstance(box, (tuple, list)) or [np.size(part) for part in box] != [2, 2, 1]:
         return box
     centre, size, degrees = box
@@ -139,9 +139,9 @@ def _of_opencv(box: Any) -> Any:
 
 
 def upright_box(numbers: FloatArray) -> FloatArray:
-    """The rotated box of ``x, y, w, h``: the way back from :func:`corner_and_size`.
+    """The rotated box of ``x, y, w, h``, the reverse of :func:`corner_and_size`.
 
-    A box that covers the pixels i to j reaches from i − ½ to j + ½.
+    A box that covers the pixels i to j extends from i − ½ to j + ½.
 
     Args:
         numbers: ``(..., 4)``: x, y of the upper left pixel, w, h.
@@ -154,7 +154,7 @@ def upright_box(numbers: FloatArray) -> FloatArray:
 
 
 def corner_and_size(limits: FloatArray) -> FloatArray:
-    """Bounds as ``x, y, w, h``, the way :func:`rotated_box` takes them.
+    """Bounds as ``x, y, w, h``, in the form that :func:`rotated_box` takes.
 
     Args:
         limits: ``(..., 4)``: left, top, right, bottom in pixels (pixel centres are whole numbers).
@@ -170,7 +170,7 @@ def _box_of_mask(mask: NDArray[Any], width: int, height: int) -> FloatArray:
     if mask.shape != (height, width):
         raise UserError(
             f"the mask is {mask.shape[1]}×{mask.shape[0]} but the frame is {width}×{height}; both "
-            "must have one size"
+            "must have the same size"
         )
     rbbox = geometry.from_mask(mask)
     if rbbox is None:

@@ -1,7 +1,7 @@
 """Intersection over union of axis-aligned bounds and of rotated boxes.
 
 :func:`rotated_iou` is exact polygon clipping by shapely, for the single environment and for
-evaluation. :func:`rotated_iou_torch` is the same number for batches of tensors on any device.
+evaluation. :func:`rotated_iou_torch` computes the same for batches of tensors on any device.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from bmvtrack.arrays import Array, FloatArray, namespace
 from bmvtrack.geometry import corners
 
 _GRID = 1e-9
-"""Pixels that shapely rounds corners to."""
+"""Size in pixels of the grid to which shapely rounds corners."""
 
 
 def bounds_iou(first: Array, second: Array) -> Array:
@@ -39,7 +39,7 @@ def bounds_iou(first: Array, second: Array) -> Array:
 
 
 def rotated_iou(first: FloatArray, second: FloatArray) -> FloatArray:
-    """IoU of rotated boxes by shapely: the reference.
+    """IoU of rotated boxes by shapely: the reference implementation.
 
     Args:
         first: ``(..., 5)`` rotated boxes.
@@ -53,7 +53,7 @@ def rotated_iou(first: FloatArray, second: FloatArray) -> FloatArray:
     )
     result = np.full(first.shape[:-1], np.nan)
     valid = np.isfinite(first).all(axis=-1) & np.isfinite(second).all(axis=-1)
-    # Coordinates relative to the first box: differences of large numbers would cost digits.
+    # Coordinates relative to the first box: differences of large numbers would lose digits.
     origin = np.concatenate([first[valid][:, :2], np.zeros((int(valid.sum()), 3))], axis=-1)
     polygons = [shapely.polygons(corners(boxes[valid] - origin)) for boxes in (first, second)]
     # Without a grid, GEOS finds four points in common between rectangles that differ by one ulp.

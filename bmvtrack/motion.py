@@ -37,8 +37,8 @@ def solve(
     Args:
         rbbox: ``(..., 5)`` boxes t.
         next_rbbox: ``(..., 5)`` boxes t+1.
-        width: of the frame, pixels; a number, or ``(...)`` where frames differ.
-        height: of the frame, pixels.
+        width: frame width in pixels; a number, or ``(...)`` if frames differ.
+        height: frame height in pixels.
         coordinates: ``frame`` or ``object``.
 
     Returns:
@@ -72,9 +72,9 @@ def apply(
     Args:
         rbbox: ``(..., 5)`` boxes t.
         motion: ``(..., 5)``, broadcast against ``rbbox``; sin θ is clipped to [−1, 1].
-        width: of the frame, pixels; a number, or ``(...)`` where frames differ.
-        height: of the frame, pixels.
-        coordinates: that ``motion`` is in.
+        width: frame width in pixels; a number, or ``(...)`` if frames differ.
+        height: frame height in pixels.
+        coordinates: of ``motion``, ``frame`` or ``object``.
 
     Returns:
         ``(..., 5)`` boxes t+1.
@@ -102,8 +102,8 @@ def to_frame(motion: Array, rbbox: Array, width: float | Array, height: float | 
     Args:
         motion: ``(..., 5)`` in ``object`` coordinates.
         rbbox: ``(..., 5)`` boxes t, broadcast against ``motion``.
-        width: of the frame, pixels; a number, or ``(...)`` where frames differ.
-        height: of the frame, pixels.
+        width: frame width in pixels; a number, or ``(...)`` if frames differ.
+        height: frame height in pixels.
 
     Returns:
         ``(..., 5)`` in ``frame`` coordinates.
@@ -137,13 +137,13 @@ def to_object(motion: Array, rbbox: Array, width: float | Array, height: float |
 def to_frame_jacobian(
     motion: Array, rbbox: Array, width: float | Array, height: float | Array
 ) -> Array:
-    """∂(frame motion)/∂(object motion) at ``motion``: what pushes a covariance forward.
+    """∂(frame motion)/∂(object motion) at ``motion``, for pushing a covariance forward.
 
     Args:
         motion: ``(..., 5)`` in ``object`` coordinates, |sin θ| < 1.
         rbbox: ``(..., 5)`` boxes t.
-        width: of the frame, pixels; a number, or ``(...)`` where frames differ.
-        height: of the frame, pixels.
+        width: frame width in pixels; a number, or ``(...)`` if frames differ.
+        height: frame height in pixels.
 
     Returns:
         ``(..., 5, 5)``: row i is the gradient of the i-th ``frame`` parameter.

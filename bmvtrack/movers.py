@@ -1,6 +1,6 @@
-"""How a box is moved on by what the network sees through it: the rules that trackers are made of.
+"""Rules that move a box by what the network sees through it; trackers are built from them.
 
-A rule takes B boxes at once and holds no state. The agent's lies in ``agents.tracker``.
+A rule takes B boxes at once and holds no state. The agent's rule is in ``agents.tracker``.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ Mover = Callable[[Percept, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tens
 """(percept of B frames, boxes t ``(B, 5)``, the motion that led to them ``(B, 5)`` in ``object``
 coordinates, width and height of the frames ``(B, 2)``) → boxes t+1 ``(B, 5)``, all float64."""
 
-_MOST_GROWTH = 1.25  # of a side, and its inverse, from one frame to the next
+_MOST_GROWTH = 1.25  # of a side from one frame to the next; its inverse limits shrinking
 
 
 def move_by_posterior(
     percept: Percept, boxes: torch.Tensor, previous_motion: torch.Tensor, sizes: torch.Tensor
 ) -> torch.Tensor:
-    """By the posterior's mean: the agent before it has learned anything. A :data:`Mover`."""
+    """Move by the posterior mean, as an agent does before training. A :data:`Mover`."""
     width, height = sizes.to(boxes).unbind(-1)
     return motion.apply(boxes, percept.mean, width, height, "object")
 
@@ -34,25 +34,25 @@ def move_by_posterior(
 def move_by_mask(
     percept: Percept, boxes: torch.Tensor, previous_motion: torch.Tensor, sizes: torch.Tensor
 ) -> torch.Tensor:
-    """To the box of the predicted mask, as true boxes are taken from true masks. A :data:`Mover`.
+    """Move to the box of the predicted mask, as true boxes are taken from true masks. A :data:`Mover`.
 
-    Pixels of probability over the percept's ``box_threshold``, parts over a tenth of the largest,
-    ``minAreaRect``, the label nearest to the last box, sides within a factor of 1.25 of it. Where
-    there is no mask the box stays.
+    It takes the pixels with a probability over the percept's ``box_threshold``, in parts over a tenth of
+    the largest; their ``minAreaRect``; the label nearest to the last box; and sides within a factor of
+    1.25 of that box's. Without a mask the box stays.
     """
     found = mask_boxes(percept.probabilities, percept.windows, percept.box_threshold)
     return towards(found, boxes)
 
 
 def towards(found: FloatArray, boxes: torch.Tensor) -> torch.Tensor:
-    """What :func:`move_by_mask` makes of the boxes of masks.
+    """The second half of :func:`move_by_mask`: from the boxes of masks to boxes t+1.
 
     Args:
-        found: ``(B, 5)`` as OpenCV labels them; NaN where there is no mask.
-        boxes: t, ``(B, 5)``.
+        found: ``(B, 5)`` boxes of masks as OpenCV labels them; NaN where there is no mask.
+        boxes: ``(B, 5)`` boxes t.
 
     Returns:
-        Boxes t+1 ``(B, 5)``, beside boxes t.
+        ``(B, 5)`` boxes t+1, of the dtype and on the device of boxes t.
     """
     before = boxes.cpu().numpy()
     moved = np.where(np.isnan(found), before, geometry.nearest_label(found, before))
@@ -64,9 +64,9 @@ def towards(found: FloatArray, boxes: torch.Tensor) -> torch.Tensor:
 def move_by_both(
     percept: Percept, boxes: torch.Tensor, previous_motion: torch.Tensor, sizes: torch.Tensor
 ) -> torch.Tensor:
-    """Halfway between :func:`move_by_posterior` and :func:`move_by_mask`. A :data:`Mover`.
+    """Move halfway between :func:`move_by_posterior` and :func:`move_by_mask`. A :data:`Mover`.
 
-    Halfway in ``object`` coordinates, of the scales in their logarithms.
+    The two motions are averaged in ``object`` coordinates, the scales in their logarithms.
     """
     width, height = sizes.to(boxes).unbind(-1)
     after = move_by_mask(percept, boxes, previous_motion, sizes)

@@ -1,6 +1,6 @@
-"""Where the two halves meet: frames and boxes in; features, posterior and mask out.
+"""The interface between encoder and agent: frames and boxes in; features, posterior and mask out.
 
-The environment, the trackers and the agent all see through :class:`Perception`.
+The environment, the trackers and the agent all see frames through :class:`Perception`.
 """
 
 from __future__ import annotations
@@ -35,33 +35,34 @@ from bmvtrack.percept import Percept
 from bmvtrack.perception_graphs import GraphCache
 
 Precision = Literal["float32", "bfloat16"]
-_AT_ONCE = 64  # frames in one pass on a CPU: of more, layers fit no cache and take gigabytes
-_LAUNCHED_WHOLE = 8  # frames on a GPU with a graph for just as many; more are filled up
-_AT_ONCE_ON_GPU = 256  # of more, a GPU is no faster, and its host would wait for all of them
-_MOST_NUMBERS = 2**28  # of frames that a pass has at once, in float32
-_ROOM = 2**25  # bytes a frame that must be free for a graph
-_LEAST_SCALE, _MOST_SINE = 0.05, 0.95  # a posterior mean is kept where motion is defined
+_AT_ONCE = 64  # frames in one pass on a CPU: with more, layers fit no cache and take gigabytes
+_LAUNCHED_WHOLE = 8  # frames on a GPU with a graph for exactly that many; larger batches are padded
+_AT_ONCE_ON_GPU = 256  # with more, a GPU is no faster, and the host would wait for all of them
+_MOST_NUMBERS = 2**28  # float32 numbers of the frames in one pass
+_ROOM = 2**25  # bytes per frame that must be free for a graph
+_LEAST_SCALE, _MOST_SINE = 0.05, 0.95  # limits that keep a posterior mean where motion is defined
 
 
 class Perception:
     """A frozen network that looks at frames through boxes.
 
     Args:
-        network: of the family, with 4 input channels (tracking mode) and ``frame`` covariance. It is
-            kept as it is; what looks is a copy with its batch norms folded into its convolutions.
+        network: a network of :mod:`bmvtrack.models` with 4 input channels (tracking mode) and ``frame``
+            covariance. It is not changed; frames pass through a copy with the batch norms folded into the
+            convolutions.
         device: to run on.
         precision: of the network's convolutions and products; ``bfloat16`` is about twice as fast for
-            many frames at once where the device has instructions for it, and says nearly the same.
+            many frames at once if the device has instructions for it, and gives nearly the same results.
 
-    On a GPU up to eight frames are seen by one launch, of a CUDA graph
-    (:class:`~bmvtrack.perception_graphs.GraphCache`). More are seen in parts of up to 256, filled up to a
-    power of two, each by one launch (:class:`~bmvtrack.cuda_graphs.RowGraphs`). A graph is captured when
-    its shape comes for the second time, which takes as long as a few dozen looks, and its memory is held
-    as long as this object is. Several threads must not look at once then: graphs read their frames from
-    one place.
+    On a GPU up to eight frames are processed by one launch of a CUDA graph
+    (:class:`~bmvtrack.perception_graphs.GraphCache`). More are processed in parts of up to 256, padded to
+    a power of two, each by one launch (:class:`~bmvtrack.cuda_graphs.RowGraphs`). A graph is captured when
+    its shape occurs for the second time, which takes as long as a few dozen passes, and its memory is held
+    as long as this object exists. Several threads must not use this object at once then, because graphs
+    read their frames from one place.
 
     Raises:
-        UserError: if the network was not trained to track, or the device is not there.
+        UserError: if the network was not trained to track, or the device does not exist.
     """
 
     def __init__(
@@ -94,21 +95,21 @@ class Perception:
         device: str = "cpu",
         precision: Precision = "float32",
     ) -> Perception:
-        """From bundled weights by name, or from a folder.
+        """Load bundled weights by name, or weights from a folder.
 
         Raises:
-            UserError: if there are no such weights, or they are not as they should be.
+            UserError: if the weights do not exist or are invalid.
         """
         return cls(load_network(weights_folder(weights)), device, precision)
 
     @property
     def feature_count(self) -> int:
-        """F."""
+        """Number of features F."""
         return self.network.feature_count
 
     @property
     def uses_template(self) -> bool:
-        """Whether the network can be told which object to look for."""
+        """Whether the network takes a template of the object to look for."""
         return self.network.uses_template
 
     @torch.inference_mode()
@@ -126,8 +127,8 @@ class Perception:
             frames: ``(B, H, W, 3)`` uint8 RGB, on a common canvas.
             boxes: ``(B, 5)`` float64 rotated boxes in pixels.
             sizes: ``(B, 2)`` true width and height.
-            fill: ``(B, 3)`` colour of what lies outside the frame.
-            template: of the B objects, from :meth:`memorize`; None: each patch is its own.
+            fill: ``(B, 3)`` colour used outside the frame.
+            template: of the B objects, from :meth:`memorize`; None: each patch is its own template.
         """
         return Percept.cat(list(self.in_parts(frames, boxes, sizes, fill, template)))
 
@@ -141,17 +142,17 @@ class Perception:
         template: Template | None = None,
         any_number: bool = False,
     ) -> Iterator[Percept]:
-        """The call, part by part where a GPU sees a batch in parts: the host may go on with the first while
-        the GPU is at the others.
+        """The call in parts, where a GPU processes a batch in parts: the host can go on with the first part
+        while the GPU works on the others.
 
         Args:
-            frames: and those that follow, as in the call.
+            frames: as in the call.
             boxes: as in the call.
             sizes: as in the call.
             fill: as in the call.
             template: as in the call.
-            any_number: whether B is another one each time. Then eight frames and fewer have no graphs for
-                just as many, which would be too many graphs.
+            any_number: whether B differs from call to call. Batches of up to eight frames then get no graph
+                for exactly their size, because there would be too many graphs.
         """
         if not any_number and self._launches_whole(len(boxes)):
             shared = frames[:1] if frames.stride(0) == 0 else frames
@@ -174,12 +175,12 @@ class Perception:
 
     @property
     def _capturable(self) -> bool:
-        """Whether a graph may hold a pass; flows copy constants to the device."""
+        """Whether a graph can hold a pass; with flows it cannot: they copy constants to the device."""
         return type(self._folded.bottleneck) is Bottleneck
 
     @torch.inference_mode()
     def _launch_part(self, tensors: Sequence[torch.Tensor], rows: int) -> Percept:
-        """Part of a batch on a GPU: arguments of the call, the template as its tensors."""
+        """Process part of a batch on a GPU; arguments as in the call, the template as its tensors."""
         seen = self._passes(self._perceive_rows, tensors, rows, memory=rows * _ROOM)
         named = dict(zip(Percept.names(), seen, strict=True))
         return Percept(**named, box_threshold=self.network.box_threshold)
@@ -192,19 +193,19 @@ class Perception:
         fill: torch.Tensor,
         *template: torch.Tensor,
     ) -> list[torch.Tensor]:
-        """:meth:`_perceive` of and to plain tensors."""
+        """:meth:`_perceive` with plain tensors as arguments and results."""
         known = Template.of(template) if template else None
         return self._perceive(frames, boxes, sizes, fill, known).tensors()
 
     def _launches_whole(self, count: int) -> bool:
-        """Whether so many frames are seen by one launch of a graph for just as many."""
+        """Whether ``count`` frames are processed by one launch of a graph for exactly that many."""
         return self.device.type == "cuda" and count <= _LAUNCHED_WHOLE and self._capturable
 
     @torch.inference_mode()
     def _launch(
         self, frames: torch.Tensor, numbers: torch.Tensor, template: Template | None
     ) -> Percept:
-        """Few frames on a GPU, by one launch where their shape has come before.
+        """Process few frames on a GPU, by one launch if their shape has occurred before.
 
         Args:
             frames: ``(B, H, W, 3)``, or ``(1, H, W, 3)``: one for all boxes; may be in pinned memory.
@@ -231,7 +232,7 @@ class Perception:
         fill: torch.Tensor,
         template: Template | None,
     ) -> Percept:
-        """In one pass."""
+        """Process all frames in one pass."""
         inputs, windows = self._patches(frames, boxes, sizes, fill)
         with self._autocast():
             output = self._folded(inputs, template=template)
@@ -256,10 +257,10 @@ class Perception:
     def memorize(
         self, frames: torch.Tensor, boxes: torch.Tensor, sizes: torch.Tensor, fill: torch.Tensor
     ) -> Template | None:
-        """The templates of the objects in B boxes, for frames to come; arguments as in the call.
+        """The templates of the objects in B boxes, for later frames; arguments as in the call.
 
         Returns:
-            None if the network does not use one.
+            The templates, or None if the network does not use them.
         """
         if not self.uses_template:
             return None
@@ -306,7 +307,7 @@ class Perception:
 
     def _autocast(self) -> torch.autocast:
         reduced = self.precision == "bfloat16"
-        # No weight is used twice in a pass, and what a graph is captured of must not be in a cache.
+        # No weight is used twice in a pass, and tensors that a graph captures must not be in a cache.
         return torch.autocast(
             self.device.type, torch.bfloat16, enabled=reduced, cache_enabled=False
         )
@@ -314,7 +315,7 @@ class Perception:
     def _patches(
         self, frames: torch.Tensor, boxes: torch.Tensor, sizes: torch.Tensor, fill: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """What the network is given, and the windows it lies in."""
+        """The network's input, and the windows of the frames that it shows."""
         size = self.network.input_size
         windows = patches.window(boxes)
         images = patches.crop(frames, windows, size, sizes, fill)
@@ -324,20 +325,20 @@ class Perception:
     def _moved(
         self, frames: torch.Tensor, numbers: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-        """What :func:`_together` gives, on the device and as the call takes it."""
+        """The result of :func:`_together`, on the device and in the form that the call takes."""
         return _apart(to_device(frames, self.device), to_device(numbers, self.device))
 
 
 def _most_at_once(frames: torch.Tensor) -> int:
-    """Frames of that size that a GPU sees in one pass: a power of two, fewer of large ones."""
+    """Number of frames of this size in one pass on a GPU: a power of two, smaller for large frames."""
     fit = max(1, _MOST_NUMBERS // frames[0].numel())
     return int(min(_AT_ONCE_ON_GPU, 1 << (fit.bit_length() - 1)))
 
 
 def _together(frame: ByteArray, rbboxes: FloatArray) -> tuple[torch.Tensor, torch.Tensor]:
-    """One frame ``(1, H, W, 3)`` and, of each of B boxes in it, box, size and fill ``(B, 10)``.
+    """One frame ``(1, H, W, 3)`` and, for each of B boxes in it, box, size and fill ``(B, 10)``.
 
-    All numbers in float64: each is exact in it, and they reach a GPU in one transfer.
+    All numbers are float64, which is exact for each of them, so that they reach a GPU in one transfer.
     """
     boxes = np.atleast_2d(rbboxes)
     numbers = np.empty((len(boxes), 10))
@@ -357,9 +358,9 @@ def _apart(
 
 
 def shared_perception(weights: str, device: str = "cpu") -> Perception:
-    """:meth:`Perception.load`, once per process: environments side by side share one network.
+    """:meth:`Perception.load`, once per process, so that parallel environments share one network.
 
-    Weights that have been written anew are loaded anew.
+    Weights whose files have been rewritten are loaded again.
     """
     files = [weights_folder(weights) / name for name in ("config.json", "model.safetensors")]
     stamps = tuple(file.stat().st_mtime_ns if file.is_file() else 0 for file in files)
@@ -372,16 +373,16 @@ def _shared(weights: str, device: str, stamps: tuple[int, ...]) -> Perception:
 
 
 def perception_of(weights: str | os.PathLike[str] | Perception, device: str = "cpu") -> Perception:
-    """A perception as it is, or :func:`shared_perception` of the weights of that name.
+    """Return a perception as it is, or :func:`shared_perception` of the given weights.
 
     Raises:
-        UserError: if the weights are neither, or not there.
+        UserError: if the weights are neither, or do not exist.
     """
     if isinstance(weights, Perception):
         return weights
     if not isinstance(weights, (str, os.PathLike)):
         raise UserError(
-            "weights are bundled ones by name, a folder, or a Perception, not "
+            "weights must be the name of bundled weights, a folder, or a Perception, not "
             f"{type(weights).__name__}"
         )
     return shared_perception(os.fspath(weights), device)
@@ -390,10 +391,10 @@ def perception_of(weights: str | os.PathLike[str] | Perception, device: str = "c
 def as_labelled(
     mean: torch.Tensor, covariance: torch.Tensor, boxes: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """A Gaussian over the motion of level boxes, as that of the same boxes by their own labels.
+    """Convert a Gaussian over the motion of level boxes to the boxes' own labels.
 
-    The network speaks of the side nearest to the horizontal first
-    (:func:`bmvtrack.geometry.turns_to_level`); of a box with w and h swapped, so are the two scales.
+    The network's first scale is that of the side closest to horizontal
+    (:func:`bmvtrack.geometry.turns_to_level`); for a box with w and h swapped, the two scales are swapped.
 
     Args:
         mean: ``(B, 5)`` in ``object`` coordinates.

@@ -1,4 +1,4 @@
-"""Looks of a GPU at few frames, each launched as a whole: one CUDA graph for each shape of its inputs."""
+"""Passes over few frames on a GPU, each launched as a whole: one CUDA graph for each input shape."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ _KEPT = 4  # graphs
 
 
 Look = Callable[[torch.Tensor, torch.Tensor, Template | None], Percept]
-"""(frames, numbers of each box, template) → what is seen, without the host's reading anything."""
+"""(frames, numbers of each box, template) → percept, without reading any value on the host."""
 
 
 class GraphCache:
-    """Graphs of one :data:`Look` by the shapes of its inputs, the four used last.
+    """Graphs of one :data:`Look` by the shapes of its inputs; the four used last are kept.
 
-    Each holds all maps of a pass in memory of its own, which nothing else can use: some ten megabytes a
-    frame, and the frames in float32. A capture takes as long as a few dozen looks, so only a shape that is
-    asked for twice in a row has one. Copies and pickles are empty.
+    Each holds all feature maps of a pass in its own memory, which nothing else can use: about ten megabytes
+    per frame, plus the frames in float32. A capture takes as long as a few dozen passes, so a graph is made
+    only for a shape that is requested twice in a row. Copies and pickles are empty.
     """
 
     def __init__(self) -> None:
@@ -44,13 +44,13 @@ class GraphCache:
         template: Template | None,
         device: torch.device,
     ) -> Percept | None:
-        """What ``look`` sees, in tensors of its own; None where no graph of such inputs is worth it yet.
+        """What ``look`` returns, in new tensors; None while a graph for such inputs is not worthwhile.
 
         Args:
             look: the same at each call.
-            frames: on the GPU or in pinned memory, as ``numbers``; both are not waited for.
+            frames: on the GPU or in pinned memory, like ``numbers``; neither copy is waited for.
             numbers: of each box.
-            template: on the GPU; whoever gives the same object again has not changed it.
+            template: on the GPU; if the same object is passed again, it must not have been changed.
             device: the GPU.
         """
         key = frames.shape, frames.dtype, numbers.shape, template is None
@@ -66,7 +66,7 @@ class GraphCache:
 
 
 class _Graph:
-    """A look at inputs of given shapes, captured; arguments as of :class:`GraphCache`."""
+    """A look captured for inputs of given shapes; arguments as for :class:`GraphCache`."""
 
     def __init__(
         self,
@@ -96,7 +96,7 @@ class _Graph:
         return seen.unpacked(packed.clone())
 
     def _show(self, frames: torch.Tensor, numbers: torch.Tensor, template: Template | None) -> None:
-        """Put inputs where the graph reads them."""
+        """Copy the inputs to where the graph reads them."""
         self._frames.copy_(frames, non_blocking=True)
         self._numbers.copy_(numbers, non_blocking=True)
         if self._template is not None and template is not None and template is not self._shown:

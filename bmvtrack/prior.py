@@ -1,7 +1,7 @@
-"""Priors N(μ, Σ) over the five motion parameters: the printed one, fitted ones, and their use.
+"""Priors N(μ, Σ) over the five motion parameters: the paper's printed one, fitted ones, and their use.
 
-SPEC of the distribution: paper Appendix 2.2 for the printed numbers. Everything here is float64 on the
-host; :mod:`bmvtrack.gaussian` does the same sums for batches on a device.
+Source of the printed numbers: paper Appendix 2.2. Everything here is float64 on the host;
+:mod:`bmvtrack.gaussian` does the same computations for batches on a device.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from bmvtrack.motion import COORDINATES, Coordinates
 
 Labels = Literal["opencv", "continuous"]
 LABELS: tuple[Labels, ...] = get_args(Labels)
-_LEAST_EIGENVALUE = 1e-9  # of the correlations
+_LEAST_EIGENVALUE = 1e-9  # of the correlation matrix
 _BUNDLED = Path(__file__).parent / "priors"
 
 
@@ -34,12 +34,12 @@ class MotionPrior:
     Args:
         mean: ``(5,)`` float64.
         covariance: ``(5, 5)`` float64, symmetric positive definite.
-        coordinates: that the motion is in, ``frame`` or ``object``.
+        coordinates: of the motion, ``frame`` or ``object``.
         labels: how rectangles were labelled, ``opencv`` or ``continuous``.
-        source: where the numbers come from, for people.
+        source: where the numbers come from, as text for readers.
 
     Raises:
-        ValueError: on other shapes, numbers that are not finite, or a covariance that is not
+        ValueError: for other shapes, numbers that are not finite, or a covariance that is not
             symmetric positive definite.
     """
 
@@ -54,7 +54,7 @@ class MotionPrior:
         covariance = np.array(self.covariance, dtype=np.float64)
         if mean.shape != (5,) or covariance.shape != (5, 5):
             raise ValueError(
-                f"a motion prior has mean (5,) and covariance (5, 5), "
+                f"a motion prior needs a mean (5,) and a covariance (5, 5), "
                 f"not {mean.shape} and {covariance.shape}"
             )
         if self.coordinates not in COORDINATES or self.labels not in LABELS:
@@ -106,8 +106,8 @@ class MotionPrior:
         """
         if self.coordinates != other.coordinates:
             raise ValueError(
-                f"KL between priors in {self.coordinates!r} and {other.coordinates!r} coordinates "
-                "means nothing; push one forward first (at_box)"
+                f"the KL between priors in {self.coordinates!r} and {other.coordinates!r} coordinates "
+                "is meaningless; push one forward first (at_box)"
             )
         tensors = (self.mean, self.factor, other.mean, other.factor)
         return float(gaussian.kl_divergence(*(torch.from_numpy(t) for t in tensors)))
@@ -116,12 +116,12 @@ class MotionPrior:
         """The prior in ``frame`` coordinates, given box t: the linearised push-forward.
 
         A Gaussian in ``object`` coordinates becomes a state-dependent, strongly correlated one:
-        far from the frame's corner, scale, turn and translation can only be drawn together.
+        far from the frame's corner, scale, turn and translation can only be drawn jointly.
 
         Args:
             rbbox: ``(5,)`` box t.
-            width: of the frame, pixels.
-            height: of the frame, pixels.
+            width: frame width in pixels.
+            height: frame height in pixels.
 
         Returns:
             The prior in ``frame`` coordinates; ``self`` if it already is.
@@ -132,7 +132,7 @@ class MotionPrior:
         return MotionPrior(mean, covariance, "frame", self.labels, self.source)
 
     def to_json(self) -> dict[str, Any]:
-        """A dictionary that ``json`` can write, exact in float64."""
+        """A dictionary that ``json`` can write, with exact float64 numbers."""
         return {
             "mean": self.mean.tolist(),
             "covariance": self.covariance.tolist(),
@@ -170,8 +170,8 @@ def push_forward(
         mean: ``(..., 5)``, NumPy or torch.
         covariance: ``(..., 5, 5)``.
         rbbox: ``(..., 5)`` boxes t.
-        width: of the frame, pixels; a number, or ``(...)`` where frames differ.
-        height: of the frame, pixels.
+        width: frame width in pixels; a number, or ``(...)`` if frames differ.
+        height: frame height in pixels.
 
     Returns:
         Mean ``(..., 5)`` and covariance ``(..., 5, 5)`` in ``frame`` coordinates.
@@ -211,7 +211,7 @@ def fit(
             covariance of five variables, or if the boxes move too little for a Gaussian.
     """
     if frames_apart < 1:
-        raise UserError(f"the boxes of a pair are at least 1 frame apart, not {frames_apart}")
+        raise UserError(f"the boxes of a pair must be at least 1 frame apart, not {frames_apart}")
     motions = [
         sequence_motion(boxes, width, height, frames_apart, labels, coordinates)
         for boxes, width, height in sequences
@@ -227,7 +227,7 @@ def fit(
         return MotionPrior(mean, covariance, coordinates, labels, source), len(pairs)
     except ValueError as error:
         raise UserError(
-            f"the motion of {len(pairs)} pairs of boxes has no Gaussian ({error}); "
+            f"no Gaussian can be fitted to the motion of {len(pairs)} pairs of boxes ({error}); "
             "give sequences whose object moves, turns and changes size"
         ) from error
 
@@ -255,12 +255,12 @@ def named(name: str) -> MotionPrior:
     ``source``) and written by ``scripts/fit_prior.py``.
 
     Raises:
-        UserError: if there is none of that name.
+        UserError: if there is no prior with this name.
     """
     path = _BUNDLED / f"{name}.json"
     if not path.is_file():
         known = sorted(p.stem for p in _BUNDLED.glob("*.json"))
-        raise UserError(f"no prior named {name!r}; there are {', '.join(known)}")
+        raise UserError(f"no prior named {name!r}; the bundled ones are {', '.join(known)}")
     return MotionPrior.from_json(json.loads(path.read_text(encoding="utf-8")))
 
 
@@ -268,7 +268,7 @@ def load(name_or_path: str) -> MotionPrior:
     """A prior by name (:func:`named`) or from a JSON file that :meth:`MotionPrior.save` wrote.
 
     Raises:
-        UserError: if there is no such prior or the file is not one.
+        UserError: if there is no such prior, or the file does not hold one.
     """
     path = Path(name_or_path)
     if path.suffix != ".json":
@@ -282,7 +282,7 @@ def load(name_or_path: str) -> MotionPrior:
 
 
 def _positive_definite(covariance: FloatArray) -> bool:
-    """By its correlations, so that units do not matter, and by more than rounding."""
+    """Tested on the correlation matrix, so that units do not matter, with a margin for rounding."""
     variances = np.diag(covariance)
     if not (variances > 0).all():
         return False

@@ -1,10 +1,10 @@
-"""The tracker for people with a video: ``init`` with a box, ``update`` with each next frame.
+"""The tracker for your own video: ``init`` with a box, then ``update`` with each new frame.
 
     tracker = Tracker.load()
     tracker.init(frame, (x, y, w, h))
     result = tracker.update(frame)
 
-What evaluations run is the same tracker behind the interface of
+Evaluations run the same tracker through the interface of
 :class:`bmvtrack.tracking.trackers.BoxTracker`.
 """
 
@@ -32,12 +32,12 @@ from bmvtrack.movers import Mover, move_by_both
 from bmvtrack.percept import Percept
 from bmvtrack.perception import Perception
 
-_AGENT_MOVER = "agents.tracker:load_agent_mover"  # by name: imports point from agents to here
+_AGENT_MOVER = "agents.tracker:load_agent_mover"  # by name: agents imports bmvtrack
 
 
 @dataclass(frozen=True, eq=False)
 class Result:
-    """Where an object is in a frame, and what the network said of it.
+    """Position of an object in a frame, and the network's output for it.
 
     Attributes:
         rbbox: ``(5,)`` float64 rotated box x, y, w, h, α in pixels and radians.
@@ -46,11 +46,11 @@ class Result:
             ``previous``, in ``object`` coordinates: origin at the centre of ``previous``,
             translation in units of its √(w·h).
         covariance: ``(5, 5)`` float64 of the same.
-        previous: ``(5,)`` float64 rotated box in the frame before, through which this one was seen.
-        probabilities: ``(S, S)`` float32, of object, on the patch.
+        previous: ``(5,)`` float64 rotated box in the frame before, through which this frame was seen.
+        probabilities: ``(S, S)`` float32, probability of object on the patch.
         window: ``(4,)`` float64: left, top, right, bottom of the patch in the frame, pixels.
         size: width and height of the frame.
-        box_threshold: probability over which a pixel of the mask counts for ``limits``.
+        box_threshold: probability above which a pixel of the mask counts for ``limits``.
     """
 
     rbbox: FloatArray
@@ -98,11 +98,11 @@ class Result:
 
 
 class Tracker:
-    """Follows one object in a video, or several with one pass of the encoder a frame.
+    """Follows one object in a video, or several with one encoder pass per frame.
 
     Args:
         perception: the encoder.
-        mover: how boxes are moved by what it sees.
+        mover: the rule that moves boxes by what the encoder sees.
         colour: order of the channels of the frames, ``rgb`` or ``bgr`` (OpenCV's).
 
     Raises:
@@ -124,17 +124,17 @@ class Tracker:
     def load(
         cls, weights: str | Path = DEFAULT_WEIGHTS, device: str = "cpu", colour: Colour = "rgb"
     ) -> Tracker:
-        """A tracker from weights: moved by their agent if they have one, else halfway between the
-        posterior's mean and the mask.
+        """Load a tracker from weights: boxes are moved by the weights' agent if there is one, else halfway
+        between the posterior mean and the mask.
 
         Args:
-            weights: a folder, or bundled weights by name.
+            weights: a folder, or the name of bundled weights.
             device: ``cpu`` or ``cuda``, for the encoder.
             colour: see the class.
 
         Raises:
-            UserError: if there are no such weights, they cannot track or do not fit each other, or
-                the device is not there.
+            UserError: if the weights do not exist, cannot track or do not fit each other, or the device
+                does not exist.
         """
         folder = weights_folder(weights)
         perception = Perception.load(folder, device)
@@ -144,17 +144,17 @@ class Tracker:
         return cls(perception, load_mover(folder, perception), colour)
 
     def init(self, frame: Any, box: Any, object_id: int = 1) -> None:
-        """Start to follow an object, or start anew with one.
+        """Start following an object, or restart one.
 
         Args:
             frame: ``(H, W, 3)`` uint8.
-            box: of the object in it: ``x, y, w, h``, a rotated box, or a mask, all of which
-                counts; see :func:`bmvtrack.inputs.rotated_box`.
-            object_id: tells apart the objects of one video.
+            box: of the object in the frame: ``x, y, w, h``, a rotated box, or a mask, all of whose pixels
+                count; see :func:`bmvtrack.inputs.rotated_box`.
+            object_id: distinguishes the objects of one video.
 
         Raises:
-            UserError: if the frame is none, or of another size than that of the other objects; if
-                the box is none, or outside the frame.
+            UserError: if the frame is invalid, or its size differs from that of the other objects' frames;
+                if the box is invalid or outside the frame.
         """
         rgb = rgb_frame(frame, self._colour)
         height, width = rgb.shape[:2]
@@ -164,21 +164,21 @@ class Tracker:
                 f"{self._size[0]}×{self._size[1]}; for another video, make another tracker"
             )
         rbbox = rotated_box(box, width, height)
-        template = self._perception.remember(rgb, rbbox)  # may fail, so nothing is kept before it
+        template = self._perception.remember(rgb, rbbox)  # may fail, so before any change of state
         self._boxes[object_id] = rbbox
         self._motions[object_id] = np.array(AT_REST)
         self._templates[object_id] = template
         self._size = width, height
 
     def update(self, frame: Any) -> Result:
-        """The one object that is followed, in the next frame.
+        """Follow the one object into the next frame.
 
         Args:
-            frame: ``(H, W, 3)`` uint8, of the size of the first.
+            frame: ``(H, W, 3)`` uint8, of the same size as the first.
 
         Raises:
-            UserError: if nothing is followed, or several objects are (see :meth:`update_all`), or
-                the frame is none or of another size.
+            UserError: if no object is followed, or several are (see :meth:`update_all`), or the frame is
+                invalid or of another size.
         """
         if len(self._boxes) > 1:
             raise UserError(f"{len(self._boxes)} objects are followed: call update_all")
@@ -187,13 +187,13 @@ class Tracker:
 
     @torch.inference_mode()
     def update_all(self, frame: Any) -> dict[int, Result]:
-        """All objects in the next frame, by their ids, in one pass of the encoder.
+        """Follow all objects into the next frame, in one pass of the encoder; results by object id.
 
         Args:
-            frame: ``(H, W, 3)`` uint8, of the size of the first.
+            frame: ``(H, W, 3)`` uint8, of the same size as the first.
 
         Raises:
-            UserError: if nothing is followed, or the frame is none or of another size.
+            UserError: if no object is followed, or the frame is invalid or of another size.
         """
         if not self._boxes:
             raise UserError("there is nothing to follow yet: call init with a frame and a box")
@@ -201,7 +201,7 @@ class Tracker:
         if rgb.shape[1::-1] != self._size:
             raise UserError(
                 f"the frame is {rgb.shape[1]}×{rgb.shape[0]} but the first one was "
-                f"{self._size[0]}×{self._size[1]}; all frames must have one size"
+                f"{self._size[0]}×{self._size[1]}; all frames must have the same size"
             )
         before = np.stack(list(self._boxes.values()))  # (B, 5)
         percept = self._perception.look(rgb, before, self._template()).cpu()
@@ -213,7 +213,7 @@ class Tracker:
         return dict(zip(ids, _results(percept, before, after, self._size), strict=True))
 
     def _template(self) -> Template | None:
-        """Of all objects, in the order of their boxes."""
+        """Templates of all objects, in the order of their boxes."""
         known = [template for template in self._templates.values() if template is not None]
         return Template.cat(known) if known else None
 
@@ -226,11 +226,11 @@ class Tracker:
 
 
 def confidence(percept: Percept) -> torch.Tensor:
-    """How sure the network is of B objects: of their masks, and of where they are.
+    """How confident the network is in the masks and the positions of B objects.
 
-    Mean probability inside the mask · exp(−√(Σ_Δx + Σ_Δy)), the latter the posterior's standard
-    deviation of the centre in units of √(w·h). 0 where there is no mask. It says little where the
-    network is sure of the wrong thing.
+    Mean probability inside the mask · exp(−√(Σ_Δx + Σ_Δy)), where the square root is the posterior's
+    standard deviation of the centre in units of √(w·h). 0 where there is no mask. It says little when the
+    network is confident in the wrong thing.
 
     Returns:
         ``(B,)`` in [0, 1].
@@ -248,7 +248,7 @@ def _results(
     means, covariances, probabilities, windows = (tensor.cpu().numpy() for tensor in tensors)
     return [
         Result(
-            rbbox=after[i].copy(),  # the tracker goes on from its own
+            rbbox=after[i].copy(),  # the tracker continues from its own
             score=scores[i],
             mean=means[i],
             covariance=covariances[i],

@@ -25,7 +25,7 @@ PREDICTED_COLOUR: Colour = (255, 140, 20)
 MASK_COLOUR: Colour = (70, 150, 255)
 _MASK_OPACITY = 0.45
 _LARGEST_FRAME = 16384  # pixels on a side, H.264's limit
-_FRAMES_PER_KEYFRAME = 24  # few enough to jump to any frame of a video at once
+_FRAMES_PER_KEYFRAME = 24  # few enough to jump to any frame of a video instantly
 _SUBPIXEL_BITS = 4  # cv2 takes fixed-point coordinates
 
 
@@ -60,20 +60,20 @@ def draw_overlay(
 
 
 def draw_mask(image: ByteArray, mask: BoolArray, colour: Colour = MASK_COLOUR) -> None:
-    """Tint what is under a mask ``(H, W)``, in place."""
+    """Tint the pixels of a mask ``(H, W)``, in place."""
     tinted = (1 - _MASK_OPACITY) * image[mask] + _MASK_OPACITY * np.array(colour)
     image[mask] = tinted.astype(np.uint8)
 
 
 def draw_box(image: ByteArray, box: FloatArray, colour: Colour) -> None:
-    """The outline of a rotated box ``(5,)``, in place."""
+    """Draw the outline of a rotated box ``(5,)``, in place."""
     _draw_outline(image, geometry.corners(box), colour)
 
 
 def draw_ellipse(
     image: ByteArray, centre: FloatArray, covariance: FloatArray, colour: Colour
 ) -> None:
-    """Where a point lies with 86 % probability under a Gaussian: its 2σ ellipse, in place.
+    """Draw the 2σ ellipse of a Gaussian, where a point lies with 86 % probability, in place.
 
     Args:
         image: ``(H, W, 3)`` uint8.
@@ -89,12 +89,12 @@ def draw_ellipse(
 
 
 def draw_text(image: ByteArray, text: str, corner: tuple[float, float] | None = None) -> None:
-    """A line of white text with a dark outline, in place.
+    """Draw a line of white text with a dark outline, in place.
 
     Args:
         image: ``(H, W, 3)`` uint8.
-        text: in one line.
-        corner: x, y of its upper left corner in pixels; None: that of the image.
+        text: a single line.
+        corner: x, y of the text's upper left corner in pixels; None: in that of the image.
     """
     # Not cv2.putText: between OpenCV 4 and 5 its letters changed width with their thickness, so
     # that a dark outline no longer lies under the text.
@@ -112,25 +112,25 @@ def draw_text(image: ByteArray, text: str, corner: tuple[float, float] | None = 
 
 
 def text_size(image: ByteArray) -> int:
-    """Pixels of a line of :func:`draw_text` on an image."""
+    """Height in pixels of a line of :func:`draw_text` on an image."""
     shorter: int = min(image.shape[:2])
     return max(11, round(shorter / 22))
 
 
 @contextmanager
 def video_writer(path: Path, fps: float) -> Iterator[Callable[[ByteArray], None]]:
-    """An H.264 MP4 that browsers play, written whole if the block ends well, or not at all.
+    """An H.264 MP4 that browsers play, written completely if the block succeeds, or not at all.
 
     Args:
         path: ending in ``.mp4``.
         fps: frames per second.
 
     Yields:
-        A function that appends a frame ``(H, W, 3)``, uint8 RGB; all are of one size, and there is
-        at least one. An odd side is extended by one pixel, as the format demands.
+        A function that appends a frame ``(H, W, 3)``, uint8 RGB. All frames must have the same size, and
+        there must be at least one. An odd side is extended by one pixel, as the format requires.
 
     Raises:
-        UserError: if frames are too large, or ffmpeg could not write all of it.
+        UserError: if frames are too large, or ffmpeg could not write the whole video.
     """
     import imageio.v2 as imageio  # only videos need it
 
@@ -149,8 +149,8 @@ def video_writer(path: Path, fps: float) -> Iterator[Callable[[ByteArray], None]
                 height, width = frame.shape[:2]
                 if max(height, width) > _LARGEST_FRAME:
                     raise UserError(
-                        f"frames of {width}×{height} are too large for a video: H.264 takes sides of "
-                        f"{_LARGEST_FRAME} pixels at most; reduce them first"
+                        f"frames of {width}×{height} are too large for a video: H.264 takes sides of at "
+                        f"most {_LARGEST_FRAME} pixels; reduce them first"
                     )
                 even = ((0, height % 2), (0, width % 2), (0, 0))
                 try:
@@ -159,7 +159,7 @@ def video_writer(path: Path, fps: float) -> Iterator[Callable[[ByteArray], None]
                     raise _not_written(path) from error
 
             yield append
-        if not _is_whole(temporary):  # nobody looks at how ffmpeg ended
+        if not _is_whole(temporary):  # ffmpeg's exit status is not checked anywhere
             raise _not_written(path)
 
 
@@ -168,7 +168,7 @@ def write_video(path: Path, frames: Iterable[ByteArray], fps: float) -> None:
 
     Args:
         path: ending in ``.mp4``.
-        frames: ``(H, W, 3)`` uint8 RGB, all of one size, at least one.
+        frames: ``(H, W, 3)`` uint8 RGB, at least one, all of the same size.
         fps: frames per second.
     """
     with video_writer(path, fps) as append:
@@ -177,11 +177,11 @@ def write_video(path: Path, frames: Iterable[ByteArray], fps: float) -> None:
 
 
 def _not_written(path: Path) -> UserError:
-    return UserError(f"ffmpeg could not write {path} to its end; is the disk full?")
+    return UserError(f"ffmpeg could not write all of {path}; is the disk full?")
 
 
 def _is_whole(path: Path) -> bool:
-    """Whether the boxes of an MP4 fill the file, and its table of frames is one (ISO/IEC 14496-12)."""
+    """Whether the boxes of an MP4 fill the file, and include its table of frames (ISO/IEC 14496-12)."""
     kinds, place, end = [], 0, path.stat().st_size
     with path.open("rb") as file:
         while place + 8 <= end:

@@ -76,11 +76,13 @@ def test_the_best_device_there_is(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
         assert checked_device("auto") == torch.device(expected)
     assert checked_device("cuda:1").index == 1
-    with pytest.raises(UserError, match="cuda:2: this machine has 2, counted from cuda:0 on"):
+    with pytest.raises(UserError, match="cuda:2: this machine has 2 CUDA devices"):
         checked_device("cuda:2")
 
 
-@pytest.mark.parametrize(("name", "message"), [("gpu", "no device 'gpu'"), ("cuda", "no CUDA")])
+@pytest.mark.parametrize(
+    ("name", "message"), [("gpu", "unknown device 'gpu'"), ("cuda", "no CUDA")]
+)
 def test_devices_that_are_not_there(
     name: str, message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -220,5 +220,5 @@ def test_weights_that_are_written_anew_are_loaded_anew(tmp_path):
 
 
 def test_weights_that_are_none_are_named():
-    with pytest.raises(UserError, match=r"weights are bundled ones by name, .* not NoneType"):
+    with pytest.raises(UserError, match=r"weights must be the name .* not NoneType"):
         perception_of(None)

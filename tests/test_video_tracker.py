@@ -202,19 +202,19 @@ def test_opencv_s_rectangle_is_taken_as_it_is(sequence: VideoSequence) -> None:
 @pytest.mark.parametrize(
     ("box", "message"),
     [
-        ((10, 10, 20), "x, y, w, h or a rotated box"),
+        ((10, 10, 20), r"a mask \(H, W\), not an array of shape \(3,\)"),
         ((10, 10, 20, float("nan")), "must be finite: 10, 10, 20, nan"),
         ((10, 10, float("inf"), 20), "must be finite"),
-        ((10, 10, 0, 20), "at least a pixel wide and high: 10, 10, 0, 20"),
-        ((10, 10, -5, 20, 0.1), "at least a pixel"),
+        ((10, 10, 0, 20), "at least one pixel wide and high: 10, 10, 0, 20"),
+        ((10, 10, -5, 20, 0.1), "at least one pixel"),
         ((500, 10, 20, 20), "outside the frame"),
         ((-30, 10, 20, 20), "outside the frame"),
         ((100, 290, 20, 20, 0.7), "outside the frame"),
-        ("here", "x, y, w, h, or a rotated box"),
+        ("here", r"a mask \(H, W\), not 'here'"),
         (None, "x, y, w, h"),
         (
             (100, 100, 20, 20, 45),
-            "the angle of a box is in radians, within one turn: 100, 100, 20, 20, 45",
+            "the angle of a box must be in radians, within one turn: 100, 100, 20, 20, 45",
         ),
         (np.zeros((240, 320), dtype=bool), "the mask is empty"),
         (np.ones((24, 32), dtype=bool), "the mask is 32×24 but the frame is 320×240"),
@@ -332,7 +332,7 @@ def test_an_object_that_cannot_be_started_leaves_the_others_as_they_are(
 
 
 def test_a_box_out_of_all_proportion_is_refused() -> None:
-    with pytest.raises(UserError, match=r"larger than any that is followed .* may be 256 at most"):
+    with pytest.raises(UserError, match=r"too large to be followed .* may be at most 256 pixels"):
         rotated_box((0, 0, 1e6, 20), 64, 48)
     assert not can_start(np.array([20.0, 20, 1000, 10, 0]), 64, 48)
     assert can_start(np.array([20.0, 20, 200, 10, 0]), 64, 48)
@@ -341,7 +341,7 @@ def test_a_box_out_of_all_proportion_is_refused() -> None:
 def test_the_one_box_of_select_rois_is_a_box() -> None:
     several = np.array([[3, 4, 20, 10]])
     assert (rotated_box(several, 64, 48) == rotated_box(several[0], 64, 48)).all()
-    with pytest.raises(UserError, match="a box is"):
+    with pytest.raises(UserError, match="a box must be"):
         rotated_box(np.array([1, 2, 3, 4 + 1j]), 64, 48)
 
 
