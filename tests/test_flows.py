@@ -185,7 +185,7 @@ def test_options_that_mean_nothing_for_a_flow_are_refused(data, tmp_path, change
 def test_a_missing_library_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "normflows", None)
     with pytest.raises(
-        UserError, match=r"needs the library normflows; pip install 'bmvtrack\[flows\]'"
+        UserError, match=r"needs the library normflows: pip install 'bmvtrack\[flows\]'"
     ):
         make("planar")
 

@@ -51,7 +51,7 @@ def test_a_checkpoint_becomes_a_folder_of_weights(run, checkpoint, tmp_path):
         (("nowhere.ckpt", "weights"), "error: no file nowhere.ckpt"),
         (("published.ckpt", "."), "error: . is there already; give another folder"),
         (("published.ckpt", "published.ckpt"), "error: published.ckpt is there already"),
-        (("damaged.ckpt", "weights"), "error: damaged.ckpt is no checkpoint, or damaged"),
+        (("damaged.ckpt", "weights"), "error: damaged.ckpt is not a checkpoint, or damaged"),
     ],
 )
 def test_mistakes_end_in_one_line_and_nothing_is_written(

@@ -284,8 +284,8 @@ def with_(name, value):
             without("inc.double_conv.0.weight"),
             r"neither βMVAE nor βMVUnet.* no inc\.double",
         ),
-        ("mvunet", with_("loss.weight", torch.zeros(3)), r"has loss\.weight, which the network"),
-        ("mvunet", with_("loss.weight", 3.0), r"'loss\.weight' in its state_dict is no tensor"),
+        ("mvunet", with_("loss.weight", torch.zeros(3)), r"has loss\.weight, which the paper's"),
+        ("mvunet", with_("loss.weight", 3.0), r"'loss\.weight' in its state_dict is not a tensor"),
         (
             "mvunet",
             with_("up1.up.bias", torch.zeros(3)),
@@ -294,7 +294,7 @@ def with_(name, value):
         (
             "mvunet",
             with_("flat.weight", torch.zeros(64, 1000)),
-            r"no network that can be: input_size must be .*128 \(alignment padded\), not 48",
+            r"no valid network: input_size must be .*128 \(alignment padded\), not 48",
         ),
         (
             "mvunet",
@@ -341,14 +341,14 @@ def refused(path, message):
 
 def test_pickled_objects_are_not_unpickled(tmp_path):
     path = write(tmp_path, mvae_tensors(), hyper_parameters=argparse.Namespace(beta=5))
-    refused(path, "holds Python objects beside tensors.* not unpickled")
+    refused(path, "holds Python objects besides tensors.* not unpickled")
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", "no checkpoint, or damaged"),
-        (b"not a checkpoint", "Python objects beside tensors, or is damaged"),
+        (b"", "not a checkpoint, or damaged"),
+        (b"not a checkpoint", "Python objects besides tensors, or is damaged"),
     ],
 )
 def test_other_files_are_refused(tmp_path, content, message):
@@ -381,5 +381,5 @@ def test_a_changed_bit_is_noticed(tmp_path):
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 64
     path.write_bytes(data)
-    with pytest.raises(UserError, match="is no checkpoint, or damaged"):
+    with pytest.raises(UserError, match="is not a checkpoint, or damaged"):
         load_published(path)

@@ -1,4 +1,4 @@
-"""Losses of pretraining; the KL divergence is the bottleneck's, in closed form."""
+"""Losses of pretraining, except the KL divergence, which the bottleneck computes in closed form."""
 
 from bmvtrack.losses.construction import (
     balanced_cross_entropy,

@@ -1,7 +1,7 @@
 """The construction loss of the mask: balanced cross-entropy + soft Jaccard (paper Eq. 3).
 
-Both look at the batch as a whole. In a distributed run that is the batch of all ranks, equally many
-pixels on each: classes are counted, and soft Jaccard is summed, over all of them.
+Both terms are computed over the batch as a whole. In a distributed run that is the batch of all ranks, with
+equally many pixels on each: classes are counted, and soft Jaccard is summed, over all of them.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from bmvtrack.distributed import all_sum, rank_count
 
 
 def class_counts(labels: torch.Tensor, classes: int) -> torch.Tensor:
-    """How many pixels each class has.
+    """Number of pixels of each class.
 
     Args:
         labels: integer labels of any shape.
@@ -22,7 +22,7 @@ def class_counts(labels: torch.Tensor, classes: int) -> torch.Tensor:
     Returns:
         ``(C,)`` int64 (float32 cannot count past 2²⁴), without a host synchronisation.
     """
-    if labels.device.type != "cpu":  # where additions to one address wait for each other
+    if labels.device.type != "cpu":  # there, additions to one address are serialized
         return _is_of_class(labels.flatten()[None], classes, dim=0).sum(dim=1)
     one = torch.ones((), dtype=torch.int64)
     counts = torch.zeros(classes, dtype=torch.int64)
@@ -30,7 +30,7 @@ def class_counts(labels: torch.Tensor, classes: int) -> torch.Tensor:
 
 
 def balanced_weights(labels: torch.Tensor, classes: int) -> torch.Tensor:
-    """Class weights "balanced" by the labels themselves: N / (C_present · count_c), 0 if absent.
+    """Class weights "balanced" by label frequency: N / (C_present · count_c), 0 if absent.
 
     Args:
         labels: integer labels of any shape.
@@ -85,6 +85,6 @@ def soft_jaccard_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tenso
 
 
 def _is_of_class(labels: torch.Tensor, classes: int, dim: int) -> torch.Tensor:
-    """Whether labels are 0, 1, …, ``classes`` − 1, along a dimension that has one element."""
+    """Boolean one-hot encoding of labels, along a dimension that has one element."""
     shape = [classes if i == dim else 1 for i in range(labels.ndim)]
     return labels == torch.arange(classes, device=labels.device).reshape(shape)

@@ -1,4 +1,4 @@
-"""The networks of the family, by name."""
+"""The networks, by name."""
 
 from bmvtrack.models.base import (
     Encoding,

@@ -1,4 +1,4 @@
-"""What every network of the family has in common, and how it is saved and loaded."""
+"""Base class of all networks, and saving and loading of their weights."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ from bmvtrack.models.template import Template
 from bmvtrack.prior import MotionPrior
 
 BOX_THRESHOLD = 0.125
-"""Where nothing better is known: what suits the first weights that were asked."""
+"""Default where nothing better is known: what suits the first weights that were measured."""
 _FILES = ("config.json", "model.safetensors")
 
 
 @dataclass(frozen=True)
 class Encoding:
-    """What the encoder hands on.
+    """The encoder's output.
 
     Attributes:
-        features: ``(B, F)``, what the heads (and the agent) see.
-        skips: feature maps for the decoder, coarse to fine; empty where there are none.
+        features: ``(B, F)``, the input of the heads (and of the agent).
+        skips: feature maps for the decoder, coarse to fine; empty if there are none.
     """
 
     features: torch.Tensor
@@ -76,14 +76,14 @@ class MultivariationalNetwork(
 ):
     """Encoder → bottleneck → decoder: a patch in; a mask and a Gaussian over the motion out.
 
-    ``box_threshold`` is the probability of object over which a pixel of its masks counts for a box: not ½,
-    and not the same for all weights. Pretraining finds it on held-out frames
+    ``box_threshold`` is the probability of object above which a pixel of the masks counts for a box: it is
+    not ½, and not the same for all weights. Pretraining finds it on held-out frames
     (:mod:`bmvtrack.training.box_threshold`); it is saved with the weights.
 
     Subclasses set ``bottleneck``, ``input_size``, ``input_channels``, ``classes`` and
     ``feature_count``, and implement :meth:`encode` and :meth:`decode`; those that set
-    ``uses_template`` also :meth:`memorize` and :meth:`encode_with_template`. Their constructor arguments
-    must be what JSON can hold, or a :class:`~bmvtrack.prior.MotionPrior`.
+    ``uses_template`` also implement :meth:`memorize` and :meth:`encode_with_template`. Their constructor
+    arguments must be JSON-serializable, or a :class:`~bmvtrack.prior.MotionPrior`.
     """
 
     bottleneck: Bottleneck
@@ -103,26 +103,26 @@ class MultivariationalNetwork(
         """``(B, 5, S)`` latents and their encoding → ``(B, classes, input_size, input_size)``."""
 
     def memorize(self, patches: torch.Tensor) -> Template:
-        """What to keep of patches ``(B, input_channels, input_size, input_size)`` that show the object.
+        """The template of patches ``(B, input_channels, input_size, input_size)`` that show the object.
 
         Raises:
-            ValueError: if the network has no use for a template.
+            ValueError: if the network does not use a template.
         """
         raise ValueError(f"this {type(self).__name__} does not use a template")
 
     def encode_with_template(self, patches: torch.Tensor, template: Template) -> Encoding:
-        """:meth:`encode`, told which object to look for by B templates.
+        """:meth:`encode`, with B templates of the objects to look for.
 
         Raises:
-            ValueError: if the network has no use for a template.
+            ValueError: if the network does not use a template.
         """
         raise ValueError(f"this {type(self).__name__} does not use a template")
 
     def resized_state(self, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """Weights of the same network of another input size, as this one takes them.
+        """Convert the weights of the same network with another input size to this one's.
 
         Args:
-            state: a ``state_dict``; returned as it is where no weight depends on the input size.
+            state: a ``state_dict``; returned as it is if no weight depends on the input size.
         """
         return state
 
@@ -137,10 +137,11 @@ class MultivariationalNetwork(
 
         Args:
             patches: ``(B, input_channels, input_size, input_size)``.
-            stochastic: draw z from the posterior; False decodes its mean. Default: as in training.
+            stochastic: draw z from the posterior; False decodes its mean. Default: True in training mode,
+                else False.
             generator: of the noise.
-            template: where the network uses one: patches like the first that show the object, or what
-                :meth:`memorize` made of them; None: each patch is its own.
+            template: if the network uses one: patches of the same shape that show the object, or what
+                :meth:`memorize` returned for them; None: each patch is its own template.
         """
         if isinstance(template, torch.Tensor):
             template = self.memorize(template)
@@ -160,8 +161,8 @@ class MultivariationalNetwork(
         """Write ``config.json`` and ``model.safetensors``, both or neither.
 
         Args:
-            folder: to write; replaced if it is there.
-            half: store float16, half the size; 3 decimal digits of each weight are kept.
+            folder: to write; replaced if it exists.
+            half: store float16, which takes half the size and keeps 3 decimal digits of each weight.
         """
         with atomic_folder(folder) as temporary:
             self._write(temporary, half)
@@ -170,14 +171,14 @@ class MultivariationalNetwork(
     def from_pretrained(
         cls, pretrained_model_name_or_path: str | Path, **download: Any
     ) -> MultivariationalNetwork:
-        """A network from a folder (:func:`load_network`) or from the Hugging Face Hub.
+        """Load a network from a folder (:func:`load_network`) or from the Hugging Face Hub.
 
         Args:
             pretrained_model_name_or_path: folder, or ``user/name`` on the Hub.
             download: ``revision``, ``token``, … of :func:`huggingface_hub.snapshot_download`.
 
         Raises:
-            UserError: if there is nothing of that name, it is damaged, or another architecture.
+            UserError: if nothing with this name exists, it is damaged, or it has another architecture.
         """
         name = str(pretrained_model_name_or_path)
         if Path(name).is_dir():
@@ -194,7 +195,7 @@ class MultivariationalNetwork(
         return network
 
     def _save_pretrained(self, save_directory: Path) -> None:
-        """What ``save_pretrained`` and ``push_to_hub`` write beside the model card: float32."""
+        """Write what ``save_pretrained`` and ``push_to_hub`` add to the model card: float32 weights."""
         self._write(save_directory, half=False)
 
     def _write(self, folder: Path, half: bool) -> None:
@@ -215,10 +216,10 @@ class MultivariationalNetwork(
 
 
 def check_sizes(input_channels: int, classes: int, width: int, samples: int) -> None:
-    """What every network of the family asks of its sizes.
+    """Check the sizes that all networks have in common.
 
     Raises:
-        ValueError: saying what they must be.
+        ValueError: if a size is invalid; the message says what it must be.
     """
     if input_channels not in (3, 4) or classes < 2 or width < 1 or samples < VARIABLES + 1:
         raise ValueError(
@@ -228,7 +229,7 @@ def check_sizes(input_channels: int, classes: int, width: int, samples: int) -> 
 
 
 def _halved(value: torch.Tensor) -> torch.Tensor:
-    """Float16, but what is no floating-point number, or too large for float16, stays as it is."""
+    """Convert to float16; tensors that are not floating-point, or too large for float16, are kept."""
     if not value.is_floating_point():
         return value
     half = value.half()
@@ -236,16 +237,16 @@ def _halved(value: torch.Tensor) -> torch.Tensor:
 
 
 def _to_json(value: Any) -> Any:
-    """What :mod:`json` does not know among constructor arguments (the mixin may unpack a prior)."""
+    """Convert constructor arguments that :mod:`json` does not know (the mixin may unpack a prior)."""
     if isinstance(value, MotionPrior):
         return value.to_json()
     if isinstance(value, np.ndarray):
         return value.tolist()
-    raise TypeError(f"a network's arguments must be what JSON can hold, not {type(value).__name__}")
+    raise TypeError(f"a network's arguments must be JSON-serializable, not {type(value).__name__}")
 
 
 def load_network(folder: Path) -> MultivariationalNetwork:
-    """A network of the family from a folder that ``save_weights`` or ``save_pretrained`` wrote.
+    """Load a network from a folder that ``save_weights`` or ``save_pretrained`` wrote.
 
     Returns:
         The network in float32, in evaluation mode, on the CPU.
@@ -278,10 +279,10 @@ def load_network(folder: Path) -> MultivariationalNetwork:
 
 
 def saved_arguments(folder: Path) -> dict[str, Any]:
-    """What ``config.json`` in a folder of weights says, without the weights.
+    """The content of ``config.json`` in a folder of weights, without the weights.
 
     Raises:
-        UserError: if it is missing or no JSON object.
+        UserError: if the file is missing or not a JSON object.
     """
     path = folder / _FILES[0]
     try:

@@ -1,4 +1,4 @@
-"""Stages that several networks are built of, and how their weights start."""
+"""Building blocks shared by several networks, and their weight initialization."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch.nn import functional
 from torchvision.models.resnet import BasicBlock
 
 _BLOCKS = 2  # per stage, as in ResNet18
-_PIXELS_A_CHANNEL = 16  # that a map must have to be convolved apart from the one it is joined with
+_PIXELS_A_CHANNEL = 16  # from which on a map is convolved apart from the one it is joined with
 
 
 def residual_stage(
@@ -35,13 +35,13 @@ def residual_stage(
 
 
 def initialize(module: nn.Module) -> None:
-    """Kaiming's weights for convolutions without bias: those that a batch norm follows."""
+    """Kaiming initialization of convolutions without bias: those that a batch norm follows."""
     if isinstance(module, nn.Conv2d) and module.bias is None:
         nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
 
 def doubled(maps: torch.Tensor) -> torch.Tensor:
-    """``(B, C, H, W)`` → ``(B, C, 2H, 2W)``, each pixel four times, in the same precision."""
+    """``(B, C, H, W)`` → ``(B, C, 2H, 2W)``: nearest-neighbour upsampling in the same precision."""
     if _is_reduced(maps):
         return _repeated(maps)
     return functional.interpolate(maps, scale_factor=2, mode="nearest")
@@ -56,12 +56,12 @@ def doubled_and_convolved(maps: torch.Tensor, layer: nn.Conv2d) -> torch.Tensor:
 
 
 def joined_and_convolved(maps: torch.Tensor, skip: torch.Tensor, layer: nn.Conv2d) -> torch.Tensor:
-    """:func:`doubled`, joined with a finer map, then a 3×3 convolution with padding 1.
+    """:func:`doubled`, concatenation with a finer map, then a 3×3 convolution with padding 1.
 
     Args:
         maps: ``(B, C, H, W)``.
         skip: ``(B, D, 2H, 2W)``.
-        layer: of C + D channels.
+        layer: with C + D input channels.
     """
     if _pays_apart(maps):
         coarse, fine = layer.weight.split((maps.shape[1], skip.shape[1]), dim=1)
@@ -72,9 +72,9 @@ def joined_and_convolved(maps: torch.Tensor, skip: torch.Tensor, layer: nn.Conv2
 
 
 def _pays_apart(maps: torch.Tensor) -> bool:
-    """Whether a CPU is faster where the two parts of a joined map are convolved one by one.
+    """Whether it is faster on a CPU to convolve the two parts of a joined map separately.
 
-    It has less to compute and no joined map to write, but weights to work out each time.
+    There is less to compute and no joined map to write, but weights must be computed each time.
     """
     plain = maps.device.type == "cpu" and maps.dtype == torch.float32
     large = maps.shape[-2] * maps.shape[-1] >= _PIXELS_A_CHANNEL * maps.shape[1]
@@ -84,7 +84,7 @@ def _pays_apart(maps: torch.Tensor) -> bool:
 def _is_reduced(maps: torch.Tensor) -> bool:
     """Whether maps are in half precision on a GPU.
 
-    There autocast has torch interpolate in float32, which makes float32 of much that follows.
+    There autocast makes torch interpolate in float32, which turns much of what follows into float32.
     """
     return maps.device.type != "cpu" and maps.dtype in (torch.bfloat16, torch.float16)
 
@@ -98,7 +98,7 @@ def _repeated(maps: torch.Tensor) -> torch.Tensor:
 
 
 def _convolved_at_once(maps: torch.Tensor, layer: nn.Conv2d) -> torch.Tensor:
-    """:func:`doubled_and_convolved` as one transposed convolution, without the large map between."""
+    """:func:`doubled_and_convolved` as one transposed convolution, without the large intermediate map."""
     weight = _doubling(layer.weight)
     return functional.conv_transpose2d(maps, weight, layer.bias, stride=2, padding=1)
 
@@ -106,8 +106,8 @@ def _convolved_at_once(maps: torch.Tensor, layer: nn.Conv2d) -> torch.Tensor:
 def _doubling(weight: torch.Tensor) -> torch.Tensor:
     """Weights ``(C', C, 3, 3)`` of a convolution of doubled maps, as ``(C, C', 4, 4)`` of a transposed one.
 
-    Along a side, output pixel 2i sees its neighbours i − 1, i, i by the three weights, and 2i + 1 sees
-    i, i, i + 1: weights of one pixel are added up.
+    Along a side, the three weights for output pixel 2i apply to pixels i − 1, i, i, and those for 2i + 1 to
+    i, i, i + 1: weights of the same pixel are added.
     """
     weight = weight.flip(2, 3).transpose(0, 1)
     weight = functional.pad(weight, (0, 1)) + functional.pad(weight, (1, 0))

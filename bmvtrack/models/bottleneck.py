@@ -1,6 +1,6 @@
 """The multivariational bottleneck: features → full-covariance posterior over the motion → latents.
 
-Paper §4.2–4.3, Figure 4 and Eq. 6. Two linear heads give 5×S numbers a frame, S samples a variable;
+Paper §4.2–4.3, Figure 4 and Eq. 6. Two linear heads give 5×S numbers per frame, S samples per variable;
 variable i is row i everywhere.
 """
 
@@ -25,11 +25,11 @@ _JITTER = 1e-6
 
 @dataclass  # not frozen: Fabric rebuilds it when it converts the precision of outputs
 class Posterior:
-    """N(μ', Σ') in the bottleneck's own units; :meth:`Bottleneck.to_motion` gives motion's.
+    """N(μ', Σ') in the bottleneck's own units; :meth:`Bottleneck.to_motion` converts to those of motion.
 
     Attributes:
         mean: ``(B, 5)``.
-        covariance: ``(B, 5, 5)``, or ``(1, 5, 5)`` where one covariance serves the batch.
+        covariance: ``(B, 5, 5)``, or ``(1, 5, 5)`` if the batch shares one covariance.
         factor: its lower Cholesky factor, of the same shape.
     """
 
@@ -43,17 +43,17 @@ class Bottleneck(nn.Module):
 
     Args:
         features: number of input features.
-        prior: N(μ, Σ) that the KL term pulls to and that the noise ε is drawn from.
+        prior: N(μ, Σ) that the KL term pulls towards and that the noise ε is drawn from.
         samples: S, numbers per variable (the published weights: 50; the paper's text: 10).
-        covariance: ``batch`` (the paper): Σ' is reduced over the batch (that of all processes, in a
-            distributed run), then the sample covariance over S is one for the batch. ``frame``: the
-            sample covariance of each frame's own 5×S.
+        covariance: ``batch`` (the paper): the covariance head's output is reduced over the batch (that of
+            all processes, in a distributed run), and its sample covariance over S serves the whole batch.
+            ``frame``: the sample covariance of each frame's own 5×S.
         reduction: over the batch, for ``batch``: ``norm`` (the paper's text) or ``mean`` (its
-            code). A frame repeated B times has B times the covariance of one frame under ``norm``.
+            code). Under ``norm``, a frame repeated B times has B times the covariance of one frame.
         reparameterization: ``affine`` (paper Eq. 6: the posterior's marginals with the prior's
             correlations) or ``full`` (the posterior's covariance itself).
-        standardized: heads speak in units of the prior's standard deviations around its mean. Then
-            rows are numbers of order one whatever the units of motion.
+        standardized: the heads' output is in units of the prior's standard deviations around its mean.
+            Rows are then numbers of order one whatever the units of motion.
 
     Raises:
         ValueError: if covariance, reduction or reparameterization is none of these.
@@ -106,12 +106,12 @@ class Bottleneck(nn.Module):
     def forward(
         self, features: torch.Tensor, generator: torch.Generator | None = None
     ) -> Posterior:
-        """Posterior of ``(B, F)`` features, in float32 whatever the precision around it.
+        """Posterior of ``(B, F)`` features, in float32 whatever the surrounding precision.
 
         Args:
             features: of the frames.
-            generator: for posteriors that are known by draws only (:mod:`bmvtrack.models.flows`);
-                this one has no use for it.
+            generator: for posteriors that are known only through draws (:mod:`bmvtrack.models.flows`);
+                not used here.
         """
         shape = VARIABLES, self.samples
         with torch.autocast(features.device.type, enabled=False):
@@ -125,7 +125,7 @@ class Bottleneck(nn.Module):
             return Posterior(rows.mean(dim=-1), covariance, gaussian.cholesky(covariance))
 
     def draw(self, posterior: Posterior, generator: torch.Generator | None = None) -> torch.Tensor:
-        """z, ``(B, 5, S)``: ε ~ N(μ, Σ), carried from the prior to the posterior (paper Eq. 6)."""
+        """z, ``(B, 5, S)``: ε ~ N(μ, Σ), transformed from the prior to the posterior (paper Eq. 6)."""
         batch = len(posterior.mean)
         noise = torch.randn(
             batch, self.samples, VARIABLES, generator=generator, device=posterior.mean.device
@@ -139,7 +139,7 @@ class Bottleneck(nn.Module):
             ).sqrt()[:, None]  # (B or 1, 1, 5)
             z = ratio * (epsilon - self.latent_mean) + posterior.mean[:, None]
         else:
-            # z = μ' + L'L⁻¹(ε − μ), and L⁻¹(ε − μ) is the noise that ε was made of
+            # z = μ' + L'L⁻¹(ε − μ), and L⁻¹(ε − μ) is the noise that ε was made from
             z = gaussian.unwhiten(noise, posterior.mean[:, None], posterior.factor[:, None])
         return z.transpose(1, 2)
 
@@ -172,10 +172,10 @@ class Bottleneck(nn.Module):
         )
 
     def _reduce(self, spread: torch.Tensor) -> torch.Tensor:
-        """``(B, 5, S)`` → ``(5, S)`` over the batch: that of all ranks, equally large on each."""
+        """``(B, 5, S)`` → ``(5, S)`` over the batch of all ranks, which has equal size on each."""
         if self.reduction == "norm":
             squares = all_sum(spread.square().sum(dim=0))
-            # The root of zero has no gradient; clamped, it is that of the norm: zero.
+            # The root of zero has no gradient; clamped, it has that of the norm: zero.
             return squares.clamp_min(torch.finfo(squares.dtype).tiny).sqrt()
         return all_sum(spread.sum(dim=0)) / (rank_count() * len(spread))
 

@@ -1,6 +1,6 @@
 """Normalizing flows at the bottleneck: the baselines of the paper's §5.1.
 
-The two heads give each frame a Gaussian without correlations; a flow, the same for all frames, carries
+The two heads give each frame a Gaussian without correlations; a flow, the same for all frames, transforms
 it to the posterior. The prior is the factorised version of the one that the paper learns. Planar and
 radial flows: Rezende and Mohamed 2015; RealNVP: Dinh et al. 2017; IAF: Kingma et al. 2016. All four come
 from the library ``normflows`` (the extra ``flows``).
@@ -33,17 +33,17 @@ FlowKind = Literal["planar", "radial", "realnvp", "iaf"]
 BottleneckKind = Literal["multivariational", "planar", "radial", "realnvp", "iaf"]
 STEPS = 8
 """Layers of each flow."""
-_DRAWS = 256  # a frame, for what has no closed form
+_DRAWS = 256  # per frame, for what has no closed form
 _HIDDEN = 32  # units of the small networks inside RealNVP and IAF
 _JITTER = 1e-6
 
 
 @dataclass
 class FlowPosterior(Posterior):
-    """A posterior known by its draws: mean and covariance, ``(B, 5)`` and ``(B, 5, 5)``, are theirs.
+    """A posterior known by its draws; ``(B, 5)`` mean and ``(B, 5, 5)`` covariance are those of the draws.
 
     Attributes:
-        base_mean: ``(B, 5)`` of the Gaussian that the flow starts from.
+        base_mean: ``(B, 5)`` mean of the Gaussian that the flow starts from.
         base_deviation: ``(B, 5)`` its standard deviations.
         divergence: ``(B,)`` Monte-Carlo estimate of D(q‖p), nats.
     """
@@ -57,9 +57,9 @@ class FlowBottleneck(Bottleneck):
     """The bottleneck with a flow in it.
 
     Args:
-        kind: of flow.
+        kind: kind of flow.
         features: number of input features.
-        prior: N(μ, Σ), of which the flow gets N(μ, diag Σ).
+        prior: N(μ, Σ), of which the flow uses N(μ, diag Σ).
         samples: S, numbers per variable.
         standardized: see :class:`~bmvtrack.models.bottleneck.Bottleneck`.
 
@@ -91,11 +91,11 @@ class FlowBottleneck(Bottleneck):
     def forward(
         self, features: torch.Tensor, generator: torch.Generator | None = None
     ) -> FlowPosterior:
-        """Posterior of ``(B, F)`` features, in float32 whatever the precision around it.
+        """Posterior of ``(B, F)`` features, in float32 whatever the surrounding precision.
 
         Args:
             features: of the frames.
-            generator: of the draws that the moments and KL are estimated from. Without one they are
+            generator: of the draws from which the moments and KL are estimated. Without one the draws are
                 always the same, and the same for all frames, so that posteriors can be compared.
         """
         heads = super().forward(features)
@@ -119,11 +119,11 @@ class FlowBottleneck(Bottleneck):
     def carry(
         self, mean: torch.Tensor, deviation: torch.Tensor, noise: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Standard normal noise through base and flow: draws, and log q of each by its Jacobian.
+        """Pass standard normal noise through base and flow: draws, and log q of each by its Jacobian.
 
         Args:
-            mean: ``(B, 5)`` of the base.
-            deviation: ``(B, 5)`` of the base.
+            mean: ``(B, 5)`` mean of the base.
+            deviation: ``(B, 5)`` standard deviations of the base.
             noise: ``(B, N, 5)``.
 
         Returns:
@@ -155,7 +155,7 @@ class FlowBottleneck(Bottleneck):
         """
         assert isinstance(posterior, FlowPosterior)
         if direction == "prior":
-            raise ValueError("of a flow there is D(q‖p) only: direction must be posterior")
+            raise ValueError("a flow has D(q‖p) only: direction must be posterior")
         return posterior.divergence
 
     def _prior_log_density(self, z: torch.Tensor) -> torch.Tensor:
@@ -173,7 +173,7 @@ def build_bottleneck(
     reparameterization: Reparameterization,
     standardized: bool,
 ) -> Bottleneck:
-    """The bottleneck of that name; arguments as for :class:`~bmvtrack.models.bottleneck.Bottleneck`.
+    """Build a bottleneck by name; arguments as for :class:`~bmvtrack.models.bottleneck.Bottleneck`.
 
     Raises:
         ValueError: if the name is unknown, or a flow is to have one covariance for the batch.
@@ -197,7 +197,7 @@ def _steps(kind: FlowKind) -> list[nn.Module]:
         from normflows import flows, nets
     except ImportError as error:
         raise UserError(
-            f"the flow {kind} needs the library normflows; pip install 'bmvtrack[flows]'"
+            f"the flow {kind} needs the library normflows: pip install 'bmvtrack[flows]'"
         ) from error
     if kind == "planar":
         return [flows.Planar((VARIABLES,)) for _ in range(STEPS)]

@@ -1,4 +1,4 @@
-"""Networks for use only: batch norms become part of the convolutions that they follow."""
+"""Networks for inference: batch norms are folded into the convolutions that they follow."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ Module = TypeVar("Module", bound=nn.Module)
 
 
 def fold_batch_norms(network: Module) -> Module:
-    """A copy that says the same, to rounding, with fewer passes over its maps.
+    """A copy with the same output, up to rounding, and fewer passes over its feature maps.
 
-    With fixed averages a batch norm is an affine map of each channel, which the convolution before it can
-    do as well. A child that is a batch norm is taken to follow the convolution that is the child
-    before it, as in torchvision's blocks and in sequences.
+    With fixed statistics a batch norm is an affine map of each channel, which the preceding convolution can
+    do as well. A batch norm is assumed to follow the convolution that is the child module before it, as in
+    torchvision's blocks and in sequences.
 
     Args:
         network: not changed; the copy is in evaluation mode and must stay there.

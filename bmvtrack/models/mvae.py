@@ -1,7 +1,7 @@
 """βMVAE, the first of the paper's two networks: ResNet18, bottleneck, mirrored ResNet18.
 
-Paper §4 and its released weights, whose submodule names these are. Everything that the decoder knows
-of the patch passes the bottleneck: there are no skip connections.
+Paper §4 and its released weights, whose submodule names are used here. All that the decoder knows of the
+patch passes through the bottleneck: there are no skip connections.
 """
 
 from __future__ import annotations
@@ -31,30 +31,30 @@ from bmvtrack.prior import MotionPrior
 _STRIDE = 16
 _SMALLEST = 64
 _GRID = 4  # side of the map that the latents become
-_IMAGE = 3  # channels that the decoder ends in
+_IMAGE = 3  # output channels of the decoder
 _OUTPUT = (11, 33)  # channels between those and the classes
 
 
 class BetaMVAE(MultivariationalNetwork):
-    """The paper's β-multivariational autoencoder; the defaults are its own: 20,015,268 parameters.
+    """The paper's β-multivariational autoencoder; the defaults are the paper's: 20,015,268 parameters.
 
     Args:
         prior: of the motion.
         width: channels of the first stage; the published weights have 64.
-        input_size: of the square patch in pixels, a multiple of 16, at least 64. It changes no weight:
-            the encoder pools globally, the decoder enlarges its 4×4 grid to a 16th of it.
+        input_size: side of the square patch in pixels, a multiple of 16, at least 64. No weight depends on
+            it: the encoder pools globally, and the decoder enlarges its 4×4 grid to a 16th of it.
         input_channels: 3 (RGB) or 4 (RGB and the filled box).
-        classes: output classes with background.
-        samples: S, see :class:`~bmvtrack.models.bottleneck.Bottleneck`, as are the others below.
+        classes: output classes including background.
+        samples: S; for this and the next four, see :class:`~bmvtrack.models.bottleneck.Bottleneck`.
         covariance: ``batch`` or ``frame``.
         reduction: ``norm`` or ``mean``.
         reparameterization: ``affine`` or ``full``.
         standardized: heads in units of the prior.
         bottleneck: ``multivariational``, or one of the flows of :mod:`bmvtrack.models.flows` (with
-            covariance ``frame``; reduction and reparameterization play no part).
+            covariance ``frame``; reduction and reparameterization are not used).
 
     Raises:
-        ValueError: if a size, or the bottleneck, is not what it must be.
+        ValueError: if a size or the bottleneck is invalid.
     """
 
     def __init__(
@@ -105,16 +105,16 @@ class BetaMVAE(MultivariationalNetwork):
         return Encoding(self.encoder(patches), ())
 
     def decode(self, latents: torch.Tensor, encoding: Encoding) -> torch.Tensor:
-        """See the base class; the encoding plays no part."""
+        """See the base class; the encoding is not used."""
         layers = self.outc.conv
         assert isinstance(layers, nn.Sequential)
         return _output(layers, self.decoder(latents.flatten(1)))
 
 
 def _output(layers: nn.Sequential, maps: torch.Tensor) -> torch.Tensor:
-    """The last three convolutions as two: the third, 1×1, is part of the one before.
+    """The last three convolutions as two: the third, 1×1, is merged into the second.
 
-    There are no maps of 33 channels then, of as many pixels as the patch.
+    This avoids maps with 33 channels and as many pixels as the patch.
     """
     first, second, third = layers
     assert isinstance(second, nn.Conv2d)
@@ -156,7 +156,7 @@ class _Decoder(nn.Module):
         self.layer3 = _enlarging_stage(2 * width, width)
         self.layer4 = nn.Sequential(_MirroredBlock(width, width), _MirroredBlock(width, width))
         self.apply(initialize)
-        # After that line: no batch norm follows it, so Kaiming's weights would be too large here.
+        # After initialize: no batch norm follows it, so Kaiming's weights would be too large here.
         self.conv1 = nn.Conv2d(width, _IMAGE, 3, padding=1, bias=False)
 
     def forward(self, latents: torch.Tensor) -> torch.Tensor:
@@ -167,7 +167,7 @@ class _Decoder(nn.Module):
 
 
 class _MirroredBlock(nn.Module):
-    """A residual block the other way round: the second convolution changes size and channels."""
+    """A residual block in reverse: the second convolution changes size and channels."""
 
     def __init__(self, before: int, after: int, enlarge: bool = False) -> None:
         super().__init__()

@@ -1,7 +1,7 @@
 """βMVUnet, the second of the paper's two networks: a U-Net whose deepest map is the bottleneck.
 
-Paper §4 and its released weights, whose submodule names these are. The skip connections pass the
-bottleneck by; the latents make the map that the decoder starts from.
+Paper §4 and its released weights, whose submodule names are used here. The skip connections bypass the
+bottleneck; the latents make the map that the decoder starts from.
 """
 
 from __future__ import annotations
@@ -32,29 +32,29 @@ _SMALLEST: dict[Alignment, int] = {"resize": 64, "padded": _STRIDE * _GRID}
 
 
 class BetaMVUNet(MultivariationalNetwork):
-    """The paper's β-multivariational U-Net; the defaults are its own: 316,440,374 parameters.
+    """The paper's β-multivariational U-Net; the defaults are the paper's: 316,440,374 parameters.
 
     Args:
         prior: of the motion.
         width: channels of the first stage; the published weights have 64.
-        input_size: of the square patch in pixels, a multiple of 16, at least 64 (128 where
+        input_size: side of the square patch in pixels, a multiple of 16, at least 64 (128 if
             ``alignment`` is ``padded``). The layer ``flat`` grows with its square.
         input_channels: 3 (RGB) or 4 (RGB and the filled box).
-        classes: output classes with background.
-        samples: S, see :class:`~bmvtrack.models.bottleneck.Bottleneck`, as are the next four.
+        classes: output classes including background.
+        samples: S; for this and the next four, see :class:`~bmvtrack.models.bottleneck.Bottleneck`.
         covariance: ``batch`` or ``frame``.
         reduction: ``norm`` or ``mean``.
         reparameterization: ``affine`` or ``full``.
         standardized: heads in units of the prior.
         bottleneck: ``multivariational``, or one of the flows of :mod:`bmvtrack.models.flows` (with
-            covariance ``frame``; reduction and reparameterization play no part).
-        alignment: how the 8×8 map of the latents meets the deepest skip connection, which has an
-            8th of the input's side. ``resize``: the map is resized to half of that, which ``up1``
-            doubles. ``padded``, as the published weights were trained: ``up1`` makes it 16×16, and
-            zeros around it do the rest, so that the latents reach the middle of the patch only.
+            covariance ``frame``; reduction and reparameterization are not used).
+        alignment: how the 8×8 map of the latents is matched to the deepest skip connection, whose side is
+            an 8th of the input's. ``resize``: the map is resized to half of that, which ``up1``
+            doubles. ``padded``, as the published weights were trained: ``up1`` makes it 16×16, and it is
+            padded with zeros, so that the latents reach only the middle of the patch.
 
     Raises:
-        ValueError: if a size, or the bottleneck, is not what it must be.
+        ValueError: if a size or the bottleneck is invalid.
     """
 
     def __init__(
@@ -109,13 +109,13 @@ class BetaMVUNet(MultivariationalNetwork):
         self.apply(initialize)
 
     def resized_state(self, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """See the base class. ``flat`` sees the deepest map enlarged, each weight shared by what became of
-        one cell: of a map whose cells are merely repeated it makes the same numbers.
+        """See the base class. The weights of ``flat`` are resized with the deepest map: each is shared among
+        the cells that one cell became. For a map whose cells are merely repeated the output is the same.
         """
         name = "flat.weight"
         cells = state[name].shape[1] // self.feature_count
         before, after = math.isqrt(cells), self.input_size // _STRIDE
-        if before == after or before**2 != cells:  # no such network: left to loading to refuse
+        if before == after or before**2 != cells:  # no such network: loading rejects it
             return state
         grid = state[name].unflatten(1, (-1, before, before))
         resized = functional.interpolate(grid, size=after, mode="area") * (before / after) ** 2
@@ -134,7 +134,7 @@ class BetaMVUNet(MultivariationalNetwork):
         x = self.z_dim(latents.flatten(1)).unflatten(1, (-1, _GRID, _GRID))  # (B, 16w, 8, 8)
         if self.alignment == "resize":
             size = self.input_size // _STRIDE
-            x = x.contiguous(memory_format=torch.channels_last)  # much faster than the other way
+            x = x.contiguous(memory_format=torch.channels_last)  # much faster than channels first
             x = functional.interpolate(x, size=size, mode="bilinear", align_corners=False)
         ups = (self.up1, self.up2, self.up3, self.up4)
         for up, skip in zip(ups, encoding.skips, strict=True):
@@ -144,7 +144,7 @@ class BetaMVUNet(MultivariationalNetwork):
 
 
 class _Up(nn.Module):
-    """Double the map, put it behind the skip connection, convolve twice."""
+    """Double the map, concatenate it to the skip connection, convolve twice."""
 
     def __init__(self, before: int, after: int) -> None:
         super().__init__()

@@ -1,13 +1,14 @@
-"""The paper's published checkpoints as networks of this family.
+"""The paper's published checkpoints as networks of this package.
 
-They are Lightning checkpoints of βMVAE and βMVUnet. The tensors keep their names but for the two heads,
-and their values: what the file does not say is set to what the released code did (one covariance for
+They are Lightning checkpoints of βMVAE and βMVUnet. The tensors keep their values and, except for the two
+heads, their names. What the file does not say is set to what the released code did (one covariance for
 the batch, the mean over it, Eq. 6, the printed prior, zeros around the map of the latents).
 
-A checkpoint shows shapes, not the forward pass. Assumed is: the 5·S numbers of a head, and the latents
-that ``z_dim`` and ``decoder.linear`` take, are in row order, the S samples of the first variable
-first; ``upN`` sees the skip connection before the enlarged map; βMVAE's decoder has the encoder's
-LeakyReLU; no nonlinearity follows ``flat``. How the patches were normalised it does not show either.
+A checkpoint shows shapes, not the forward pass. The following is assumed: the 5·S numbers of a head, and
+the latents that ``z_dim`` and ``decoder.linear`` take, are in row order, the S samples of the first
+variable first; ``upN`` concatenates the skip connection before the enlarged map; βMVAE's decoder has the
+encoder's LeakyReLU; no nonlinearity follows ``flat``. A checkpoint does not show either how the patches
+were normalised.
 """
 
 from __future__ import annotations
@@ -36,10 +37,11 @@ _PAIRED = re.compile(r"^(decoder\.layer\d\.0\.(?:conv2|upsample\.0))\.1\.weight$
 
 
 def load_published(path: Path) -> MultivariationalNetwork:
-    """The network that a published checkpoint holds.
+    """Load the network that a published checkpoint holds.
 
-    Classes, S, input channels, width, and βMVUnet's input size are read off the shapes; βMVAE's is the
-    paper's 256, since none of its weights depends on it. :meth:`save_weights` writes it as a folder.
+    Classes, S, input channels, width, and βMVUnet's input size are inferred from the shapes; βMVAE's input
+    size is the paper's 256, since none of its weights depends on it. :meth:`save_weights` writes the
+    network as a folder.
 
     Args:
         path: Lightning checkpoint, or any ``torch.save`` file with tensors under ``state_dict``.
@@ -48,8 +50,8 @@ def load_published(path: Path) -> MultivariationalNetwork:
         :class:`BetaMVAE` or :class:`BetaMVUNet`, in float32 and evaluation mode.
 
     Raises:
-        UserError: if the file cannot be read without unpickling, or its tensors are those of neither
-            network; it names the tensor.
+        UserError: if the file cannot be read without unpickling, or its tensors fit neither network; the
+            message names the tensor.
     """
     published = _read(path)
     architecture: type[MultivariationalNetwork]
@@ -68,7 +70,7 @@ def load_published(path: Path) -> MultivariationalNetwork:
         with torch.device("meta"):  # nothing is allocated for a file that does not fit
             expected = architecture(**options).state_dict()
     except ValueError as error:
-        raise UserError(f"{path} holds no network that can be: {error}") from error
+        raise UserError(f"{path} holds no valid network: {error}") from error
     _check_shapes(published, expected, path)
     network = architecture(**options)
     network.load_state_dict({_own_name(name): value for name, value in published.items()})
@@ -81,26 +83,26 @@ def _read(path: Path) -> Tensors:
     if not path.is_file():
         raise UserError(f"no file {path}")
     try:
-        if zipfile.is_zipfile(path):  # older ones are no archives, and have no check sums
+        if zipfile.is_zipfile(path):  # older ones are not archives, and have no checksums
             check_sums(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise UserError(
-            f"{path} holds Python objects beside tensors, or is damaged, and is not unpickled here; "
-            "where you trust it, save {'state_dict': …} of it alone with torch.save"
+            f"{path} holds Python objects besides tensors, or is damaged, and is not unpickled here; "
+            "if you trust it, save only its {'state_dict': …} with torch.save"
         ) from error
     except DAMAGED as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UserError(f"{path} is no checkpoint, or damaged: {reason}") from error
+        raise UserError(f"{path} is not a checkpoint, or damaged: {reason}") from error
     tensors = content.get("state_dict") if isinstance(content, dict) else None
     if not isinstance(tensors, dict):
-        raise UserError(f"{path} is no Lightning checkpoint: it has no state_dict")
+        raise UserError(f"{path} is not a Lightning checkpoint: it has no state_dict")
     for name, value in tensors.items():
         if not isinstance(name, str) or not isinstance(value, torch.Tensor):
-            raise UserError(f"{path}: {name!r} in its state_dict is no tensor")
+            raise UserError(f"{path}: {name!r} in its state_dict is not a tensor")
         if value.layout != torch.strided or value.is_meta or value.is_complex():
             raise UserError(
-                f"{path}: {name!r} in its state_dict is no dense tensor of real numbers"
+                f"{path}: {name!r} in its state_dict is not a dense tensor of real numbers"
             )
     return tensors
 
@@ -153,7 +155,7 @@ def _check_shapes(published: Tensors, expected: Tensors, path: Path) -> None:
             )
     for own, (name, _) in found.items():
         if own not in expected:
-            raise UserError(f"{path} has {name}, which the network of the paper has not")
+            raise UserError(f"{path} has {name}, which the paper's network does not have")
 
 
 def _own_name(published: str) -> str:

@@ -1,8 +1,8 @@
-"""What a network keeps of the frame in which it was shown its object, and how it reads it.
+"""Templates: what a network remembers of the frame that showed it the object, and how it reads them.
 
-A patch alone does not say *which* thing in it to follow. A template does: the patch of the first
-frame, seen through the true box. Its maps are kept as keys and values, and every position of a later
-frame reads the values of the positions that look like it, as in the memory networks of video object
+A patch alone does not say *which* thing in it to follow. A template does: it is the patch of the first
+frame, seen through the true box. Its feature maps are stored as keys and values, and every position of a
+later frame reads the values of the positions that look similar, as in the memory networks of video object
 segmentation (Oh et al. 2019, STM, Eq. 1-2), here with cosine similarity.
 """
 
@@ -19,7 +19,7 @@ from torch.nn import functional
 Memory = tuple[torch.Tensor, torch.Tensor]
 """Keys ``(B, P, D)`` of unit length and values ``(B, P, C)`` of the P positions of a map."""
 
-_FIRST_SCALE = 10.0  # of cosines, before the softmax
+_FIRST_SCALE = 10.0  # initial scale of the cosines, before the softmax
 _SCORES_AT_ONCE = 2**17  # on a CPU
 
 
@@ -28,7 +28,7 @@ class Template:
     """The memories of B templates.
 
     Attributes:
-        memories: of each map that is read, fine to coarse.
+        memories: one for each map that is read, fine to coarse.
     """
 
     memories: tuple[Memory, ...]
@@ -46,11 +46,11 @@ class Template:
         return [value for memory in self.memories for value in memory]
 
     def rows(self, index: torch.Tensor) -> Template:
-        """Those of the given rows, ``(K,)`` int64."""
+        """The templates of the given rows, ``(K,)`` int64."""
         return self._each(lambda value: value[index])
 
     def with_rows(self, index: torch.Tensor, others: Template) -> Template:
-        """A new template whose given rows, ``(K,)`` int64, are those of K others."""
+        """A new template whose given rows, ``(K,)`` int64, are replaced by K others."""
         pairs = zip(self.tensors(), others.tensors(), strict=True)
         return Template.of([mine.index_copy(0, index, other) for mine, other in pairs])
 
@@ -59,13 +59,13 @@ class Template:
         return self._each(torch.clone)
 
     def copy_(self, other: Template) -> None:
-        """Become another of the same shapes, in place."""
+        """Copy another template of the same shapes into this one, in place."""
         for mine, new in zip(self.tensors(), other.tensors(), strict=True):
             mine.copy_(new)
 
     @staticmethod
     def cat(parts: list[Template]) -> Template:
-        """Several batches of templates as one; of one alone, that itself."""
+        """Concatenate batches of templates; a single one is returned as it is."""
         if len(parts) == 1:
             return parts[0]
         return Template.of([torch.cat(t) for t in zip(*(p.tensors() for p in parts), strict=True)])
@@ -91,7 +91,7 @@ class Recall(nn.Module):
         self.silence()
 
     def silence(self) -> None:
-        """Make it add nothing."""
+        """Set the output weights to zero, so that nothing is added."""
         nn.init.zeros_(self.output.weight)
         assert self.output.bias is not None
         nn.init.zeros_(self.output.bias)
@@ -101,9 +101,9 @@ class Recall(nn.Module):
         return functional.normalize(_rows(self.key(maps)), dim=-1), _rows(self.value(maps))
 
     def forward(self, maps: torch.Tensor, memory: Memory) -> torch.Tensor:
-        """``(B, C, H, W)`` → the same, with what each position reads and its best similarity."""
+        """``(B, C, H, W)`` → the same shape, with what each position reads and its best similarity."""
         scale = self.log_scale.exp()
-        # Scaled are the queries, not the cosines, of which there are many times as many.
+        # The queries are scaled, not the cosines, which are many times as many.
         queries = functional.normalize(_rows(self.query(maps)), dim=-1) * scale
         in_parts = maps.device.type == "cpu" and not torch.is_grad_enabled()
         scores, values = (_read_in_parts if in_parts else _read)(queries, *memory)
@@ -117,7 +117,7 @@ class Recall(nn.Module):
 def _read(
     queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Of each of Q positions ``(B, Q, D)`` the best score ``(B, Q, 1)``, and what it reads ``(B, Q, C)``."""
+    """For Q positions ``(B, Q, D)``, the best score ``(B, Q, 1)`` and what is read ``(B, Q, C)``."""
     scores = queries @ keys.transpose(1, 2)
     return scores.amax(dim=-1, keepdim=True), scores.softmax(dim=-1).to(values) @ values
 
@@ -125,9 +125,9 @@ def _read(
 def _read_in_parts(
     queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """:func:`_read` with few scores at a time: they stay in a core's cache.
+    """:func:`_read` with few scores at a time, so that they stay in a core's cache.
 
-    For a map of 32×32 all of them are 4 MiB a frame, which the system would be asked for each time anew.
+    For a map of 32×32 all scores take 4 MiB per frame, which would be allocated anew each time.
     """
     positions = keys.shape[1]
     frames, rows = (max(1, _SCORES_AT_ONCE // count) for count in (positions**2, positions))

@@ -24,7 +24,7 @@ from bmvtrack.models.flows import BottleneckKind, build_bottleneck
 from bmvtrack.models.template import Memory, Recall, Template
 from bmvtrack.prior import MotionPrior
 
-_POOLED = 2  # the deepest map is pooled to 2×2: the motion needs to know where things are
+_POOLED = 2  # the deepest map is pooled to 2×2: the motion depends on where things are
 _STRIDE = 64
 _READING = (1, 2)  # the stages, of strides 8 and 16, whose maps are compared with the template's
 
@@ -35,20 +35,20 @@ class ResNetUNet(MultivariationalNetwork):
     Args:
         prior: of the motion.
         width: channels of the first stage; ResNet18 has 64.
-        input_size: of the square patch in pixels, a multiple of 64.
+        input_size: side of the square patch in pixels, a multiple of 64.
         input_channels: 3 (RGB) or 4 (RGB and the filled box).
-        classes: output classes with background.
-        samples: S, see :class:`~bmvtrack.models.bottleneck.Bottleneck`, as are the others below.
+        classes: output classes including background.
+        samples: S; for this and the next four, see :class:`~bmvtrack.models.bottleneck.Bottleneck`.
         covariance: ``batch`` or ``frame``.
         reduction: ``norm`` or ``mean``.
         reparameterization: ``affine`` or ``full``.
         standardized: heads in units of the prior.
         bottleneck: ``multivariational``, or one of the flows of :mod:`bmvtrack.models.flows` (with
-            covariance ``frame``; reduction and reparameterization play no part).
+            covariance ``frame``; reduction and reparameterization are not used).
         template: look for the object of a template, see :mod:`bmvtrack.models.template`.
 
     Raises:
-        ValueError: if a size, or the bottleneck, is not what it must be.
+        ValueError: if a size or the bottleneck is invalid.
     """
 
     def __init__(
@@ -143,7 +143,7 @@ class ResNetUNet(MultivariationalNetwork):
         return Encoding(self.features(deepest), tuple(reversed(maps)))
 
     def _recall(self, stage: int) -> Recall | None:
-        """What reads the template's map of that stage, if it is read."""
+        """The module that reads the template's map of this stage; None if it is not read."""
         if self.recalls is None or stage not in _READING:
             return None
         recall = self.recalls[_READING.index(stage)]
@@ -153,13 +153,13 @@ class ResNetUNet(MultivariationalNetwork):
     def decode(self, latents: torch.Tensor, encoding: Encoding) -> torch.Tensor:
         """See the base class."""
         logits = self.decoder(self.latents(latents.flatten(1)), encoding.skips)
-        return functional.interpolate(  # of few channels; four times as fast as channels-last here
+        return functional.interpolate(  # few channels: four times as fast as channels-last here
             logits.contiguous(), size=self.input_size, mode="bilinear", align_corners=False
         )
 
 
 class _Decoder(nn.Module):
-    """Latents join the deepest map; then enlarge, concatenate, convolve, up to half the input."""
+    """Concatenate latents and deepest map; then enlarge, concatenate, convolve, up to half the input."""
 
     def __init__(self, encoder_channels: Sequence[int], width: int, classes: int) -> None:
         super().__init__()
