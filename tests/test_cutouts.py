@@ -86,11 +86,11 @@ def test_what_is_no_whole_object_is_not_cut_out(mask):
 def test_bad_requests_are_refused(stills):
     with pytest.raises(UserError, match="at least 2 images with masks, not 1"):
         cutout_sequences(stills[:1], 3)
-    with pytest.raises(UserError, match="not 0 with 0"):
+    with pytest.raises(UserError, match="not 0 and 0"):
         cutout_sequences(stills, 0)
-    with pytest.raises(UserError, match="not 3 with -1"):
+    with pytest.raises(UserError, match="not 3 and -1"):
         cutout_sequences(stills, 3, -1)
-    with pytest.raises(UserError, match="none has an object that can be cut out"):
+    with pytest.raises(UserError, match="none of 64 images has an object that can be cut out"):
         cutout_sequences([still(i, inside=False) for i in range(3)], 1, 0, SMALL)[0].frame(0)
 
 

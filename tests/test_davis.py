@@ -265,7 +265,7 @@ def test_a_folder_may_have_a_colon_in_its_name(tmp_path):
     write_split(tmp_path / "a:b", "480p", "val", ["dog"])
     for source in (f"davis16:{tmp_path}/a:b", f"davis16:{tmp_path}/a:b:val"):
         assert [sequence.name for sequence in sources.load_sequences(source)] == ["dog"]
-    with pytest.raises(UserError, match="synthetic sequences are of no folder"):
+    with pytest.raises(UserError, match="synthetic sequences have no folder"):
         sources.parse("synthetic:5")
 
 

@@ -63,4 +63,4 @@ def test_settings_beside_the_table_are_of_what_is_written(run, tmp_path):
     write_davis(tmp_path, frames=8)
     status, _, errors = run("--root", tmp_path, "--table", "--labels", "opencv")
     assert status == 2
-    assert "--table prints the same settings always" in errors
+    assert "--table always prints the same settings" in errors

@@ -96,7 +96,7 @@ def test_otb_frames_without_object(tmp_path, line):
     ("lines", "message"),
     [
         (("12,21,20,10", "12,21,20"), "box 2: it has 3 numbers"),
-        (("12,21,20,10", "12,21,20,wide"), "line 2: '12,21,20,wide' is not made of numbers"),
+        (("12,21,20,10", "12,21,20,wide"), "line 2: '12,21,20,wide' must hold numbers only"),
     ],
 )
 def test_otb_lines_that_are_no_boxes_are_named(tmp_path, lines, message):

@@ -230,7 +230,7 @@ def test_what_a_store_cannot_do_is_named(options, store, data, tmp_path):
         pretrain(dataclasses.replace(options, mode="tracking"))
     with pytest.raises(UserError, match=r"differ in their number of classes .*: 5, synthetic: 2"):
         pretrain(dataclasses.replace(options, data=(source, "synthetic")))
-    with pytest.raises(UserError, match=r"no sequences; it serves pretrain_vae.py --mode paper"):
+    with pytest.raises(UserError, match=r"not sequences; use it with pretrain_vae.py --mode paper"):
         sources.load_sequences(source)
     with pytest.raises(UserError, match="--resident-gigabytes must not be negative"):
         pretrain(dataclasses.replace(options, resident_gigabytes=-1))

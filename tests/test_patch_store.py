@@ -207,8 +207,8 @@ def test_only_a_damaged_shard_is_remade(data, store, tmp_path, monkeypatch, dama
     [
         ("shards/00001.npy", truncated, r"00001.npy is missing or damaged; run .* again"),
         ("shards/00001.npy", Path.unlink, r"00001.npy is missing or damaged; run .* again"),
-        ("index.npz", flipped, r"index.npz is missing, damaged or of another preparation; run"),
-        ("index.npz", Path.unlink, r"index.npz is missing, damaged or of another preparation"),
+        ("index.npz", flipped, r"index.npz is missing, damaged or from another preparation; run"),
+        ("index.npz", Path.unlink, r"index.npz is missing, damaged or from another preparation"),
         ("store.json", Path.unlink, r"is not a finished store of patches: it has no store.json"),
         ("store.json", lambda p: p.write_text("{}"), r"does not describe a store: 'format'; run"),
         (

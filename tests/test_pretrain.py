@@ -358,7 +358,7 @@ def test_help_teaches(run_script):
     [
         (
             ["--data", "youtube"],
-            "error: unknown data 'youtube': it starts with its kind, like davis16",
+            "error: unknown data 'youtube': it must start with its kind, as in davis16",
         ),
         (["--data", "duts:nowhere"], "error: no folder nowhere"),
         (["--steps", "0"], "error: --steps must be at least 1"),

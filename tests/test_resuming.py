@@ -117,7 +117,7 @@ def test_other_sequences_than_before_are_refused(change, tmp_path):
         else:
             max((folder / "v3").iterdir()).unlink()
     before = contents(options.out)
-    with pytest.raises(UserError, match=r"davis16:.* does not hold the sequences any more"):
+    with pytest.raises(UserError, match=r"davis16:.* no longer holds the sequences"):
         train(options, resume=True)
     assert contents(options.out) == before
 

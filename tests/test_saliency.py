@@ -203,13 +203,13 @@ def empty_mask(root: Path) -> str:
 
 def wrong_size(root: Path) -> str:
     cv2.imwrite(str(root / "ground_truth_mask/0001.png"), np.ones((100, 100), np.uint8))
-    return "both must have one size"
+    return "both must have the same size"
 
 
 def no_masks(root: Path) -> str:
     for path in (root / "ground_truth_mask").glob("*.png"):
         path.unlink()
-    return "has a .png of its name"
+    return "has a .png with the same name"
 
 
 @pytest.mark.parametrize("spoil", [empty_mask, wrong_size, no_masks])

@@ -63,10 +63,10 @@ def test_frames_of_opencv_turned_round_are_taken_and_others_not_copied():
             lambda boxes: [*boxes[:3], None],
             "five numbers for each of 4 frames .*: setting an array",
         ),
-        (lambda boxes: boxes * [1, 1, 0, 1, 1], "of frame 0 is none: sides are positive"),
-        (lambda boxes: boxes * [1, 1, -1, 1, 1], "of frame 0 is none"),
-        (lambda boxes: np.add(boxes, [np.nan, 0, 0, 0, 0]), "of frame 0 is none"),
-        (lambda boxes: np.add(boxes, [0, 0, 0, 0, np.inf]), "of frame 0 is none"),
+        (lambda boxes: boxes * [1, 1, 0, 1, 1], "of frame 0 is invalid: sides must be positive"),
+        (lambda boxes: boxes * [1, 1, -1, 1, 1], "of frame 0 is invalid"),
+        (lambda boxes: np.add(boxes, [np.nan, 0, 0, 0, 0]), "of frame 0 is invalid"),
+        (lambda boxes: np.add(boxes, [0, 0, 0, 0, np.inf]), "of frame 0 is invalid"),
     ],
     ids=["too-few", "no-angle", "none", "flat", "negative", "partly-missing", "infinite"],
 )
@@ -84,9 +84,9 @@ def test_where_there_is_no_object_a_box_is_nan():
 @pytest.mark.parametrize(
     ("mask", "message"),
     [
-        (FRAMES[0] > 9, r"has the shape \(H, W\), not \(48, 64, 3\)"),
-        (FRAMES[0, ..., 0] / 255, "is boolean or integer, not float64"),
-        ([[True]], "is a NumPy array, not list"),
+        (FRAMES[0] > 9, r"must have the shape \(H, W\), not \(48, 64, 3\)"),
+        (FRAMES[0, ..., 0] / 255, "must be boolean or integer, not float64"),
+        ([[True]], "must be a NumPy array, not list"),
     ],
     ids=["channels", "float", "list"],
 )

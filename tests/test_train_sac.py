@@ -290,7 +290,7 @@ def test_a_run_goes_on_with_the_sequences_it_began_with(
     train_agent(mixed)
     train_agent(replace(mixed, steps=8, resume=True))
     write_tree(root, ("dog",))
-    with pytest.raises(UserError, match=r"davis16:.* does not hold the sequences any more"):
+    with pytest.raises(UserError, match=r"davis16:.* no longer holds the sequences"):
         train_agent(replace(mixed, steps=12, resume=True))
 
 

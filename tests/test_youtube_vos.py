@@ -206,7 +206,7 @@ def test_what_is_wrong_with_a_clip_is_named(tmp_path):
     with pytest.raises(UserError, match=r"00000.jpg is 40×30 but the annotations .* 80×60"):
         kept_and_dropped(tmp_path)
     Image.fromarray(np.zeros((30, 40, 3), np.uint8)).save(folder / "00000.png")
-    with pytest.raises(UserError, match=r"00000.png has mode RGB; object numbers come as a pal"):
+    with pytest.raises(UserError, match=r"00000.png has mode RGB; object numbers must be in a pal"):
         kept_and_dropped(tmp_path)
     path = folder / "00005.png"
     path.write_bytes(path.read_bytes()[:60])

@@ -1,1 +1,1 @@
-"""Sequences and their readers, patches, and training data on the device."""
+"""Sequences and their readers, patches, and on-device training data."""

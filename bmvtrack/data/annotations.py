@@ -1,4 +1,4 @@
-"""What benchmarks with boxes and without masks share: text files of numbers, folders of images."""
+"""Shared readers for benchmarks with boxes but no masks: text files of numbers, image folders."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ _SEPARATORS = re.compile(r"[\s,;]+")
 
 
 def read_rows(path: Path) -> list[FloatArray]:
-    """The numbers of each line that isn't blank; commas, semicolons, tabs or spaces part them.
+    """The numbers of each non-blank line, separated by commas, semicolons, tabs or spaces.
 
     Args:
         path: text file, UTF-8 or ASCII. ``nan`` in any spelling is a number.
 
     Raises:
-        UserError: if the file can't be read or holds anything but numbers.
+        UserError: if the file cannot be read or holds anything but numbers.
     """
     numbered = [(i, line.strip(" \t,;")) for i, line in enumerate(read_lines(path), start=1)]
     return [_numbers(line, path, i) for i, line in numbered if line]
@@ -36,11 +36,11 @@ def read_rows(path: Path) -> list[FloatArray]:
 def annotated_box(numbers: FloatArray) -> FloatArray:
     """The rotated box ``(5,)`` of an annotation ``x, y, w, h``, whose upper left pixel is (x, y).
 
-    NaN where the numbers are not finite or the box has no area: annotators' ways to say that there is
-    no object.
+    NaN where the numbers are not finite or the box has no area, which is how annotations mark frames
+    without an object.
 
     Args:
-        numbers: ``(4,)``, pixels, the first one of the image being (0, 0).
+        numbers: ``(4,)`` in pixels; the first pixel of the image is (0, 0).
     """
     if not np.isfinite(numbers).all() or numbers[2:].min() <= 0:
         return NO_BOX
@@ -49,15 +49,15 @@ def annotated_box(numbers: FloatArray) -> FloatArray:
 
 
 def images(folder: Path) -> list[Path]:
-    """The images in a folder, by their numbers; none where there is no such folder."""
+    """The images in a folder, sorted by number; none if the folder does not exist."""
     return numbered_files(folder, _IMAGES) if folder.is_dir() else []
 
 
 def subfolders(root: Path) -> list[Path]:
-    """The folders of the sequences: those in the root, by name, and the root itself.
+    """Possible folders of sequences: those in the root, by name, then the root itself.
 
     Raises:
-        UserError: if there is no root.
+        UserError: if the root does not exist.
     """
     if not root.is_dir():
         raise UserError(
@@ -72,15 +72,15 @@ def boxed_sequence(name: str, frames: list[Path], boxes: list[FloatArray]) -> Vi
     Args:
         name: of the sequence.
         frames: image files.
-        boxes: a rotated box ``(5,)`` for each, NaN where there is no object.
+        boxes: a rotated box ``(5,)`` for each frame, NaN where there is no object.
 
     Raises:
-        UserError: if there is not a box for each frame.
+        UserError: if there is not exactly one box for each frame.
     """
     if len(frames) != len(boxes):
         raise UserError(
             f"sequence {name!r} has {len(frames)} frames but {len(boxes)} lines of ground truth; "
-            "there must be one for each"
+            "there must be one line for each frame"
         )
     return VideoSequence(
         name, len(frames), partial(_frame, frames), given_boxes=np.reshape(boxes, (-1, 5))
@@ -91,7 +91,7 @@ def _numbers(line: str, path: Path, number: int) -> FloatArray:
     try:
         return np.array([float(part) for part in _SEPARATORS.split(line)])
     except ValueError as error:
-        raise UserError(f"{path}, line {number}: {line[:40]!r} is not made of numbers") from error
+        raise UserError(f"{path}, line {number}: {line[:40]!r} must hold numbers only") from error
 
 
 def _frame(paths: list[Path], t: int) -> ByteArray:

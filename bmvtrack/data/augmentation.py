@@ -1,6 +1,6 @@
-"""What makes training samples vary: colours, mirror images, other things behind objects.
+"""Augmentation of training samples: colours, flips, other things behind the objects.
 
-Nothing here draws random numbers: who calls does, from one generator, and hands them over.
+Nothing here draws random numbers: the caller draws them from one generator and passes them in.
 """
 
 from __future__ import annotations
@@ -15,54 +15,54 @@ from bmvtrack.data.batch import Batch
 
 @dataclass(frozen=True)
 class Augmentation:
-    """Random motion of the box and of the colours of a training sample.
+    """Random motion of the box, and random colours, of a training sample.
 
-    Standard deviations of the motion at strength 1; each sample draws one of ``strengths``.
+    Standard deviations of the motion are given at strength 1; each sample draws one of ``strengths``.
     """
 
     log_scale: float = 0.10
-    """of log Δs on each side"""
+    """standard deviation of log Δs on each side"""
     turn: float = 0.122
-    """of θ, radians"""
+    """standard deviation of θ, radians"""
     shift: float = 0.11
-    """on each axis, in units of √(w·h)"""
+    """standard deviation on each axis, in units of √(w·h)"""
     strengths: tuple[float, ...] = (0.5, 1.0, 1.6)
     """factors of the three above"""
     video: float = 0.5
-    """another factor where the box of the frame before is moved: it is wrong already"""
+    """another factor, used when the box of the frame before is moved, which is wrong already"""
     colour: float = 0.25
-    """of brightness, contrast and saturation, uniform in ±this"""
+    """change of brightness, contrast and saturation, uniform in ±this"""
     blur: float = 0.2
     """share of samples that are blurred"""
     template: float = 0.3
-    """strength of the motion of the box that a template is seen through: people draw boxes so"""
+    """strength of the motion of the box that a template is seen through: user-drawn boxes are that inexact"""
     distractors: float = 0.0
-    """share of samples with another sample's object behind theirs"""
+    """share of samples with another sample's object behind their own"""
     backgrounds: float = 0.0
-    """share of samples with another sample's patch, object and all, as their background"""
+    """share of samples with another sample's patch, including its object, as their background"""
     whole_images: float = 0.0
-    """share of stills that are shown whole, as saliency is evaluated: everything in the mask is the
-    object, nobody says more about it than that, and there is no motion to learn"""
+    """share of stills that are shown whole, as in saliency evaluation: everything in the mask is the
+    object, nothing else specifies it, and there is no motion to learn"""
     own_boxes: float = 0.0
-    """share of a video's samples that are seen through the box that the network came to in the frame
-    before, when that was drawn last, if the box had the object: its errors are not those of chance (DAgger,
-    Ross et al. 2011)"""
+    """share of a video's samples that are seen through the box that the network reached in the frame
+    before, when that was last drawn, if the box had not lost the object: the network's errors are not
+    random (DAgger, Ross et al. 2011)"""
 
 
 def colour_jitter(
     images: torch.Tensor, chance: torch.Tensor, augmentation: Augmentation
 ) -> torch.Tensor:
-    """Images with another brightness, contrast and saturation, some of them blurred.
+    """Change brightness, contrast and saturation of images, and blur some of them.
 
     Args:
         images: ``(B, 3, S, S)`` in [0, 255].
-        chance: ``(5, B)`` uniform in [0, 1): of brightness, contrast, saturation, whether an image is
+        chance: ``(5, B)`` uniform in [0, 1): for brightness, contrast, saturation, whether an image is
             blurred, and how much.
-        augmentation: how much of each.
+        augmentation: the amount of each.
     """
     uniform = chance[..., None, None, None]
     brightness, contrast, saturation = 1 + augmentation.colour * (2 * uniform[:3] - 1)
-    # Together they are s·c·b times the pixel, (1 − s)·c·b times its grey, (1 − c)·b times the mean.
+    # Combined: s·c·b times the pixel, (1 − s)·c·b times its grey, (1 − c)·b times the mean.
     changed = contrast * brightness
     grey = images.mean(dim=1, keepdim=True)
     offset = (brightness - changed) * grey.mean(dim=(1, 2, 3), keepdim=True)
@@ -76,7 +76,7 @@ def colour_jitter(
 
 
 def _blurred(padded: torch.Tensor) -> torch.Tensor:
-    """Means over 3×3 pixels of ``(..., H + 2, W + 2)``, whose border is made that of the picture in it."""
+    """Means over 3×3 pixels of ``(..., H + 2, W + 2)``; the border is first filled by replication."""
     for here, there in ((0, 1), (-1, -2)):
         padded[..., here, :] = padded[..., there, :]
     for here, there in ((0, 1), (-1, -2)):
@@ -93,28 +93,28 @@ def with_others(
     chance: torch.Tensor,
     augmentation: Augmentation,
 ) -> torch.Tensor:
-    """Images with what the sample before shows put behind their objects, some of them.
+    """Put content of the preceding sample behind the objects of some images.
 
-    Either its object alone, a distractor, or all of its patch, so that the object stands before another
-    background with a thing in it that is not meant.
+    This is either its object alone, a distractor, or its whole patch, so that the object appears before
+    another background, which contains an object that is not the target.
 
     Args:
         images: ``(B, 3, S, S)``.
         masks: ``(B, 1, S, S)``, the share of each pixel that is object.
-        chosen: ``(B,)`` uniform in [0, 1): which samples, and which of the two.
-        chance: ``(4, B)`` uniform in [0, 1): whether flipped, how large, and where it is put.
+        chosen: ``(B,)`` uniform in [0, 1): decides which samples, and which of the two.
+        chance: ``(4, B)`` uniform in [0, 1): whether it is flipped, its size, and its position.
         augmentation: the shares.
     """
     whole = chosen >= augmentation.distractors
-    # A distractor is 1/factor times as large as in its own patch; a background is enlarged, to cover
-    # all: between the middles of its outermost pixels, beyond which sampling fades to black.
+    # A distractor is 1/factor times as large as in its own patch. A background is enlarged to cover
+    # everything: between the centres of its outermost pixels, beyond which sampling fades to black.
     factor = torch.where(whole, 0.5 + 0.5 * chance[1], 0.8 + 1.2 * chance[1])
     reach = torch.where(whole, (1 - factor) * (1 - 1 / images.shape[-1]), 0.8 * factor)
     flip = torch.where(chance[0] < 0.5, -1.0, 1.0)
     colours = images.shape[1]
     layers = images.new_empty(len(images), colours + 1, *images.shape[2:])
     for part, those in ((layers[:, :colours], images), (layers[:, colours:], masks)):
-        part[1:], part[:1] = those[:-1], those[-1:]  # of the sample before
+        part[1:], part[:1] = those[:-1], those[-1:]  # of the preceding sample
     other = _placed(layers, factor, flip, reach[:, None] * (2 * chance[2:].T - 1))
     used = chosen < augmentation.distractors + augmentation.backgrounds
     whole, used = whole[:, None, None, None], used[:, None, None, None]
@@ -125,9 +125,9 @@ def with_others(
 def _placed(
     layers: torch.Tensor, factor: torch.Tensor, flip: torch.Tensor, centre: torch.Tensor
 ) -> torch.Tensor:
-    """Pictures sampled ``factor`` times as far apart around ``centre``, in halves of their side."""
+    """Resample images at ``factor`` times the spacing around ``centre``, given in halves of their side."""
     count, _, height, width = layers.shape
-    # Torch's affine_grid takes a product of matrices for this, which GPUs round to TF32.
+    # Torch's affine_grid uses a matrix product for this, which GPUs round to TF32.
     grid = layers.new_empty(count, height, width, 2)
     for axis, (side, step) in enumerate(((width, flip * factor), (height, factor))):
         middles = (2 * torch.arange(side, device=layers.device) + 1) / side - 1
@@ -137,7 +137,7 @@ def _placed(
 
 
 def flipped(batch: Batch, flip: torch.Tensor) -> Batch:
-    """The samples where ``flip``, ``(B,)`` boolean, flipped left to right with their motion."""
+    """Flip the samples where ``flip``, ``(B,)`` boolean, is true left to right, with their motion."""
 
     def turned(images: torch.Tensor) -> torch.Tensor:
         return torch.where(flip[:, None, None, None], images.flip(-1), images)
@@ -152,7 +152,7 @@ def flipped(batch: Batch, flip: torch.Tensor) -> Batch:
 
 
 def motion_of_mirrored(motion: torch.Tensor, flip: torch.Tensor) -> torch.Tensor:
-    """Motion ``(B, 5)`` in ``object`` coordinates where samples are flipped left to right, and back again."""
+    """Motion ``(B, 5)`` in ``object`` coordinates of samples flipped left to right; its own inverse."""
     signs = torch.ones_like(motion[0])
     signs[2:4] = -1.0  # a tensor from a list would wait for the device
     return torch.where(flip[:, None], motion * signs, motion)

@@ -1,4 +1,4 @@
-"""Training data where the training happens: frames and objects as uint8 tensors on one device."""
+"""Training data on the training device: frames and objects as uint8 tensors."""
 
 from __future__ import annotations
 
@@ -20,32 +20,32 @@ from bmvtrack.errors import UserError
 
 WHOLE = 0
 """Object id that stands for everything that is not background."""
-_SMALLEST_PART = 0.1  # of the largest part: smaller parts are not objects of their own
+_SMALLEST_PART = 0.1  # of the largest part: smaller parts are not separate objects
 _SMALLEST_AREA = 48  # pixels on the bank's canvas
-_LEFT_OVER = 255  # object id of parts that are not objects of their own
+_LEFT_OVER = 255  # object id of parts that are not separate objects
 _WHOLE_SHARE = 0.3  # of the draws of an image with several parts
-_READERS = 16  # threads at most: decoding images leaves Python's lock to others
+_READERS = 16  # threads at most: decoding images releases Python's lock
 
 
 @dataclass(frozen=True, eq=False)
 class FrameBank:
     """Frames on a common canvas, and the table of targets in them.
 
-    A target is one object (or all of a frame together) with its box. ``previous`` links a target to
+    A target is one object (or all objects of a frame together) with its box. ``previous`` links a target to
     the same object one frame earlier.
 
     Attributes:
-        frames: ``(N, H, W, 3)`` uint8 RGB, padded at the right and below.
+        frames: ``(N, H, W, 3)`` uint8 RGB, padded on the right and at the bottom.
         objects: ``(N, H, W)`` uint8, 0 background, 1… the parts of the mask, 255 parts too small to
-            be objects of their own.
+            be separate objects.
         sizes: ``(N, 2)`` int64, true width and height.
         means: ``(N, 3)`` float32, mean colour of each frame.
         frame_index: ``(M,)`` int64, the frame of each target.
-        object_id: ``(M,)`` int64, its number in ``objects``; 0 is everything.
+        object_id: ``(M,)`` int64, its number in ``objects``; 0 is all objects.
         boxes: ``(M, 5)`` float64.
         previous: ``(M,)`` int64, the target one frame earlier; −1 where there is none.
-        weights: ``(M,)`` float32, relative chance of being drawn.
-        group: ``(M,)`` int64, the sequence (or still) each target belongs to.
+        weights: ``(M,)`` float32, relative probability of being drawn.
+        group: ``(M,)`` int64, the sequence (or still) that each target belongs to.
         shown: ``(M, 2)`` int64, first of the targets that show the same object, and their number.
     """
 
@@ -66,7 +66,7 @@ class FrameBank:
 
     @property
     def nbytes(self) -> int:
-        """Bytes that the tensors hold."""
+        """Bytes that the tensors take."""
         return sum(getattr(self, f.name).nbytes for f in fields(self))
 
     def to(self, device: torch.device | str) -> FrameBank:
@@ -77,7 +77,7 @@ class FrameBank:
         """Indices of targets for training and for validation; no sequence is in both.
 
         Args:
-            share: of the sequences for validation, in (0, 1); at least one sequence each.
+            share: of the sequences for validation, in (0, 1); each side gets at least one sequence.
             seed: of the shuffle.
         """
         groups = torch.unique(self.group.cpu())
@@ -87,15 +87,15 @@ class FrameBank:
 
 
 def held_out_of(count: int, share: float, seed: int) -> torch.Tensor:
-    """Indices ``(K,)`` of those of ``count`` sequences that are held out from training.
+    """Indices ``(K,)`` of the sequences that are held out from training.
 
     Args:
-        count: of the sequences.
-        share: that is held out, in (0, 1); at least one is, and one is not.
+        count: number of sequences.
+        share: of the sequences to hold out, in (0, 1); at least one is held out, and one is not.
         seed: of the shuffle.
 
     Raises:
-        UserError: if there is only one.
+        UserError: if there is only one sequence.
     """
     if count < 2:
         raise UserError("one sequence cannot be split into training and validation; give more")
@@ -113,15 +113,15 @@ class _Frame:
 def build_bank(sequences: Sequence[VideoSequence], longest_side: int) -> Iterator[FrameBank | int]:
     """Read sequences into a bank, on the CPU; frames are reduced to ``longest_side`` pixels.
 
-    Yields the number of sequences read so far (for a progress bar) and at last the bank itself.
+    Yields the number of sequences read so far (for a progress bar) and finally the bank itself.
 
     Args:
         sequences: of one frame (stills: each part of the mask is a target) or more (videos: the
-            whole mask is the target, linked from frame to frame). Several threads read, each a sequence.
+            whole mask is the target, linked from frame to frame). They are read by several threads.
         longest_side: of the canvas in pixels; larger frames are reduced to it.
 
     Raises:
-        UserError: if no frame has an object, or a file is not as it should be.
+        UserError: if no frame has an object, or a file is invalid.
     """
     frames: list[_Frame] = []
     starts = [0]
@@ -132,7 +132,7 @@ def build_bank(sequences: Sequence[VideoSequence], longest_side: int) -> Iterato
             frames.extend(found)
             starts.append(len(frames))
             yield count
-    finally:  # also when a file is not as it should be: the rest need not be read
+    finally:  # also if a file is invalid: the rest need not be read
         readers.shutdown(cancel_futures=True)
     yield _assemble(frames, starts)
 
@@ -163,7 +163,7 @@ def _reduced_frames(sequence: VideoSequence, longest_side: int) -> list[_Frame]:
 
 
 def _parts(mask: BoolArray) -> list[BoolArray]:
-    """The connected parts of a mask that are objects of their own; none if there is only one."""
+    """The connected parts of a mask that are separate objects; none if there is only one."""
     count, labels, statistics, _ = cv2.connectedComponentsWithStats(mask.view(np.uint8))
     areas = statistics[1:, cv2.CC_STAT_AREA]
     if count < 3:

@@ -1,4 +1,4 @@
-"""Training batches: what is drawn, and from whatever it is drawn."""
+"""Training batches, and the interface of the sources that they are drawn from."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ class Batch:
 
     Attributes:
         patches: ``(B, 3 or 4, S, S)`` float32, normalised.
-        labels: ``(B, S, S)`` int64, 0 background, the number of the object's class elsewhere (1 where
+        labels: ``(B, S, S)`` int64, 0 for background, the number of the object's class elsewhere (1 if
             the data has no classes).
-        boxes: ``(B, 5)`` the boxes the frames are seen through, in pixels of the frames as they are
-            kept (a bank may have reduced them).
-        motion: ``(B, 5)`` float32, true motion from there, in ``object`` coordinates; NaN where there
-            is none to learn.
+        boxes: ``(B, 5)`` boxes that the frames are seen through, in pixels of the frames as stored
+            (a bank may have reduced them).
+        motion: ``(B, 5)`` float32, true motion from these boxes, in ``object`` coordinates; NaN where
+            there is none to learn.
         template: like ``patches``, of the same objects seen through their true boxes, in another frame
-            where there is one; None where the network uses none.
+            if there is one; None if the network uses no template.
     """
 
     patches: torch.Tensor
@@ -36,7 +36,7 @@ class Batch:
     template: torch.Tensor | None = None
 
     def to(self, device: torch.device) -> Batch:
-        """The same batch on another device, without waiting for that."""
+        """The same batch on another device, without waiting for the copy."""
         return Batch(
             to_device(self.patches, device),
             to_device(self.labels, device),
@@ -47,7 +47,7 @@ class Batch:
 
     @staticmethod
     def cat(parts: Sequence[Batch]) -> Batch:
-        """Several batches as one."""
+        """Concatenate batches."""
         templates = [part.template for part in parts if part.template is not None]
         return Batch(
             torch.cat([part.patches for part in parts]),
@@ -59,18 +59,18 @@ class Batch:
 
 
 class BatchSource(Protocol):
-    """Whatever training batches are drawn from."""
+    """A source that training batches are drawn from."""
 
     def draw(self, count: int, generator: torch.Generator) -> Batch:
-        """A batch of ``count`` samples; all randomness comes from ``generator``, all else from
+        """A batch of ``count`` samples; all randomness comes from ``generator``, all other state is in
         :meth:`reached`.
         """
         ...
 
     def follow(self, by: torch.Tensor) -> None:
-        """Be told ``(B, 5)`` by which motion the network goes on from the boxes of the last batch drawn."""
+        """Take the motion ``(B, 5)`` by which the network moves on from the boxes of the last batch drawn."""
         ...
 
     def reached(self) -> list[torch.Tensor]:
-        """What is kept of that, to be saved, and written in place to go on from it."""
+        """The state kept from :meth:`follow`: to be saved, and written in place when a run is resumed."""
         ...

@@ -1,8 +1,8 @@
-"""Sequences made of photographs: an object cut out of one moves over another.
+"""Sequences made from photographs: an object cut out of one moves over another.
 
-Stills with masks (DUTS) give real textures, real outlines and real backgrounds, with a salient thing in
-them that is not meant; what moves them is a :class:`~bmvtrack.data.scene.Scene`. Thousands of stills
-give sequences without end, where real videos with masks are few.
+Stills with masks (DUTS) provide real textures, real outlines and real backgrounds, which contain a salient
+object that is not the target; a :class:`~bmvtrack.data.scene.Scene` moves them. Thousands of stills give an
+endless supply of sequences, while real videos with masks are few.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ from bmvtrack.data.sprites import Layer, box_axes, displacement, motion_blur, wi
 from bmvtrack.data.synthetic import SEEDS_PER_SET
 from bmvtrack.errors import UserError
 
-_AREA = (0.02, 0.7)  # of an object's mask over its picture, to be cut out
-# Of the mask's bounds: with more of it at the picture's edge, the object is not whole.
+_AREA = (0.02, 0.7)  # area of an object's mask relative to its image, for it to be cut out
+# Share of the perimeter of the mask's bounds: with more of it at the image's edge, the object is cut off.
 _MOST_CUT = 0.1
 _TRIES = 64
-_BEND = 0.05  # typical size of bends, over the object's own
+_BEND = 0.05  # typical size of bends, relative to the object's
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,7 +44,7 @@ class Cutout:
 
     Attributes:
         picture: ``(h, w, 4)`` uint8, RGB and opacity, with a transparent border.
-        rbbox: ``(5,)`` the object's box in it.
+        rbbox: ``(5,)`` the object's box in the picture.
     """
 
     picture: ByteArray
@@ -52,7 +52,7 @@ class Cutout:
 
 
 def cut_out(image: ByteArray, mask: BoolArray) -> Cutout | None:
-    """What a mask shows of an image; None if that is too small, too large, or not whole.
+    """Cut the object of a mask out of an image; None if it is too small, too large, or cut off.
 
     Args:
         image: ``(H, W, 3)`` uint8 RGB.
@@ -80,23 +80,23 @@ def cutout_sequences(
     seed: int = 0,
     options: SceneOptions = SceneOptions(),  # noqa: B008 (it cannot change)
 ) -> list[VideoSequence]:
-    """``count`` sequences, ``cutouts-<seed>``; those of different ``seed`` differ.
+    """``count`` sequences, ``cutouts-<seed>``; different values of ``seed`` give different ones.
 
     Args:
-        stills: photographs with masks, sequences of one frame.
+        stills: photographs with masks, as sequences of one frame.
         count: at most 1,000,000.
         seed: not negative.
         options: see :class:`~bmvtrack.data.scene.SceneOptions`.
 
     Raises:
-        UserError: if there are fewer than two stills, or too many or too few sequences are asked for.
+        UserError: if there are fewer than two stills, or if ``count`` or ``seed`` is out of range.
     """
     if len(stills) < 2:
         raise UserError(f"cut-outs need at least 2 images with masks, not {len(stills)}")
     if not 1 <= count <= SEEDS_PER_SET or seed < 0:
         raise UserError(
-            f"ask for 1 to {SEEDS_PER_SET:,} sequences of cut-outs with a seed that is not negative, "
-            f"not {count} with {seed}"
+            f"the number of cut-out sequences must be 1 to {SEEDS_PER_SET:,} and their seed not negative, "
+            f"not {count} and {seed}"
         )
     prior = checked_prior(options.prior)
     sequences = []
@@ -166,8 +166,8 @@ class _CutoutScene(Scene):
             if cutout is not None:
                 return cutout
         raise UserError(
-            f"of {_TRIES} images none has an object that can be cut out: whole, not at the edge, and "
-            f"between {_AREA[0]:.0%} and {_AREA[1]:.0%} of the image"
+            f"none of {_TRIES} images has an object that can be cut out; it must be whole, not at the edge, "
+            f"and cover between {_AREA[0]:.0%} and {_AREA[1]:.0%} of the image"
         )
 
 
@@ -177,10 +177,10 @@ class _CutoutSprite:
 
     cutout: Cutout
     rbboxes: FloatArray  # (T, 5)
-    phases: FloatArray  # (T, 2) of the bends along its two sides, radians
-    bends: FloatArray  # (2,) how far, over its size
-    waves: FloatArray  # (2,) radians across its size
-    shutter: float  # share of the time between frames that it is open
+    phases: FloatArray  # (T, 2) of the bends along the object's two sides, radians
+    bends: FloatArray  # (2,) amplitude, relative to the object's size
+    waves: FloatArray  # (2,) radians across the object's size
+    shutter: float  # share of the time between frames that the shutter is open
 
     def cover(self, t: int, width: int, height: int) -> tuple[slice, slice, ByteArray] | None:
         """See ``Sprite``."""
@@ -202,14 +202,14 @@ class _CutoutSprite:
         return Layer(*window, blurred[..., 3:], blurred[..., :3])
 
     def _window(self, t: int, width: int, height: int) -> tuple[slice, slice] | None:
-        """Rows and columns of frame t that it may cover."""
+        """Rows and columns of frame t that the cut-out may cover."""
         linear, shift = self._affine(t)
         corners = np.array([[0, 0], [1, 0], [0, 1], [1, 1]]) * self.cutout.picture.shape[1::-1]
         points = corners @ linear.T + shift
         return window_of(points, displacement(self.rbboxes, t, self.shutter), width, height)
 
     def _affine(self, t: int) -> tuple[FloatArray, FloatArray]:
-        """From the picture to frame t."""
+        """The affine map from the picture to frame t."""
         linear = box_axes(self.rbboxes[t]) @ np.linalg.inv(box_axes(self.cutout.rbbox))
         return linear, self.rbboxes[t][:2] - linear @ self.cutout.rbbox[:2]
 

@@ -15,16 +15,16 @@ from bmvtrack.data.sequence import NO_IMAGE, VideoSequence, read_image, upright_
 from bmvtrack.errors import UserError
 from bmvtrack.files import listed, numbered_files, read_lines
 
-_FEWEST_GREYS = 64  # a brightest value under it is an object's number
+_FEWEST_GREYS = 64  # if the brightest value is below this, values are object numbers
 
 
 def read_mask(path: Path) -> BoolArray:
     """An annotation as ``(H, W)`` boolean, whatever the image mode.
 
     In a palette image (object numbers) everything but 0 is object. In grey, grey with alpha (some
-    DAVIS16 files) and colour images it is what is brighter than half the brightest value, in any
-    channel but alpha: 0/1, 0/255 and smoothed borders are all understood. Where the brightest value is
-    under 64, these are object numbers, too. A file's own orientation (EXIF) is obeyed, as in frames.
+    DAVIS16 files) and colour images, pixels brighter than half the brightest value in any channel but
+    alpha are object: 0/1, 0/255 and smoothed borders all work. If the brightest value is below 64, the
+    values are taken as object numbers, too. A file's own orientation (EXIF) is applied, as for frames.
 
     Raises:
         UserError: if the file is missing or not an image.
@@ -52,9 +52,9 @@ def load_davis16(
 
     Args:
         root: with ``JPEGImages/<res>/<seq>`` and ``Annotations/<res>/<seq>``.
-        split: ``train``, ``val`` or ``trainval``: the sequences that
-            ``ImageSets/<res>/<split>.txt`` (or ``ImageSets/2016/<split>.txt``, a name a line)
-            lists. None: all there are.
+        split: ``train``, ``val`` or ``trainval``: the sequences listed in
+            ``ImageSets/<res>/<split>.txt`` (or ``ImageSets/2016/<split>.txt``, one name per line).
+            None: all sequences.
         sequences: keep only these names.
 
     Raises:
@@ -72,7 +72,7 @@ def load_davis16(
     if sequences is not None:
         unknown = sorted(set(sequences) - set(names))
         if unknown:
-            raise UserError(f"no sequence {', '.join(unknown)} in {images}; there are {names}")
+            raise UserError(f"no sequence {', '.join(unknown)} in {images}; it holds {names}")
         names = [name for name in names if name in sequences]
     if not names:
         raise UserError(f"no sequences in {images}")
@@ -100,16 +100,16 @@ def _split_names(root: Path, resolution: str, split: str, names: Collection[str]
                 raise UserError(f"{path} names no sequence")
             return found
     raise UserError(
-        f"no split {split!r} in {root}: neither {candidates[0]} nor {candidates[1]} is there"
+        f"no split {split!r} in {root}: neither {candidates[0]} nor {candidates[1]} exists"
     )
 
 
 def _sequence_of(line: str, names: Collection[str]) -> str:
-    """The sequence that a line of a split names: by itself, or by the path of one of its frames.
+    """The sequence that a line of a split names, either directly or by the path of one of its frames.
 
     Args:
-        line: of the split.
-        names: of the sequences that there are; they may have spaces in them.
+        line: of the split file.
+        names: of the existing sequences; they may contain spaces.
     """
     if line in names:
         return line
@@ -129,7 +129,7 @@ def _sequence(name: str, images: Path, annotations: Path) -> VideoSequence:
     if missing:
         raise UserError(
             f"sequence {name!r} lacks {len(missing)} of {len(masks)} masks, "
-            f"the first is {missing[0]}; annotations must lie beside the frames by number"
+            f"the first is {missing[0]}; there must be an annotation with the number of each frame"
         )
     return VideoSequence(
         name, len(frames), partial(_read_frame, frames), partial(_read_mask, masks)

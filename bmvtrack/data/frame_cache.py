@@ -1,4 +1,4 @@
-"""Frames of many sequences as uint8 in one tensor on one device, within a limit of bytes."""
+"""Frames of many sequences as uint8 in one tensor on one device, within a memory limit."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ GIBIBYTE = 2**30
 
 
 class FrameCache:
-    """The frames asked for last, each in a slot of one canvas; the least recently used one goes.
+    """The most recently requested frames, each in a slot with a common canvas; an LRU cache.
 
     Args:
-        slots: frames that are kept.
+        slots: number of frames to keep.
         width: of the canvas, at least that of the widest frame.
         height: of the canvas.
         device: to keep them on.
 
     Attributes:
-        frames: ``(slots, H, W, 3)`` uint8 RGB, padded at the right and below.
+        frames: ``(slots, H, W, 3)`` uint8 RGB, padded on the right and at the bottom.
         means: ``(slots, 3)`` float32, mean colour of each frame.
     """
 
@@ -36,8 +36,8 @@ class FrameCache:
         self.frames = torch.empty(slots, height, width, 3, dtype=torch.uint8, device=device)
         self.means = torch.empty(slots, 3, device=device)
         self._slot_of: OrderedDict[tuple[int, int], int] = OrderedDict()  # oldest use first
-        # Sequences by themselves, not by name: those of two data sets may have the same. A number is
-        # not given again when a sequence is gone, as its address would be.
+        # Sequences are keyed by identity, not by name: those of two data sets may have the same name. A
+        # number, unlike an address, is not reused when a sequence is gone.
         self._numbers: WeakKeyDictionary[VideoSequence, int] = WeakKeyDictionary()
         self._next_number = count()
         self._free = list(range(slots))
@@ -54,14 +54,14 @@ class FrameCache:
         return self.frames.nbytes + self.means.nbytes
 
     def slots(self, wanted: Sequence[tuple[VideoSequence, int]]) -> list[int]:
-        """Slots of frames; those not there yet are read.
+        """Slots of frames; frames that are not cached yet are read.
 
         Args:
-            wanted: sequence and index of each frame, no more different ones than there are slots.
+            wanted: sequence and index of each frame; at most as many different frames as there are slots.
         """
         numbers = {sequence: self._number(sequence) for sequence in {s for s, _ in wanted}}
         keys = [(numbers[sequence], t) for sequence, t in wanted]
-        for key in keys:  # first, so that none of them makes room for another
+        for key in keys:  # first, so that none of them is evicted for another
             if key in self._slot_of:
                 self._slot_of.move_to_end(key)
         for key, (sequence, t) in zip(keys, wanted, strict=True):
@@ -70,7 +70,7 @@ class FrameCache:
         return [self._slot_of[key] for key in keys]
 
     def at(self, slots: torch.Tensor) -> torch.Tensor:
-        """The frames in slots, ``(B, H, W, 3)``: copied eight bytes at a time where they are so many."""
+        """The frames in slots, ``(B, H, W, 3)``; copied eight bytes at a time if the size allows it."""
         whole = self.frames[0].numel() % 8 == 0
         flat = self.frames.flatten(1)
         wide = flat.view(torch.int64) if whole else flat
@@ -97,8 +97,8 @@ def make_frame_cache(
     """A cache for all frames of ``sequences``, or for as many as the limit allows.
 
     Args:
-        sequences: that frames will come from.
-        at_once: frames that must be there together.
+        sequences: whose frames will be requested.
+        at_once: number of frames that must be cached at the same time.
         limit: bytes that the frames may take; None: 4 GiB, or a quarter of a GPU's free memory if that is
             more.
         device: to keep them on.

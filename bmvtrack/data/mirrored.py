@@ -1,4 +1,4 @@
-"""Sequences seen in a mirror, upside down, and backwards: eight where there was one."""
+"""Sequences flipped left to right, top to bottom, and in time: eight views of each."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from bmvtrack.data.sequence import VideoSequence
 
 Pixel = TypeVar("Pixel", bound=np.generic)
 Mirroring = Literal["all", "upside-down", "none"]
-"""Which mirrored views are wanted."""
+"""Which mirrored views to make."""
 
 
 def mirrored_views(sequence: VideoSequence, views: Mirroring = "all") -> list[VideoSequence]:
     """The sequence mirrored left to right, top to bottom and in time, in all combinations.
 
-    Frames, and masks where there are any, are still read when asked for; boxes are mirrored now, for
-    which all masks are read once.
+    Frames, and masks if there are any, are still read on demand; boxes are mirrored now, for which all
+    masks are read once.
 
     Args:
         sequence: of any kind.
-        views: ``all`` eight, or the four that are ``upside-down``, in either case the one that is
-            mirrored least first; ``none``: the sequence as it is, alone.
+        views: ``all`` eight, or the four that are ``upside-down``; in either case the least mirrored one
+            comes first. ``none``: only the sequence as it is.
     """
     choices = {"all": (False, True), "upside-down": (True,), "none": (False,)}[views]
     others = (False,) if views == "none" else (False, True)
@@ -38,10 +38,10 @@ def mirrored_views(sequence: VideoSequence, views: Mirroring = "all") -> list[Vi
 
 
 def upside_down(sequence: VideoSequence) -> VideoSequence:
-    """The sequence mirrored top to bottom and nothing else.
+    """The sequence mirrored top to bottom only.
 
-    An encoder errs on its own training sequences, shown so, as it does on new ones: what is chosen on
-    them is not chosen on test data, and does not hang on what was learned by heart.
+    On its own training sequences, shown this way, an encoder makes errors as it does on new ones: what is
+    chosen on them is not chosen on test data, and does not depend on what was memorized.
     """
     return mirrored_views(sequence, "upside-down")[0]
 

@@ -20,21 +20,21 @@ ANNOTATED_FRAMES = {
     "Freeman4": (1, 283),
     "Diving": (1, 215),
 }
-"""First and last frame, from 1, of the sequences that the benchmark annotates in part."""
+"""First and last annotated frame, counted from 1, of sequences that the benchmark annotates in part."""
 
 
 def load_otb(root: Path) -> list[VideoSequence]:
     """The sequences of an OTB folder, in alphabetical order.
 
-    A sequence with several objects (``groundtruth_rect.1.txt``, ``.2.txt``) is several sequences,
-    ``Jogging.1`` and ``Jogging.2``; empty files count for nothing. Boxes are ``x, y, w, h`` of the
+    A sequence with several objects (``groundtruth_rect.1.txt``, ``.2.txt``) becomes several sequences,
+    ``Jogging.1`` and ``Jogging.2``; empty files are ignored. Boxes are ``x, y, w, h`` of the
     pixels they cover, counted from 1.
 
     Args:
         root: with ``SEQUENCE/img/*.jpg`` and ``SEQUENCE/groundtruth_rect.txt``; or one SEQUENCE.
 
     Raises:
-        UserError: if there are no sequences, or a file is not as it should be.
+        UserError: if there are no sequences, or a file is invalid.
     """
     sequences = []
     for folder in subfolders(root):
@@ -63,5 +63,5 @@ def _annotated(name: str, frames: list[Path], count: int) -> list[Path]:
 
 def _box(row: FloatArray, path: Path, number: int) -> FloatArray:
     if len(row) != 4:
-        raise UserError(f"{path}, box {number}: it has {len(row)} numbers and not x, y, w, h")
+        raise UserError(f"{path}, box {number}: it has {len(row)} numbers instead of x, y, w, h")
     return annotated_box(row - np.array([1, 1, 0, 0]))

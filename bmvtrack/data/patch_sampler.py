@@ -1,8 +1,8 @@
-"""Training batches from a store of patches: all of it on the device, or streamed from disk.
+"""Training batches from a store of patches, which is held on the device or streamed from disk.
 
-Both ways give the same batches to the bit. Which patches a batch holds, and how they are changed,
-follows from the state of the generator when the batch is drawn, and from nothing else; so a run that
-goes on from that state goes on with the same batches, whatever had been read ahead.
+Both ways give bitwise identical batches. Which patches a batch holds, and how they are augmented, depends
+only on the state of the generator when the batch is drawn; so a run that is resumed from that state gets
+the same batches, whatever had been read ahead.
 """
 
 from __future__ import annotations
@@ -27,28 +27,28 @@ from bmvtrack.devices import data_capacity, to_device
 from bmvtrack.errors import UserError
 
 READ_AHEAD = 2
-"""Batches that are read before they are asked for, each by its own thread."""
+"""Number of batches that are read before they are requested, each by its own thread."""
 _LOAD_AT_ONCE = 512  # records
 
 
 class Records(Protocol):
-    """Where the records of one side of the split come from."""
+    """Source of the records of one side of the split."""
 
     def get(self, choice: torch.Tensor) -> torch.Tensor:
-        """Records ``(B, record_bytes)`` uint8 on the device, by ``(B,)`` int64 on the CPU."""
+        """Records ``(B, record_bytes)`` uint8 on the device, by indices ``(B,)`` int64 on the CPU."""
         ...
 
     def expect(self, choices: Sequence[torch.Tensor]) -> None:
-        """What :meth:`get` will be asked for next, if nothing comes between."""
+        """Announce what :meth:`get` will be called with next, if nothing else comes first."""
         ...
 
 
 class ResidentRecords:
-    """All records on the device.
+    """All records, held on the device.
 
     Args:
         store: of patches.
-        indices: of those wanted, ``(K,)``.
+        indices: of the wanted patches, ``(K,)``.
         device: to hold them.
     """
 
@@ -65,28 +65,28 @@ class ResidentRecords:
         return self._records[to_device(choice, self._records.device)]
 
     def expect(self, choices: Sequence[torch.Tensor]) -> None:
-        """Nothing to do: everything is here."""
+        """Do nothing: all records are on the device."""
 
 
 class StreamedRecords:
-    """Records copied from the memory map when needed, and before, once needs prove foreseeable.
+    """Records copied from the memory map on demand, or in advance while requests are predictable.
 
-    What is expected is only a guess: whoever else draws from the generator makes it wrong. A wrong
+    Expected requests are only a guess: if anyone else draws from the generator, it is wrong. A wrong
     guess costs nothing but time. After one, nothing is read ahead until a guess was right again, so
-    that someone whose needs cannot be foreseen does not pay for patches that nobody wants.
+    that a caller with unpredictable requests does not pay for patches that are not used.
 
     Args:
         store: of patches.
-        indices: of those wanted, ``(K,)``.
-        device: that wants them; pinned memory is used where it is a GPU.
+        indices: of the wanted patches, ``(K,)``.
+        device: that the records are for; pinned memory is used if it is a GPU.
     """
 
     def __init__(self, store: PatchStore, indices: IntArray, device: torch.device) -> None:
         self.hits = 0
-        """Batches that had been read ahead."""
+        """Number of requested batches that had been read ahead."""
         self._store, self._indices, self._device = store, indices, device
         self._expected: deque[tuple[torch.Tensor, Future[torch.Tensor] | None]] = deque()
-        self._foreseen = False  # whether the last need was as expected
+        self._foreseen = False  # whether the last request was as expected
         self._threads = ThreadPoolExecutor(READ_AHEAD, "patches")
 
     def get(self, choice: torch.Tensor) -> torch.Tensor:
@@ -103,7 +103,7 @@ class StreamedRecords:
         return records.to(self._device, non_blocking=True)
 
     def expect(self, choices: Sequence[torch.Tensor]) -> None:
-        """See :class:`Records`; what is being read already goes on being read."""
+        """See :class:`Records`; reads that have already begun continue."""
         begun = [future for _, future in self._expected]
         self._expected.clear()
         for choice, future in zip_longest(choices, begun):
@@ -123,21 +123,21 @@ class StreamedRecords:
 
 @dataclass(frozen=True)
 class _Draw:
-    """What is random in a batch, on the CPU."""
+    """The random numbers of a batch, on the CPU."""
 
-    choice: torch.Tensor  # (B,) int64, of the sampler's indices
-    chance: torch.Tensor  # (6, B) uniform: five of the colours, one of the mirror
+    choice: torch.Tensor  # (B,) int64, into the sampler's indices
+    chance: torch.Tensor  # (6, B) uniform: five for the colours, one for the flip
 
 
 class PatchSampler:
-    """Draws batches from one side of a store's split, as paper mode does.
+    """Draws batches from one side of a store's split, for paper mode.
 
     Args:
         store: of patches.
         split: which side.
         size: of the patches that the network takes; the store's are averaged down to it.
         device: of the batches.
-        resident: keep all records on the device, else stream them.
+        resident: keep all records on the device; otherwise stream them.
         augmentation: of the colours, with flips; None leaves the patches as they are, for validation.
 
     Raises:
@@ -156,7 +156,7 @@ class PatchSampler:
         if store.size % size:
             raise UserError(
                 f"--input-size {size} does not divide the {store.size} pixels of the patches in "
-                f"{store.folder}; give {store.size}, or prepare them in another size"
+                f"{store.folder}; give {store.size}, or prepare the patches in another size"
             )
         indices = store.indices(split)
         self.store, self.size, self.device, self.augmentation = store, size, device, augmentation
@@ -168,7 +168,7 @@ class PatchSampler:
         self._boxes = torch.from_numpy(store.table.rbbox[indices]).to(device)
 
     def draw(self, count: int, generator: torch.Generator) -> Batch:
-        """A batch of ``count`` samples; the generator moves on by one number."""
+        """A batch of ``count`` samples; the generator advances by one number."""
         drawn = self._random(count, generator)
         records = self.records.get(drawn.choice)
         foreseen = torch.Generator(generator.device)
@@ -177,14 +177,14 @@ class PatchSampler:
         return self._batch(records, drawn)
 
     def follow(self, by: torch.Tensor) -> None:
-        """Nothing to do: patches are centred on the true box."""
+        """Do nothing: patches are centred on the true box."""
 
     def reached(self) -> list[torch.Tensor]:
-        """Nothing."""
+        """An empty list: nothing is kept."""
         return []
 
     def _random(self, count: int, generator: torch.Generator) -> _Draw:
-        """All that is random in a batch."""
+        """All random numbers of a batch."""
         own = torch.Generator().manual_seed(host_seed(generator))
         choice = torch.randint(self.count, (count,), generator=own)
         return _Draw(choice, torch.rand(6, count, generator=own))
@@ -228,8 +228,8 @@ def store_samplers(
         store: of patches.
         size: of the patches that the network takes.
         device: of the batches.
-        resident_bytes: a store of this size or less is kept on the device, a larger one streamed.
-            Default: half of a GPU's free memory; 0 on a CPU, whose memory the map is in already.
+        resident_bytes: a store of this size or less is kept on the device, a larger one is streamed.
+            Default: half of a GPU's free memory; 0 on a CPU, whose memory already holds the memory map.
     """
     if resident_bytes is None:
         resident_bytes = data_capacity(device) if device.type == "cuda" else 0

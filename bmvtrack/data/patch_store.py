@@ -1,19 +1,19 @@
-"""Patches on disk, ready to be trained on: memory-mapped shards and one index.
+"""Patches on disk, ready for training: memory-mapped shards and one index.
 
 A store is a folder::
 
-    store.json          what it is: patch size, categories, split, shards; written last
-    index.npz           one row a patch: :class:`PatchTable`, and the split
-    shards/00000.npy    one record a patch: :func:`record_type`
+    store.json          description: patch size, categories, split, shards; written last
+    index.npz           one row per patch: :class:`PatchTable`, and the split
+    shards/00000.npy    one record per patch: :func:`record_type`
     shards/00000.npz    the shard's rows of the table, and its checksum
 
 A record holds a patch and its mask side by side, 200 KiB at 256×256 (the mask is packed to bits), so
-that a sample is one read. There are many shards and not one large file because a shard is written
-atomically by whoever makes it: nothing is copied when all are done, a kill costs the shards
-that were being made, and a damaged one is remade alone. A shard holds several videos, so that the
-3,471 of YouTube-VOS stay well below the number of files that a process may hold open.
+that a sample takes one read. There are many shards rather than one large file because each shard is
+written atomically by the process that makes it: nothing is copied at the end, a kill costs only the shards
+in progress, and a damaged shard is remade alone. A shard holds several videos, so that the 3,471 of
+YouTube-VOS stay well below the number of files that a process may hold open.
 
-The store holds patches centred on their own object, as paper mode wants them. It does not hold what
+The store holds patches centred on their own object, as paper mode needs them. It does not hold what
 is further away, so it cannot serve tracking mode, which looks through a box that has moved.
 """
 
@@ -39,10 +39,10 @@ Split = Literal["train", "validation"]
 IntArray = NDArray[np.int64]
 
 FORMAT = 2
-"""Of a store; in the first, windows were not clipped at the frame's edge."""
+"""Format version of a store; in version 1, windows were not clipped at the frame's edge."""
 _STORE, _INDEX, _SHARDS = "store.json", "index.npz", "shards"
 _REMEDY = (
-    "run prepare_youtube_vos.py again: it remakes only what is missing or damaged (to a new folder, if "
+    "run prepare_youtube_vos.py again: it remakes only what is missing or damaged (use a new folder if "
     "another version of bmvtrack made this one)"
 )
 
@@ -54,13 +54,13 @@ def record_type(size: int) -> np.dtype[Any]:
 
 @dataclass(frozen=True, eq=False)
 class PatchTable:
-    """What is known of N patches.
+    """Metadata of N patches.
 
     Attributes:
         video: ``(N,)`` names.
         object_id: ``(N,)`` uint8, number in the video's annotations.
-        frame: ``(N,)`` names, as the files are called.
-        category: ``(N,)`` uint8, class of the object, 1 … the number of categories; 1 without.
+        frame: ``(N,)`` names of the files.
+        category: ``(N,)`` uint8, class of the object, 1 … the number of categories; 1 without categories.
         rbbox: ``(N, 5)`` float64 rotated boxes in the frame, continuous along the sequence.
         window: ``(N, 4)`` float64: left, top, right, bottom of the patch in the frame.
         shard: ``(N,)`` int32.
@@ -81,7 +81,7 @@ class PatchTable:
 
     @property
     def sequence(self) -> NDArray[np.str_]:
-        """``(N,)`` video and object: what the paper calls a sequence."""
+        """``(N,)`` video and object, which the paper calls a sequence."""
         return np.char.add(np.char.add(self.video, "/"), self.object_id.astype(np.str_))
 
     def columns(self) -> dict[str, Any]:
@@ -90,7 +90,7 @@ class PatchTable:
 
     @classmethod
     def from_columns(cls, columns: Mapping[str, NDArray[Any]]) -> PatchTable:
-        """The inverse of :meth:`columns`; other columns are passed over."""
+        """The inverse of :meth:`columns`; other columns are ignored."""
         return cls(**{f.name: columns[f.name] for f in fields(cls)})
 
     @classmethod
@@ -102,7 +102,7 @@ class PatchTable:
 
 @dataclass(frozen=True, eq=False)
 class Shard:
-    """A shard that is on disk, whole.
+    """A complete shard on disk.
 
     Attributes:
         table: of its patches.
@@ -118,7 +118,7 @@ class Shard:
 
 
 def shard_path(folder: Path, number: int) -> Path:
-    """The file of records of a store's shard."""
+    """The file that holds the records of a store's shard."""
     return folder / _SHARDS / f"{number:05}.npy"
 
 
@@ -129,13 +129,13 @@ def write_shard(
     table: PatchTable,
     dropped: dict[str, int],
 ) -> Shard:
-    """Write a shard: its records, then beside them the table and what shows that they are whole.
+    """Write a shard: its records, then beside them the table and what proves that they are complete.
 
     Args:
         path: of the records.
         size: of the patches, pixels.
-        records: arrays of :func:`record_type`; they are joined.
-        table: one row a record.
+        records: arrays of :func:`record_type`; they are concatenated.
+        table: one row per record.
         dropped: see :class:`Shard`.
     """
     header = {
@@ -156,7 +156,7 @@ def write_shard(
 
 
 def read_shard(path: Path) -> Shard | None:
-    """A shard that is there and whole; None otherwise.
+    """Read a shard; None if it is missing or damaged.
 
     Every byte of its records is read and compared with the checksum.
     """
@@ -166,7 +166,7 @@ def read_shard(path: Path) -> Shard | None:
             shard = Shard(PatchTable.from_columns(stored), **note)
         whole = path.stat().st_size == shard.nbytes and _checksum(path) == shard.checksum
     except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, zlib.error):
-        return None  # missing or damaged, in any of the ways in which a zip archive can be
+        return None  # missing or damaged, in any of the ways a zip archive can be
     return shard if whole else None
 
 
@@ -186,15 +186,15 @@ def write_store(
     validation: BoolArray,
     about: dict[str, Any],
 ) -> None:
-    """Make a folder of shards a store: write its index, then ``store.json``.
+    """Turn a folder of shards into a store: write its index, then ``store.json``.
 
     Args:
         folder: of the store, with its shards.
         size: of the patches, pixels.
         categories: names of the classes 1, 2, …; empty for class-agnostic data.
         shards: all of them, in order.
-        validation: ``(N,)`` of all their patches in order, else they are for training.
-        about: what else ``store.json`` shall say to who reads it.
+        validation: ``(N,)`` whether each patch, in order, is for validation rather than training.
+        about: further entries of ``store.json``, for its readers.
     """
     table = PatchTable.concatenated([shard.table for shard in shards])
     with atomic_file(folder / _INDEX) as temporary:
@@ -221,13 +221,13 @@ class PatchStore:
         folder: as given.
         size: of the patches, pixels.
         categories: names of the classes 1, 2, …; empty for class-agnostic data.
-        table: one row a patch.
+        table: one row per patch.
         validation: ``(N,)`` boolean; the other patches are for training.
-        index_checksum: of table and split: of another preparation it is another one.
+        index_checksum: of table and split; it differs between preparations.
 
     Raises:
-        UserError: if it is not a store, or is not whole. Sizes of all files are checked, and the
-            index by its checksum; the records' checksums are the preparation's concern.
+        UserError: if the folder is not a store, or is incomplete. The sizes of all files are checked, and
+            the checksum of the index; the checksums of the records are checked by the preparation.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -241,7 +241,7 @@ class PatchStore:
                 raise UserError(f"{path} is missing or damaged; {_REMEDY}")
         path = folder / _INDEX
         if not path.is_file() or _checksum(path) != description.index_checksum:
-            raise UserError(f"{path} is missing, damaged or of another preparation; {_REMEDY}")
+            raise UserError(f"{path} is missing, damaged or from another preparation; {_REMEDY}")
         with np.load(path, allow_pickle=False) as stored:
             self.table = PatchTable.from_columns(stored)
             self.validation: BoolArray = stored["validation"]
@@ -251,7 +251,7 @@ class PatchStore:
 
     @property
     def classes(self) -> int:
-        """Number of classes with background."""
+        """Number of classes including background."""
         return 1 + max(1, len(self.categories))
 
     @property
@@ -308,14 +308,14 @@ def _read_description(folder: Path) -> _Description:
     if not path.is_file():
         raise UserError(
             f"{folder} is not a finished store of patches: it has no {_STORE}; "
-            "prepare_youtube_vos.py makes one"
+            "make one with prepare_youtube_vos.py"
         )
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
         if found["format"] != FORMAT:
             raise UserError(
                 f"{folder} is a store of format {found['format']}, made by another version of bmvtrack; "
-                f"this one reads format {FORMAT}: run prepare_youtube_vos.py again, to a new folder"
+                f"this version reads format {FORMAT}: run prepare_youtube_vos.py again, to a new folder"
             )
         return _Description(
             int(found["size"]),

@@ -1,12 +1,12 @@
 """The patch φ: an axis-aligned window around a box, resampled to the network's input.
 
-The window is the box's axis-aligned bounds, padded on each side by (w + h)/4 of those bounds,
-resized without keeping aspect. The paper clips it at the frame's edge. For tracking it is not, and
-what lies outside is the frame's mean colour. Either way patch coordinates are an affine map of frame
-coordinates, known exactly; without clipping it is that of the box alone.
+The window is the box's axis-aligned bounds, padded on each side by (w + h)/4 of those bounds and
+resized without preserving the aspect ratio. The paper clips it at the frame's edge. For tracking it is not
+clipped, and everything outside has the frame's mean colour. In both cases patch coordinates are an affine
+map of frame coordinates, known exactly; without clipping it depends on the box alone.
 
-Resampling is separable: one small matrix a side, of triangle filters as wide as the scale demands,
-so that shrinking windows do not alias. A batch of patches is two batched matrix products on any
+Resampling is separable: one small matrix per side, of triangle filters as wide as the scale requires,
+so that downscaling does not alias. A batch of patches is two batched matrix products on any
 device.
 """
 
@@ -21,10 +21,10 @@ from bmvtrack import geometry
 from bmvtrack.arrays import Array, namespace
 
 _BAND = 16  # patch pixels whose filters are applied together
-_FAR = 3  # times a frame's sides: of larger windows nearly all lies outside
-_READ_TOGETHER = 32  # frames whose filters are worked out together
+_FAR = 3  # times a frame's sides: larger windows lie nearly all outside
+_READ_TOGETHER = 32  # frames whose filters are computed together
 _TOGETHER = 2**28  # numbers of frames that are in float32 at once
-_NOWHERE = 1e30  # where pixels lie that no filter reaches
+_NOWHERE = 1e30  # position of pixels that no filter should reach
 
 
 def window(rbbox: Array) -> Array:
@@ -45,7 +45,7 @@ def window(rbbox: Array) -> Array:
 
 
 def clipped(windows: Array, sizes: Array) -> Array:
-    """Windows clipped at the edges of their frames, as the paper has them.
+    """Windows clipped at the edges of their frames, as in the paper.
 
     Args:
         windows: ``(..., 4)``.
@@ -66,14 +66,14 @@ def box_of_whole(sizes: Array) -> Array:
     """The box whose window is the whole frame: upright, in the middle, about half as wide and high.
 
     Args:
-        sizes: ``(..., 2)`` width and height of frames in pixels. No box has the window of a frame that
-            is over three times as long as it is high: there one side is the least that a box may have.
+        sizes: ``(..., 2)`` width and height of frames in pixels. For a frame more than three times as long
+            as it is high, no box has this window: one side is then the shortest that a box may have.
 
     Returns:
         ``(..., 5)`` boxes.
     """
     xp = namespace(sizes)
-    # φ pads each side of a box w×h by (w + h)/4: it is as large as W×H if w = W − (W + H)/4.
+    # φ pads each side of a box w×h by (w + h)/4: the window is W×H if w = W − (W + H)/4.
     sides = sizes - xp.sum(sizes, axis=-1, keepdims=True) / 4
     sides = xp.clip(sides, geometry.MINIMUM_SIDE)
     middle = (sizes - 1) / 2
@@ -91,7 +91,7 @@ def crop(
         windows: ``(B, 4)`` left, top, right, bottom in pixels (pixel centres are whole numbers).
         size: of the patch in pixels.
         sizes: ``(B, 2)`` true width and height of each frame on the canvas.
-        fill: ``(B, C)`` value of what lies outside the frame.
+        fill: ``(B, C)`` value used outside the frame.
 
     Returns:
         ``(B, C, size, size)`` float32. Patch pixel j lies at left + (j + ½)(right − left)/size.
@@ -125,7 +125,7 @@ def _in_parts(
     sizes: torch.Tensor,
     fill: torch.Tensor,
 ) -> torch.Tensor:
-    """:func:`crop` by a function of so many frames at once."""
+    """:func:`crop` by a function that takes ``together`` frames at once."""
     parts = zip(*(t.split(together) for t in (frames, windows, sizes, fill)), strict=True)
     return torch.cat([resample(f, w, size, s, c) for f, w, s, c in parts])
 
@@ -133,7 +133,7 @@ def _in_parts(
 def _resample(
     frames: torch.Tensor, windows: torch.Tensor, size: int, sizes: torch.Tensor, fill: torch.Tensor
 ) -> torch.Tensor:
-    """:func:`crop` as two products with all pixels of the frames."""
+    """:func:`crop` as two matrix products with all pixels of the frames."""
     batch, height, width, channels = frames.shape
     together = max(1, _TOGETHER // (height * width * channels))
     if batch > together:  # as float32, many large frames fill a GPU
@@ -151,8 +151,8 @@ def _read(
 ) -> torch.Tensor:
     """:func:`crop` as products of bands of each patch with the pixels that they read.
 
-    A filter is a few pixels wide: a product with all pixels of a window is nearly all zeros. To know which
-    pixels these are one must wait for a device, so this is for the CPU.
+    A filter is a few pixels wide, so a product with all pixels of a window would be mostly zeros. Finding
+    out which pixels are read requires waiting for the device, so this is for the CPU.
     """
     sides = (
         windows.unflatten(1, (2, 2)).transpose(0, 1).flatten(1).double()
@@ -181,7 +181,7 @@ def _read_one(
     rows: torch.Tensor,
     down: torch.Tensor,
 ) -> torch.Tensor:
-    """One frame ``(H, W, C)`` through the bands of both sides: ``(C, size, size)``; 0 for what is outside."""
+    """Apply the bands of both sides to one frame ``(H, W, C)``: ``(C, size, size)``, 0 outside the frame."""
     left, right = int(columns[0, 0]), int(columns[-1, -1]) + 1
     seen = frame[:, left:right].index_select(0, rows.flatten())  # (G·K, w, C)
     width, channels = seen.shape[1:]
@@ -200,12 +200,12 @@ def _bands(
     Args:
         starts: ``(A,)`` float64, of the windows.
         stops: ``(A,)`` float64.
-        size: of the patch; G·R ≥ size patch pixels, the last ones for nothing.
+        size: of the patch; the bands have G·R ≥ size patch pixels, of which the last ones are unused.
         limits: ``(A,)`` int64, of the frames.
 
     Returns:
         The frame pixels that each band reads, ``(A, G, K)`` int64, ascending, inside the frame; their weights
-        ``(A, G, R, K)`` float32; and how many of the K count, side by side: the others' weights are 0.
+        ``(A, G, R, K)`` float32; and, for each side, how many of the K are used: the others have weight 0.
     """
     step = ((stops - starts) / size)[:, None, None]
     radius = step.clamp_min(1)
@@ -217,7 +217,7 @@ def _bands(
     offsets = torch.arange(max(counts))
     distance = ((centres - first).float()[..., None] - offsets).abs_()
     weights = distance.div_(-radius.float()[..., None]).add_(1).clamp_min_(0)
-    weights /= weights.sum(dim=3, keepdim=True)  # that of all pixels, there or not
+    weights /= weights.sum(dim=3, keepdim=True)  # over all pixels, in the frame or not
     pixels = first.long() + offsets
     there = torch.minimum(pixels.clamp_min(0), limits[:, None, None] - 1)
     return there, weights.mul_((pixels == there)[:, :, None]), counts
@@ -263,7 +263,7 @@ def grid_lines(
 
 
 def fill_box(rbbox: torch.Tensor, windows: torch.Tensor, size: int) -> torch.Tensor:
-    """The box itself as a picture in its patch: the network's fourth input channel.
+    """The box drawn as an image in its patch: the network's fourth input channel.
 
     Args:
         rbbox: ``(B, 5)``.
@@ -272,11 +272,11 @@ def fill_box(rbbox: torch.Tensor, windows: torch.Tensor, size: int) -> torch.Ten
 
     Returns:
         ``(B, 1, size, size)`` float32 in [0, 1]: the share of each pixel that the box covers, with
-        a linear ramp of one pixel at the border.
+        a linear ramp one pixel wide at the border.
     """
     extent = windows[:, 2:] - windows[:, :2]
     pixel = extent.prod(dim=-1, keepdim=True).sqrt() / size  # of the patch, in frame pixels
-    # Relative to the box and in patch pixels, float32 is as good as float64, and twice as fast.
+    # Relative to the box and in patch pixels, float32 is as accurate as float64, and twice as fast.
     x, y = (v / pixel for v in grid_lines(rbbox, windows, size))
     cos, sin = rbbox[:, 4:].cos(), rbbox[:, 4:].sin()
     along = ((x * cos).float()[:, None, :] + (y * sin).float()[:, :, None]).abs_()  # (B, S, S)
@@ -293,13 +293,13 @@ def normalize(images: torch.Tensor) -> torch.Tensor:
 def network_input(
     images: torch.Tensor, rbbox: torch.Tensor, windows: torch.Tensor, channels: int
 ) -> torch.Tensor:
-    """What a network takes: the normalised patch and, as a fourth channel, the box from −1 to 1.
+    """A network's input: the normalised patch and, as a fourth channel, the box from −1 to 1.
 
     Args:
         images: ``(B, 3, S, S)`` RGB in [0, 255].
-        rbbox: ``(B, 5)`` boxes through which one looks.
+        rbbox: ``(B, 5)`` boxes through which the frames are seen.
         windows: ``(B, 4)`` of the patches.
-        channels: of the network's input, 3 or 4; with 3 it is not told the box.
+        channels: of the network's input, 3 or 4; with 3 the network does not get the box.
 
     Returns:
         ``(B, channels, S, S)`` float32.

@@ -1,4 +1,4 @@
-"""The motion prior N(μ, Σ) of a DAVIS16 folder: from options to a table and a JSON file."""
+"""Fit the motion prior N(μ, Σ) of a DAVIS16 folder: from options to a table and a JSON file."""
 
 from __future__ import annotations
 
@@ -41,23 +41,23 @@ class FitOptions:
     """Fit the motion prior to the boxes of a DAVIS16 folder."""
 
     root: Path
-    """DAVIS16 folder, with JPEGImages and Annotations in it."""
+    """DAVIS16 folder that contains JPEGImages and Annotations."""
     split: Literal["train", "val", "trainval"] | None = None
-    """Split that ImageSets lists; all sequences of the folder if not given."""
+    """Split listed in ImageSets; all sequences of the folder if not given."""
     frames_apart: int = 1
-    """Frames between the two boxes of a pair; 5 is as YouTube-VOS is annotated."""
+    """Frames between the two boxes of a pair; 5 corresponds to the annotation of YouTube-VOS."""
     labels: Labels = "continuous"
-    """Which of its four labels a rectangle has: OpenCV's, or the one that turns least."""
+    """Which of its four labels a rectangle gets: OpenCV's, or the one that turns least."""
     coordinates: Coordinates = "object"
-    """Of the motion: about the frame's corner (the paper's G_t) or about the object."""
+    """Coordinates of the motion: about the frame's corner (the paper's G_t) or about the object."""
     out: Path | None = None
     """JSON file to write the prior to."""
     table: bool = False
     """Print the prior five and one frames apart, with both labels, in both coordinates, instead of the
-    one asked for."""
+    requested one."""
 
     def check(self) -> None:
-        """Refuse what cannot be.
+        """Reject invalid options.
 
         Raises:
             UserError: naming the option.
@@ -66,8 +66,8 @@ class FitOptions:
         default = (FitOptions.frames_apart, FitOptions.labels, FitOptions.coordinates)
         if self.table and self.out is None and asked != default:
             raise UserError(
-                "--table prints the same settings always; leave out --frames-apart, --labels and "
-                "--coordinates, or add --out to write the prior that they ask for"
+                "--table always prints the same settings; leave out --frames-apart, --labels and "
+                "--coordinates, or add --out to write the prior that they specify"
             )
         if self.out is not None:
             if self.out.is_dir():
@@ -76,13 +76,13 @@ class FitOptions:
 
 
 def fit_prior(options: FitOptions) -> None:
-    """Read the boxes, fit, print, and write the prior if asked to.
+    """Read the boxes, fit, print, and write the prior if requested.
 
     Boxes are the smallest rotated rectangles around the masks. The fit is the plain mean and
-    covariance: a pair whose mask breaks up or vanishes behind something weighs as much as any other.
+    covariance: a pair whose mask breaks up or is occluded has the same weight as any other.
 
     Raises:
-        UserError: if the folder is not as it should be, or there are too few pairs.
+        UserError: if the folder is invalid, or there are too few pairs.
     """
     options.check()
     sequences = load_davis16(options.root, options.split)

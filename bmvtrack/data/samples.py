@@ -1,9 +1,8 @@
 """Training samples drawn from a bank: crop, augment, normalise, in batches of tensors.
 
 *Paper mode*: the patch is centred on the object of its own frame. *Tracking mode*: the frame is
-seen through a box that is not yet right (the box of the frame before, or the true box moved by a
-random motion), the box is the fourth input channel, and the true motion is what the posterior must
-explain.
+seen through a box that is not right yet (the box of the frame before, or the true box moved by a
+random motion), the box is the fourth input channel, and the posterior must explain the true motion.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ from bmvtrack.data.bank import WHOLE, FrameBank
 from bmvtrack.data.batch import Batch, BatchSource, Mode
 from bmvtrack.iou import rotated_iou_torch
 
-_LEAST_OVERLAP = 1 / 3  # IoU with the true box, of a box that still has its object
+_LEAST_OVERLAP = 1 / 3  # IoU with the true box, for a box that has not lost its object
 
 
 @dataclass(frozen=True)
@@ -52,8 +51,8 @@ class Sampler:
         channels: 3, or 4 with the filled box.
         mode: ``paper`` or ``tracking``.
         augmentation: of motion and colours.
-        augment: flips, colours, blur and what is put behind objects; off for validation (the motion
-            stays random).
+        augment: apply flips, colours, blur and other objects or backgrounds; off for validation (the
+            motion stays random).
         templates: show each object in another frame as well.
     """
 
@@ -76,9 +75,9 @@ class Sampler:
             templates,
         )
         self._weights = bank.weights[targets]
-        self._reached = torch.zeros_like(bank.boxes)  # of each target, by the network; 0: not yet
+        self._reached = torch.zeros_like(bank.boxes)  # the network's boxes; 0: none yet
         self._drawn: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None = None
-        # Made once: to make them on a GPU is to wait for it.
+        # Made once, because making them on a GPU waits for it.
         deviations = [
             augmentation.log_scale,
             augmentation.log_scale,
@@ -92,7 +91,7 @@ class Sampler:
     def draw(self, count: int, generator: torch.Generator) -> Batch:
         """A batch of ``count`` samples; all randomness comes from ``generator`` (on its device)."""
         bank = self.bank
-        # Two at least: to draw a single one, multinomial asks the device whether the weights are sane.
+        # At least two: for a single draw, multinomial asks the device whether the weights are valid.
         drawn = max(count, 2)
         chosen = torch.multinomial(self._weights, drawn, replacement=True, generator=generator)
         chosen = chosen[:count]
@@ -108,7 +107,7 @@ class Sampler:
             views.append(self._seen(other, seen_through, bank.object_id[other]))
         moved = motion.solve(box, geometry.nearest_label(truth, box), 1.0, 1.0, "object").float()
         if self.augment:
-            group = bank.group[target]  # of the same sequence, the other object may be this one
+            group = bank.group[target]  # in the same sequence, the other object may be this one
             views = self._augmented(views, ~whole & (group != group.roll(1)), generator)
         seen, *templates = [self._patches(view) for view in views]
         batch = Batch(
@@ -125,9 +124,9 @@ class Sampler:
         return flipped(batch, flip)
 
     def follow(self, by: torch.Tensor) -> None:
-        """Keep the boxes that the network goes on to from those of the last batch drawn.
+        """Keep the boxes to which the network moves on from those of the last batch drawn.
 
-        The frames that follow may be seen through them. A box that has lost its object is forgotten.
+        The next frames may be seen through them. A box that has lost its object is discarded.
 
         Args:
             by: ``(B, 5)`` motion in ``object`` coordinates, of the samples as they were drawn.
@@ -141,11 +140,11 @@ class Sampler:
         self._reached[target] = torch.where(kept[:, None], after, 0.0)
 
     def reached(self) -> list[torch.Tensor]:
-        """The boxes that the network came to when each target was drawn last, ``(M, 5)``; 0: none."""
+        """The boxes that the network reached when each target was last drawn, ``(M, 5)``; 0: none."""
         return [self._reached]
 
     def _whole(self, target: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-        """Which targets are shown with all of their image, ``(B,)`` boolean: some of the stills."""
+        """Which targets are shown with their whole image, ``(B,)`` boolean: some of the stills."""
         still = self.bank.shown[target, 1] == 1
         if not (self.augment and self.augmentation.whole_images):
             return torch.zeros_like(still)
@@ -153,11 +152,11 @@ class Sampler:
         return still & (chance < self.augmentation.whole_images)
 
     def _sizes(self, target: torch.Tensor) -> torch.Tensor:
-        """Width and height of the frames of targets, ``(B, 2)``, in the precision of boxes."""
+        """Width and height of the frames of targets, ``(B, 2)``, in the boxes' precision."""
         return self.bank.sizes[self.bank.frame_index[target]].to(self.bank.boxes)
 
     def _seen(self, target: torch.Tensor, box: torch.Tensor, wanted: torch.Tensor) -> _View:
-        """Frames of targets through boxes, with the masks of the objects that are wanted."""
+        """Frames of targets seen through boxes, with the masks of the wanted objects."""
         bank = self.bank
         frame = bank.frame_index[target]
         windows = patches.window(box)
@@ -173,10 +172,10 @@ class Sampler:
     def _augmented(
         self, views: list[_View], crowded: torch.Tensor, generator: torch.Generator
     ) -> list[_View]:
-        """Other things behind the objects, the same ones in all views, and other colours.
+        """Put other things behind the objects of the same samples in all views, and change colours.
 
-        Those that are not ``crowded`` (they show their image whole, or the sample before is of the same
-        sequence) get nothing behind theirs.
+        Samples that are not ``crowded`` (they show their whole image, or the preceding sample is from the
+        same sequence) get nothing behind their objects.
         """
         augmentation, count, device = self.augmentation, len(views[0].box), views[0].images.device
 
@@ -196,11 +195,11 @@ class Sampler:
         return result
 
     def _patches(self, view: _View) -> torch.Tensor:
-        """What the network is given of a view."""
+        """The network's input for a view."""
         return patches.network_input(view.images, view.box, view.windows, self.channels)
 
     def _moved(self, target: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-        """The box to look through: last frame's where there is one, moved, with a level label."""
+        """The box to look through: last frame's if there is one, moved, with a level label."""
         bank, augmentation, count = self.bank, self.augmentation, len(target)
         previous = bank.previous[target]
         base = torch.where((previous >= 0)[:, None], bank.boxes[previous], bank.boxes[target])
@@ -211,7 +210,7 @@ class Sampler:
         box = self._shaken(base, strength, generator)
         if not (self.augment and augmentation.own_boxes):
             return box
-        own = self._reached[previous]  # of no frame before: any, which is not taken
+        own = self._reached[previous]  # any box if there is no frame before; it is not used
         chance = torch.rand(count, generator=generator, device=box.device)
         taken = (chance < augmentation.own_boxes) & (previous >= 0) & (own[:, 2] > 0)
         return torch.where(taken[:, None], own, box)
@@ -230,10 +229,10 @@ class Sampler:
     def _shaken(
         self, base: torch.Tensor, strength: torch.Tensor, generator: torch.Generator
     ) -> torch.Tensor:
-        """Boxes moved at random by so many times the standard deviations, with level labels.
+        """Boxes moved at random by ``strength`` times the standard deviations, with level labels.
 
-        The network cannot see which label a box has: with labels of chance its two scales would be
-        their mean.
+        The network cannot see which label a box has: with random labels it would predict the mean for its
+        two scales.
         """
         count, device = len(base), base.device
         normal = torch.randn(count, 5, generator=generator, device=device, dtype=base.dtype)
@@ -243,18 +242,18 @@ class Sampler:
 
 
 class HostSampler:
-    """Draws from a bank that stays on the host, for it is too large for the device, and sends batches.
+    """Draws from a bank that is too large for the device and stays on the host, and sends the batches.
 
     Args:
         sampler: of that bank.
-        device: that batches are sent to.
+        device: to send batches to.
     """
 
     def __init__(self, sampler: BatchSource, device: torch.device) -> None:
         self.sampler, self.device = sampler, device
 
     def draw(self, count: int, generator: torch.Generator) -> Batch:
-        """A batch of ``count`` samples on the device; ``generator`` may be there."""
+        """A batch of ``count`` samples on the device; ``generator`` may be on the device."""
         on_host = torch.Generator().manual_seed(host_seed(generator))
         return self.sampler.draw(count, on_host).to(self.device)
 
@@ -281,7 +280,7 @@ class MixedSampler:
         self._counts: list[int] = []  # of the last batch, from each
 
     def draw(self, count: int, generator: torch.Generator) -> Batch:
-        """A batch of ``count`` samples: the whole part of each share, the rest drawn at random."""
+        """A batch of ``count`` samples: the integer part of each share, the rest drawn at random."""
         exact = self.shares * count
         counts = np.floor(exact).astype(np.int64)
         rest = count - int(counts.sum())
@@ -310,16 +309,16 @@ class MixedSampler:
 
 
 def _level(boxes: torch.Tensor) -> torch.Tensor:
-    """The same boxes, labelled as one can see them."""
+    """The same boxes with the label that can be seen in a picture of them."""
     level: torch.Tensor = geometry.relabel(boxes, geometry.turns_to_level(boxes))
     return level
 
 
 def host_seed(generator: torch.Generator) -> int:
-    """A seed that follows from where a generator stands, which is moved on.
+    """A seed that follows from a generator's state; advances the generator.
 
-    The state is on the host. A number drawn from the generator is on its device, and would have to be
-    waited for if that is a GPU.
+    The state is on the host. A number drawn from the generator would be on its device, and if that is a
+    GPU, the host would have to wait for it.
     """
     seed = state_seed(generator.get_state())
     torch.rand(1, generator=generator, device=generator.device)
@@ -327,5 +326,5 @@ def host_seed(generator: torch.Generator) -> int:
 
 
 def state_seed(state: torch.Tensor) -> int:
-    """A seed that follows from a generator's state, whatever device the generator is of."""
+    """A seed that follows from a generator's state, whatever the generator's device."""
     return int.from_bytes(hashlib.blake2b(state.numpy().tobytes(), digest_size=8).digest(), "big")

@@ -1,8 +1,8 @@
-"""Scenes that are rendered from a seed: things that move before a background, seen by a camera.
+"""Scenes that are rendered from a seed: objects that move before a background, seen by a camera.
 
-What the things and the background are is left to :mod:`bmvtrack.data.synthetic` (made up) and
-:mod:`bmvtrack.data.cutouts` (cut out of photographs). Camera, light, noise, ways and who hides whom
-are here. Everything is a function of (seed, t): frames are rendered when asked for, in any order.
+The objects and the background come from :mod:`bmvtrack.data.synthetic` (procedural) and
+:mod:`bmvtrack.data.cutouts` (cut out of photographs). Camera, light, noise, trajectories and occlusion
+are here. Everything is a function of (seed, t): frames are rendered on demand, in any order.
 """
 
 from __future__ import annotations
@@ -24,32 +24,32 @@ from bmvtrack.data.sprites import Layer
 from bmvtrack.errors import UserError
 from bmvtrack.prior import MotionPrior, load
 
-# Measured motion between real frames is mostly jitter of outlines. Here limbs, ripples and what
-# hides the object make their own; what is drawn is the smooth part: an AR(1) process in the prior's
-# whitened coordinates, tempered so that both together vary as the prior does.
+# Measured motion between real frames is mostly jitter of outlines. Here limbs, ripples and occluders
+# make such jitter; what is drawn is the smooth part: an AR(1) process in the prior's whitened
+# coordinates, tempered so that both together vary as the prior does.
 _PERSISTENCE = 0.8
 _TEMPER = np.array([0.3, 0.3, 0.3, 0.55, 0.6])
 _DRIFT = 0.03  # typical steady shift per frame, in object units
 SIZES = (0.12, 0.5)
-"""√(w·h) of an object over that of the frame."""
+"""Smallest and largest √(w·h) of an object relative to that of the frame."""
 LEAVING = 0.06
 """Share of sequences whose object may leave the frame."""
 
 
 @dataclass(frozen=True)
 class SceneOptions:
-    """What a scene looks like.
+    """Options of a scene.
 
     Args:
-        width: of a frame, pixels.
-        height: of a frame, pixels.
-        length: frames in a sequence.
+        width: frame width in pixels.
+        height: frame height in pixels.
+        length: number of frames in a sequence.
         distractors: fewest and most other objects in a sequence.
         prior: motion prior in ``object`` coordinates, a name or a JSON file.
 
     Raises:
-        UserError: if frames are smaller than 64 pixels or more than three times as long as wide, a
-            sequence has no frames, or the distractors aren't 0 ≤ fewest ≤ most.
+        UserError: if a side of the frames is shorter than 64 pixels or more than three times as long as
+            the other, a sequence has no frames, or the distractors are not 0 ≤ fewest ≤ most.
     """
 
     width: int = 320
@@ -62,7 +62,7 @@ class SceneOptions:
         short, long = sorted((self.width, self.height))
         if short < 64 or long > 3 * short:
             raise UserError(
-                f"synthetic frames must have sides of at least 64 pixels and at most 3:1, "
+                f"synthetic frames must have sides of at least 64 pixels and a ratio of at most 3:1, "
                 f"not {self.width}×{self.height}"
             )
         if self.length < 1:
@@ -72,21 +72,21 @@ class SceneOptions:
 
 
 class Sprite(Protocol):
-    """A thing that moves through a scene."""
+    """An object that moves through a scene."""
 
     def cover(self, t: int, width: int, height: int) -> tuple[slice, slice, ByteArray] | None:
         """Window of frame t and coverage there, ``(h, w, K)`` in 0 … 255, the first that of all parts."""
 
     def paint(self, t: int, width: int, height: int) -> Layer | None:
-        """The thing in frame t; None where it is out of the frame."""
+        """The object in frame t; None if it is out of the frame."""
 
 
 @dataclass(frozen=True)
 class Scene:
-    """All of one sequence; the parts are made when first needed and kept.
+    """The scene of one sequence; its parts are made when first needed, and kept.
 
     Args:
-        seed: of everything random.
+        seed: of all random numbers.
         options: see :class:`SceneOptions`.
         prior: of the motion, in ``object`` coordinates.
     """
@@ -102,11 +102,11 @@ class Scene:
 
     @abstractmethod
     def make_sprite(self, generator: np.random.Generator, target: Sprite | None) -> Sprite:
-        """The target (None given), or a distractor, which may take after the target."""
+        """The target, if ``target`` is None; otherwise a distractor, which may resemble the target."""
 
     @cached_property
     def sprites(self) -> tuple[Sprite, list[Sprite], list[Sprite]]:
-        """The target, the distractors behind it, and those before it."""
+        """The target, the distractors behind it, and those in front of it."""
         generator = self.generator(3)
         target = self.make_sprite(generator, None)
         behind: list[Sprite] = []
@@ -135,7 +135,7 @@ class Scene:
         return self._developed(image, t)
 
     def mask(self, t: int) -> BoolArray:
-        """Mask of frame t, ``(H, W)``: where more than half of a pixel shows the object."""
+        """Mask of frame t, ``(H, W)``: pixels of which more than half shows the object."""
         t = range(self.options.length)[t]
         target = self._coverage(self.sprites[0], t)
         for sprite in self.sprites[2]:
@@ -152,12 +152,12 @@ class Scene:
         return result
 
     def generator(self, *purpose: int) -> np.random.Generator:
-        """Of one purpose's random numbers."""
+        """The random number generator of one purpose."""
         return np.random.default_rng([self.seed, *purpose])
 
     @cached_property
     def _camera(self) -> FloatArray:
-        """From the background to each frame, ``(T, 2, 3)`` affine maps: pan, zoom, turn, shake."""
+        """Affine maps from the background to each frame, ``(T, 2, 3)``: pan, zoom, turn, shake."""
         generator, length = self.generator(2), self.options.length
         size = np.array([self.options.width, self.options.height])
         frames = np.arange(length)[:, None]
@@ -172,7 +172,7 @@ class Scene:
         return np.concatenate([linear, shift[:, :, None]], axis=-1)
 
     def meet(self, first: Sprite, second: Sprite) -> bool:
-        """Whether two objects come near each other in frame 0."""
+        """Whether the windows of two objects overlap in frame 0."""
         windows = [a.cover(0, self.options.width, self.options.height) for a in (first, second)]
         touched = np.zeros((self.options.height, self.options.width), np.uint8)
         for window in windows:
@@ -181,7 +181,7 @@ class Scene:
         return bool(touched.max() > 1)
 
     def _developed(self, image: FloatArray, t: int) -> ByteArray:
-        """The scene in the light of frame t, as a noisy sensor sees it."""
+        """Apply the light of frame t and sensor noise to an image of the scene."""
         width, height = self.options.width, self.options.height
         gains, gammas, shadow, shift, sigma = self._light
         scale = np.array([[16.0, 0, -16 * shift[t, 0]], [0, 16.0, -16 * shift[t, 1]]])
@@ -196,7 +196,7 @@ class Scene:
 
     @cached_property
     def _light(self) -> tuple[FloatArray, FloatArray, FloatArray, FloatArray, float]:
-        """Gains (T, 3), gammas (T, 1), soft shadows at 1/16 scale, their way (T, 2), noise."""
+        """Gains (T, 3), gammas (T, 1), soft shadows at 1/16 scale, their path (T, 2), noise."""
         generator, length = self.generator(4), self.options.length
         gains = 1 + generator.uniform(0, 0.2) * _waves(generator, length, 1)
         gains = gains * (1 + generator.uniform(0, 0.08) * _waves(generator, length, 3))
@@ -214,13 +214,13 @@ _GRAIN_MARGIN = 64
 
 @lru_cache(maxsize=4)
 def _grain(height: int, width: int) -> FloatArray:
-    """Standard normal noise, more of it than one frame: each frame takes another piece."""
+    """Standard normal noise, larger than a frame: each frame takes a different piece."""
     shape = (height + _GRAIN_MARGIN, width + _GRAIN_MARGIN, 3)
     return np.random.default_rng(0).standard_normal(shape, dtype=np.float32)
 
 
 def _waves(generator: np.random.Generator, length: int, count: int) -> FloatArray:
-    """Smooth curves in about ±1, of periods from 15 to 100 frames; ``(length, count)``."""
+    """Smooth curves in about ±1, with periods from 15 to 100 frames; ``(length, count)``."""
     periods = generator.uniform(15, 100, (2, 1, count))
     phases = generator.uniform(0, 2 * math.pi, (2, 1, count))
     angles = 2 * math.pi * np.arange(length)[:, None] / periods + phases  # (2, length, count)
@@ -228,7 +228,7 @@ def _waves(generator: np.random.Generator, length: int, count: int) -> FloatArra
 
 
 def checked_prior(name: str) -> MotionPrior:
-    """A motion prior that things can move by.
+    """A motion prior that objects can move by.
 
     Raises:
         UserError: if it is unknown, or not in object coordinates with continuous labels.
@@ -238,7 +238,7 @@ def checked_prior(name: str) -> MotionPrior:
         raise UserError(
             f"prior {name!r} is in {drawn_from.coordinates} coordinates with "
             f"{drawn_from.labels} labels; "
-            "synthetic motion needs object and continuous ones"
+            "synthetic motion needs object coordinates and continuous labels"
         )
     return drawn_from
 
@@ -253,8 +253,8 @@ def trajectory(
 ) -> FloatArray:
     """Boxes ``(T, 5)`` that move by tempered, correlated draws from the prior.
 
-    Shifts turn back at the frame's edge (beyond it where the object may leave) and sizes at their
-    limits; the aspect ratio, and the lean of upright objects, are drawn back to the first ones.
+    Shifts are reflected at the frame's edge (beyond it if the object may leave) and sizes at their
+    limits; the aspect ratio, and the lean of upright objects, are pulled back to their initial values.
     """
     frame = np.array([options.width, options.height], dtype=np.float64)
     temper = _TEMPER * math.exp(generator.normal(0, 0.35))

@@ -22,19 +22,19 @@ from bmvtrack.inputs import boolean_mask, rgb_frame
 class VideoSequence:
     """Frames, masks and rotated boxes of one object in one video.
 
-    Frames and masks are read when asked for. Boxes come from the masks (continuous labels) unless
+    Frames and masks are read on demand. Boxes come from the masks (continuous labels) unless
     they are given.
 
     Args:
         name: of the sequence, unique within its data set.
         length: number of frames.
-        read_frame: t → ``(H, W, 3)`` uint8 RGB; of a list of frames, its ``__getitem__``.
+        read_frame: t → ``(H, W, 3)`` uint8 RGB; for a list of frames, its ``__getitem__``.
         read_mask: t → ``(H, W)`` boolean or integer, nonzero is object; None for data with boxes only.
         given_boxes: ``(T, 5)`` rotated boxes: centre, width and height in pixels, angle in radians; NaN
-            where there is no object. Needed without masks.
+            where there is no object. Required without masks.
 
     Raises:
-        UserError: if there is no frame, neither masks nor boxes, or boxes are not as they should be.
+        UserError: if there are no frames, neither masks nor boxes, or the boxes are invalid.
     """
 
     name: str
@@ -64,7 +64,7 @@ class VideoSequence:
         """Frame t, ``(H, W, 3)`` uint8 RGB.
 
         Raises:
-            UserError: if it is anything else, cannot be read, or is of another size than the first.
+            UserError: if it is anything else, cannot be read, or differs in size from the first.
         """
         frame = self._any_frame(t)
         height, width = frame.shape[:2]
@@ -73,7 +73,7 @@ class VideoSequence:
         if (width, height) != self.size:
             raise UserError(
                 f"sequence {self.name!r}, frame {t}: it is {width}×{height} but the first "
-                f"frame is {self.size[0]}×{self.size[1]}; all frames must have one size"
+                f"frame is {self.size[0]}×{self.size[1]}; all frames must have the same size"
             )
         return frame
 
@@ -81,7 +81,7 @@ class VideoSequence:
         """Mask of frame t, ``(H, W)`` boolean.
 
         Raises:
-            UserError: if the data has no masks, the mask is none, or frame and mask differ in size.
+            UserError: if the data has no masks, the mask is invalid, or frame and mask differ in size.
         """
         if self.read_mask is None:
             raise UserError(f"sequence {self.name!r} has boxes but no masks")
@@ -94,7 +94,7 @@ class VideoSequence:
         if mask.shape != (height, width):
             raise UserError(
                 f"sequence {self.name!r}, frame {t}: the mask is {mask.shape[1]}×{mask.shape[0]} "
-                f"but the frame is {width}×{height}; both must have one size"
+                f"but the frame is {width}×{height}; both must have the same size"
             )
         return mask
 
@@ -118,7 +118,7 @@ class VideoSequence:
         """``(T, 4)`` axis-aligned bounds of the masks, NaN where there is no object.
 
         Left, top, right, bottom of the pixels' areas: a mask of one pixel at (3, 5) has the bounds
-        (2.5, 4.5, 3.5, 5.5). Bounds of the rotated boxes where the data has no masks.
+        (2.5, 4.5, 3.5, 5.5). If the data has no masks, the bounds of the rotated boxes.
         """
         if self.read_mask is None:
             return geometry.bounds(self.boxes)
@@ -130,7 +130,7 @@ class VideoSequence:
         return np.asarray(np.isfinite(self.boxes).all(axis=-1))
 
     def _any_frame(self, t: int) -> ByteArray:
-        """Frame t of whatever size."""
+        """Frame t, of any size."""
         try:
             frame = self.read_frame(t)
         except IndexError as error:
@@ -148,10 +148,10 @@ class VideoSequence:
         """Boxes as float64.
 
         Raises:
-            UserError: if there is not one of five numbers for each frame, or one is none.
+            UserError: if there are not five numbers for each frame, or a box is invalid.
         """
         expected = (
-            f"sequence {self.name!r}: boxes are five numbers for each of {self.length} frames (centre, "
+            f"sequence {self.name!r}: boxes must be five numbers for each of {self.length} frames (centre, "
             "width, height, angle in radians; NaN where there is no object)"
         )
         try:
@@ -165,8 +165,8 @@ class VideoSequence:
         if not (absent | sound).all():
             t = int(np.flatnonzero(~(absent | sound))[0])
             raise UserError(
-                f"sequence {self.name!r}: box {boxes[t].tolist()} of frame {t} is none: sides are "
-                "positive, and where there is no object all five numbers are NaN"
+                f"sequence {self.name!r}: box {boxes[t].tolist()} of frame {t} is invalid: sides must be "
+                "positive, and where there is no object all five numbers must be NaN"
             )
         return boxes
 
@@ -174,7 +174,7 @@ class VideoSequence:
         """Read every frame once.
 
         Raises:
-            UserError: if one is unreadable, or of another size than the first.
+            UserError: if a frame is unreadable, or differs in size from the first.
         """
         for t in range(len(self)):
             self.frame(t)
@@ -195,15 +195,15 @@ class VideoSequence:
 def read_image(path: Path) -> ByteArray:
     """An image file as ``(H, W, 3)`` uint8 RGB.
 
-    Of 16 bits the upper 8 are kept: images of 10 or 12 bits in files of 16 come out dark, unless they are
-    stretched before.
+    Of 16 bits the upper 8 are kept: images of 10 or 12 bits in 16-bit files come out dark unless they are
+    rescaled first.
 
     Raises:
         UserError: if the file is missing or not an image.
     """
     try:  # not cv2.imread, which crashes on names that are not UTF-8
         image = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_COLOR)
-    except (OSError, cv2.error):  # OpenCV's if the file is empty, or tells absurd sizes
+    except (OSError, cv2.error):  # cv2.error: empty file, or absurd size in its header
         image = None
     if image is None:
         raise UserError(
@@ -213,12 +213,12 @@ def read_image(path: Path) -> ByteArray:
 
 
 NO_IMAGE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
-"""What Pillow raises on reading what is missing, damaged or no image."""
+"""Exceptions that Pillow raises on reading a file that is missing, damaged or not an image."""
 
 
 def upright_image(image: Image.Image) -> Image.Image:
-    """As its EXIF orientation says, which OpenCV obeys by itself; as it is where that is damaged."""
-    image.load()  # what is wrong with the pixels is raised here
+    """Apply an image's EXIF orientation, as OpenCV does by itself; ignore damaged EXIF data."""
+    image.load()  # raises errors in the pixel data here
     try:
         return ImageOps.exif_transpose(image)
     except (*NO_IMAGE, struct.error, LookupError, TypeError):

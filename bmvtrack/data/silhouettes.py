@@ -1,4 +1,4 @@
-"""Outlines of synthetic objects: many families of shapes, some with limbs that swing."""
+"""Outlines of synthetic objects: many families of shapes, some with swinging limbs."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ class Part:
 
     Args:
         contours: ``(N, 2)`` each; a contour inside another one is a hole.
-        pivot: ``(2,)`` that the piece turns about.
+        pivot: ``(2,)`` point that the piece turns about.
         swing: largest turn, radians.
-        lag: phase behind the object's own, radians.
-        accent: painted with the object's second texture.
+        lag: phase lag behind the object's own phase, radians.
+        accent: whether it is painted with the object's second texture.
     """
 
     contours: tuple[FloatArray, ...]
@@ -39,8 +39,8 @@ class Silhouette:
     Args:
         parts: in raw coordinates, y down.
         rbbox: ``(5,)`` smallest rotated rectangle of the parts at rest, in raw coordinates.
-        upright: has an up and a down (an animal, a car), so it should not tumble.
-        ripple: amplitude of a wave that runs through the outline, in sides of the box.
+        upright: whether it has an up and a down (an animal, a car), so that it should not tumble.
+        ripple: amplitude of a wave that runs through the outline, in units of the box's sides.
     """
 
     parts: tuple[Part, ...]
@@ -66,7 +66,7 @@ class Silhouette:
 
     @property
     def fill(self) -> float:
-        """Area of the outline at rest over that of its box."""
+        """Area of the outline at rest relative to that of its box."""
         canvas = np.zeros((64, 64), np.uint8)
         for _, contours in self.outline(0.0):
             cv2.fillPoly(canvas, [np.round(64 * (c + 0.5)).astype(np.int32) for c in contours], 1)
@@ -93,7 +93,7 @@ def silhouette(generator: np.random.Generator, family: str | None = None) -> Sil
     points = np.concatenate([c for part in parts for c in part.contours]).astype(np.float32)
     (x, y), (w, h), degrees = cv2.minAreaRect(points)
     rbbox = np.array([x, y, w, h, math.radians(degrees)])
-    if upright:  # the label nearest to upright, so that the angle says how the object leans
+    if upright:  # the label nearest to upright, so that the angle is the lean of the object
         rbbox = geometry.relabel(rbbox, geometry.turns_to_level(rbbox))
     ripple = generator.uniform(0.02, 0.07) if generator.random() < 0.4 else 0.0
     return Silhouette(parts, rbbox, upright, ripple)
@@ -134,7 +134,7 @@ def _limb(x: float, y: float, length: float, width: float, angle: float) -> Floa
 
 
 def _stretch(generator: np.random.Generator) -> FloatArray:
-    """Half axes, never quite equal: the smallest rectangle around a disc has no angle."""
+    """Half axes, never nearly equal, because the smallest rectangle around a disc has no angle."""
     return np.array([1.0, 1.0 / generator.uniform(1.15, 2.6)])
 
 

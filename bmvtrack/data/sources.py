@@ -1,9 +1,9 @@
 """Data by name, as the scripts take it: ``synthetic``, ``davis16:FOLDER``, ``stills:FOLDER``.
 
-``cutouts:FOLDER`` makes sequences of a folder of stills: objects cut out of some move over others.
+``cutouts:FOLDER`` makes sequences from a folder of stills: objects cut out of some move over others.
 
-``otb:FOLDER`` and ``vot:FOLDER`` have boxes and no masks: to track in, not to pretrain on.
-``youtube-vos:FOLDER`` is a store that ``prepare_youtube_vos.py`` made: patches and not sequences.
+``otb:FOLDER`` and ``vot:FOLDER`` have boxes but no masks: they are for tracking, not for pretraining.
+``youtube-vos:FOLDER`` is a store that ``prepare_youtube_vos.py`` made: patches instead of sequences.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ STILLS = ("stills", "duts")
 STORE = "youtube-vos"
 CUTOUTS = "cutouts"
 MADE = ("synthetic", CUTOUTS)
-"""Kinds whose sequences are made from a seed, as many as one asks for."""
+"""Kinds whose sequences are made from a seed, in any number."""
 KINDS = ("synthetic", CUTOUTS, "davis16", *STILLS, "otb", "vot", STORE)
 _READERS = {**dict.fromkeys(STILLS, load_stills), "otb": load_otb, "vot": load_vot}
 
@@ -45,21 +45,21 @@ def parse(source: str) -> tuple[str, str]:
     kind, _, where = source.partition(":")
     if kind not in KINDS:
         raise UserError(
-            f"unknown data {source!r}: it starts with its kind, like davis16:FOLDER; the kinds are "
+            f"unknown data {source!r}: it must start with its kind, as in davis16:FOLDER; the kinds are "
             f"{', '.join(KINDS)}"
         )
     if kind == "synthetic" and source != kind:
-        raise UserError(f"data {source!r}: synthetic sequences are of no folder; write synthetic")
+        raise UserError(f"data {source!r}: synthetic sequences have no folder; write synthetic")
     if kind != "synthetic" and not where:
         raise UserError(f"data {source!r} needs a folder: {kind}:FOLDER")
     return kind, where
 
 
 def refuse_stills(option: str, source: str) -> None:
-    """For who needs motion.
+    """Reject stills where motion is needed.
 
     Raises:
-        UserError: if a source is of stills.
+        UserError: if the source consists of stills.
     """
     if parse(source)[0] in STILLS:
         raise UserError(
@@ -72,19 +72,19 @@ def load_sequences(source: str, *, synthetic_count: int = 64, seed: int = 0) -> 
 
     Args:
         source: ``synthetic``; ``davis16:FOLDER`` or ``davis16:FOLDER:SPLIT``; ``stills:FOLDER``
-            (DUTS or ECSSD layout; ``duts`` is another name for it); ``cutouts:FOLDER`` (of the
+            (DUTS or ECSSD layout; ``duts`` is another name for it); ``cutouts:FOLDER`` (with the
             same layout); ``otb:FOLDER``; ``vot:FOLDER``.
-        synthetic_count: number of sequences, where they are made.
-        seed: of these.
+        synthetic_count: number of sequences, if they are made from a seed.
+        seed: of these sequences.
 
     Raises:
-        UserError: if the source is unknown or its folder is not as it should be.
+        UserError: if the source is unknown or its folder is invalid.
     """
     kind, where = parse(source)
     if kind == STORE:
         raise UserError(
-            f"{source} holds patches centred on their object and no sequences; "
-            "it serves pretrain_vae.py --mode paper only"
+            f"{source} holds patches centred on their object, not sequences; "
+            "use it with pretrain_vae.py --mode paper only"
         )
     if kind == "synthetic":
         return synthetic_sequences(synthetic_count, seed)
@@ -101,23 +101,23 @@ def load_sequences(source: str, *, synthetic_count: int = 64, seed: int = 0) -> 
 def split_cutouts(
     source: str, share: float, seed: int, *, count: int, made_from: int
 ) -> tuple[list[VideoSequence], list[VideoSequence]]:
-    """Cut-out sequences to train on, and others, of stills that are held out from these.
+    """Cut-out sequences to train on, and others made from stills that are held out from training.
 
     The stills held out are those that :meth:`~bmvtrack.data.bank.FrameBank.split` holds out of
-    ``stills:FOLDER`` with the same share and seed. Both leave those out whose mask is empty.
+    ``stills:FOLDER`` with the same share and seed. Both leave out stills whose mask is empty.
 
     Args:
         source: ``cutouts:FOLDER``.
-        share: of the stills, and of as many sequences as ``count``, that are held out.
-        seed: of the choice.
-        count: of sequences to train on.
+        share: of the stills to hold out; the number of held-out sequences is this share of ``count``.
+        seed: of the choice of stills.
+        count: number of sequences to train on.
         made_from: seed of the sequences.
 
     Raises:
-        UserError: if the folder is not as it should be, or has too few images.
+        UserError: if the folder is invalid, or has too few images.
     """
     every = load_stills(Path(parse(source)[1]))
-    # Not by mask(), which decodes the image as well, to compare their sizes.
+    # Not by mask(), which also decodes the image, to compare their sizes.
     stills = [still for still in every if still.read_mask is not None and still.read_mask(0).any()]
     held_out = set(held_out_of(len(stills), share, seed).tolist())
     apart = [still for i, still in enumerate(stills) if i in held_out]
@@ -125,7 +125,7 @@ def split_cutouts(
     few = min(len(apart), len(rest))
     if few < 2:
         raise UserError(
-            f"{source}: of {len(stills)} images with an object {len(apart)} are held out, and cut-outs "
+            f"{source}: of {len(stills)} images with an object {len(apart)} are held out, but cut-outs "
             "need at least 2 on either side; give more images, or another --validation-share"
         )
     others = max(1, round(share * count))
@@ -136,30 +136,30 @@ def load_store(source: str) -> PatchStore | None:
     """The store of patches that a source names; None if it is a source of sequences.
 
     Raises:
-        UserError: if the source is unknown, or its folder holds no store, or not a whole one.
+        UserError: if the source is unknown, or its folder holds no store or an incomplete one.
     """
     kind, where = parse(source)
     return PatchStore(Path(where)) if kind == STORE else None
 
 
 def fingerprints(data: Iterable[str]) -> list[str]:
-    """Of each source: tells whether it still holds the same sequences, by names and lengths in their order.
+    """A fingerprint of each source, from the names and lengths of its sequences in order.
 
     Args:
         data: sources by name.
 
     Raises:
-        UserError: if one is not as it should be.
+        UserError: if a source is invalid.
     """
     return [_fingerprint(source) for source in data]
 
 
 def check_unchanged(data: Iterable[str], before: Sequence[str] | None, now: Sequence[str]) -> None:
-    """Keep a run from going on with other data than it began with: other sequences would be held out.
+    """Keep a run from being resumed with other data: different sequences would be held out.
 
     Args:
         data: sources by name.
-        before: their fingerprints when the run was last saved; None if nobody took them.
+        before: their fingerprints when the run was last saved; None if there are none.
         now: their fingerprints.
 
     Raises:
@@ -168,8 +168,8 @@ def check_unchanged(data: Iterable[str], before: Sequence[str] | None, now: Sequ
     for source, old, new in zip(data, before or now, now, strict=True):
         if old != new:
             raise UserError(
-                f"{source} does not hold the sequences any more that this run began with, by names and "
-                "lengths; put them back, or start over with another --out"
+                f"{source} no longer holds the sequences that this run began with, by names and lengths; "
+                "put them back, or start over with another --out"
             )
 
 
@@ -186,18 +186,18 @@ def _fingerprint(source: str) -> str:
 
 
 def class_count(data: Iterable[str]) -> int:
-    """Number of classes with background that a network needs for the sources together.
+    """Number of classes, including background, that a network needs for all sources together.
 
     Raises:
-        UserError: if some tell categories apart and others do not.
+        UserError: if the sources differ in their number of classes.
     """
     stores = {source: load_store(source) for source in data}
     counts = {source: 2 if store is None else store.classes for source, store in stores.items()}
     if len(set(counts.values())) > 1:
         each = ", ".join(f"{source}: {count}" for source, count in counts.items())
         raise UserError(
-            f"--data differ in their number of classes ({each}); "
-            "prepare_youtube_vos.py --class-agnostic makes it 2"
+            f"the sources in --data differ in their number of classes ({each}); "
+            "prepare_youtube_vos.py --class-agnostic gives 2 classes"
         )
     return next(iter(counts.values()))
 

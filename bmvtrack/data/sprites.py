@@ -1,4 +1,4 @@
-"""Things that move through a synthetic scene: an outline, its textures, its boxes."""
+"""Objects that move through a synthetic scene: outline, textures and boxes."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from bmvtrack.data.silhouettes import Silhouette
 
 
 def box_axes(rbbox: FloatArray) -> FloatArray:
-    """R(α)·diag(w, h): from unit box coordinates to pixels about the box's centre, ``(2, 2)``."""
+    """R(α)·diag(w, h): from unit box coordinates to pixels around the box's centre, ``(2, 2)``."""
     cos, sin = math.cos(rbbox[4]), math.sin(rbbox[4])
     return np.array([[cos, -sin], [sin, cos]]) * rbbox[2:4]
 
 
 @dataclass(frozen=True, eq=False)
 class Layer:
-    """What one object covers of a frame: a window, coverage in [0, 1] and colours there."""
+    """The part of a frame that an object covers: a window, and coverage in [0, 1] and colours there."""
 
     rows: slice
     columns: slice
@@ -31,14 +31,14 @@ class Layer:
 
 @dataclass(frozen=True, eq=False)
 class TexturedSprite:
-    """An object that moves: outline, textures, and where it is in each frame."""
+    """A moving object: outline, textures, and its position in each frame."""
 
     outline: Silhouette
     skins: tuple[ByteArray, ByteArray]  # main and accent texture, each (S, S, 3)
     rbboxes: FloatArray  # (T, 5)
     phases: FloatArray  # (T,) of limbs and ripples, radians
     light: tuple[float, float]  # strength of shading along x and y
-    shutter: float  # share of the time between frames that it is open
+    shutter: float  # share of the time between frames that the shutter is open
 
     def cover(self, t: int, width: int, height: int) -> tuple[slice, slice, ByteArray] | None:
         """Window and coverage ``(h, w, 2)`` in 0 … 255, of all parts and of accented parts."""
@@ -64,7 +64,7 @@ class TexturedSprite:
         return rows, columns, np.stack([whole, accented], axis=-1)
 
     def paint(self, t: int, width: int, height: int) -> Layer | None:
-        """The object in frame t; None where it is out of the frame."""
+        """The object in frame t; None if it is out of the frame."""
         covered = self.cover(t, width, height)
         if covered is None:
             return None
@@ -89,7 +89,7 @@ class TexturedSprite:
         return Layer(rows, columns, blurred[..., 3:], blurred[..., :3])
 
     def _shading(self, alpha: FloatArray) -> FloatArray:
-        """Light on a rounded body: brighter towards the light, darker at the edges."""
+        """Shading of a rounded body: brighter towards the light, darker at the edges."""
         reach = max(min(alpha.shape) // 4, 3)
         relief = cv2.blur(cv2.blur(alpha, (reach, reach)), (reach, reach))
         slope_x, slope_y = (cv2.Sobel(relief, -1, i, 1 - i, scale=reach / 8) for i in (1, 0))
@@ -98,7 +98,7 @@ class TexturedSprite:
 
 
 def motion_blur(image: NDArray[np.float32], displacement: FloatArray) -> NDArray[np.float32]:
-    """A picture ``(h, w, C)`` that moved by ``displacement``, ``(2,)`` pixels, while the shutter was open."""
+    """Blur an image ``(h, w, C)`` that moves by ``displacement``, ``(2,)`` pixels, during the exposure."""
     reach = math.ceil(np.abs(displacement).max() / 2)
     if reach < 1:
         return image
@@ -111,13 +111,13 @@ def motion_blur(image: NDArray[np.float32], displacement: FloatArray) -> NDArray
 def window_of(
     points: FloatArray, blur: FloatArray, width: int, height: int
 ) -> tuple[slice, slice] | None:
-    """Rows and columns of a frame that points may show in, blurred by motion; None if in none.
+    """Rows and columns of a frame where points, blurred by motion, may be visible; None if nowhere.
 
     Args:
         points: ``(N, 2)`` x, y in pixels.
         blur: ``(2,)``, their :func:`displacement`.
-        width: of the frame.
-        height: of the frame.
+        width: frame width in pixels.
+        height: frame height in pixels.
     """
     margin = 3 + int(np.abs(blur).max())
     low = np.maximum(np.floor(points.min(axis=0)).astype(int) - margin, 0)
@@ -128,12 +128,12 @@ def window_of(
 
 
 def displacement(rbboxes: FloatArray, t: int, shutter: float) -> FloatArray:
-    """Way of a thing's centre while the shutter is open in frame t, ``(2,)`` pixels.
+    """Displacement of an object's centre while the shutter is open in frame t, ``(2,)`` pixels.
 
     Args:
         rbboxes: ``(T, 5)``.
         t: frame.
-        shutter: share of the time between frames that it is open.
+        shutter: share of the time between frames that the shutter is open.
     """
     before, after = rbboxes[max(t - 1, 0)], rbboxes[min(t + 1, len(rbboxes) - 1)]
     return np.asarray(shutter * (after - before)[:2] / 2)

@@ -17,7 +17,7 @@ LAYOUTS = (
     ("images", "ground_truth_mask"),
     ("images", "masks"),
 )
-"""Folders of images and of masks below the root, in the order they are looked for."""
+"""Folders of images and of masks below the root, in the order of search."""
 
 _PHOTOGRAPHS = (".jpg", ".jpeg")
 
@@ -26,8 +26,8 @@ def load_stills(root: Path) -> list[VideoSequence]:
     """Every image of a folder that has a mask, as a sequence of one frame, in alphabetical order.
 
     Args:
-        root: with one of :data:`LAYOUTS` below it: ``.jpg`` or ``.jpeg`` images, and ``.png`` masks of the
-            same names.
+        root: with one of :data:`LAYOUTS` below it: ``.jpg`` or ``.jpeg`` images, and ``.png`` masks with
+            the same names.
 
     Raises:
         UserError: if the root or the layout is missing, or no image has a mask.
@@ -35,7 +35,7 @@ def load_stills(root: Path) -> list[VideoSequence]:
     images, masks = _folders(root)
     pairs = [(image, mask) for image, mask in _pairs(images, masks) if mask.is_file()]
     if not pairs:
-        raise UserError(f"no .jpg in {images} has a .png of its name in {masks}")
+        raise UserError(f"no .jpg in {images} has a .png with the same name in {masks}")
     return [
         VideoSequence(image.stem, 1, partial(_frame, image), partial(_mask, mask))
         for image, mask in pairs
@@ -43,12 +43,12 @@ def load_stills(root: Path) -> list[VideoSequence]:
 
 
 def count_without_mask(root: Path) -> int:
-    """Images that :func:`load_stills` leaves out."""
+    """Number of images that :func:`load_stills` leaves out because they have no mask."""
     return sum(not mask.is_file() for _, mask in _pairs(*_folders(root)))
 
 
 def _folders(root: Path) -> tuple[Path, Path]:
-    """Of the images and of the masks."""
+    """Folder of the images and folder of the masks."""
     if not root.is_dir():
         raise UserError(f"no folder {root}; give the folder that holds the images and the masks")
     for image_folder, mask_folder in LAYOUTS:
@@ -60,7 +60,7 @@ def _folders(root: Path) -> tuple[Path, Path]:
 
 
 def _pairs(images: Path, masks: Path) -> list[tuple[Path, Path]]:
-    """Each image and where its mask would be."""
+    """Each image, and the path where its mask is expected."""
     photographs = [path for path in listed(images) if path.suffix.lower() in _PHOTOGRAPHS]
     return [(path, masks / f"{path.stem}.png") for path in photographs]
 

@@ -1,10 +1,10 @@
 """Sequences made on the fly from a seed: training and test data that need no download.
 
-A textured object of random outline moves before a cluttered background under a moving camera,
-among distractors that may look like it, hide behind it or pass before it, in changing light. Its
+A textured object with a random outline moves before a cluttered background under a moving camera,
+among distractors that may look like it, be hidden behind it or pass in front of it, in changing light. Its
 motion is drawn from a motion prior, its masks are exact, and its boxes come from the masks as for
 real data.
-Everything is a function of (seed, t): frames are rendered when asked for, in any order.
+Everything is a function of (seed, t): frames are rendered on demand, in any order.
 """
 
 from __future__ import annotations
@@ -31,31 +31,31 @@ from bmvtrack.data.sprites import TexturedSprite, box_axes
 from bmvtrack.errors import UserError
 
 SEEDS_PER_SET = 1_000_000
-"""Seeds set aside for each ``seed`` of :func:`synthetic_sequences`."""
+"""Number of seeds reserved for each ``seed`` of :func:`synthetic_sequences`."""
 
 SEED_STRIDE = 1_000
-"""Between the sets of runs with neighbouring seeds, so that no run is trained on another's test set."""
-_SMALLEST_AREA = 0.012  # of the object's mask in frame 0, over that of the frame
+"""Step between the sets of runs with consecutive seeds: no run is trained on another's test set."""
+_SMALLEST_AREA = 0.012  # of the object's mask in frame 0, relative to the frame's
 
 
 _DEFAULT = SceneOptions()
 
 
 def synthetic_sequence(seed: int, options: SceneOptions = _DEFAULT) -> VideoSequence:
-    """One sequence, ``synthetic-<seed>``; nothing is drawn before a frame or mask is asked for.
+    """One sequence, ``synthetic-<seed>``; nothing is rendered before a frame or mask is requested.
 
-    Frames ``(H, W, 3)`` uint8 RGB, masks ``(H, W)`` boolean of what is visible of the object. Frame
-    0 shows all of the object, on more than 1 % of the frame.
+    Frames are ``(H, W, 3)`` uint8 RGB, masks ``(H, W)`` boolean and show the visible part of the object.
+    Frame 0 shows the whole object, on more than 1 % of the frame.
 
     Args:
         seed: not negative; equal seeds and options give equal sequences.
         options: see :class:`SceneOptions`.
 
     Raises:
-        UserError: on a negative seed, or a prior that is unknown or not in object coordinates.
+        UserError: if the seed is negative, or the prior is unknown or not in object coordinates.
     """
     if seed < 0:
-        raise UserError(f"the seed of a synthetic sequence must not be negative, not {seed}")
+        raise UserError(f"the seed of a synthetic sequence must not be negative, but it is {seed}")
     scene = _TexturedScene(seed, options, checked_prior(options.prior))
     return VideoSequence(f"synthetic-{seed:06d}", options.length, scene.frame, scene.mask)
 
@@ -63,22 +63,24 @@ def synthetic_sequence(seed: int, options: SceneOptions = _DEFAULT) -> VideoSequ
 def synthetic_sequences(
     count: int, seed: int = 0, options: SceneOptions = _DEFAULT
 ) -> list[VideoSequence]:
-    """``count`` different sequences; those of different ``seed`` have none in common.
+    """``count`` different sequences; sets with different ``seed`` have none in common.
 
     Raises:
-        UserError: if ``count`` is not in 1 … 1,000,000 or :func:`synthetic_sequence` refuses.
+        UserError: if ``count`` is not in 1 … 1,000,000, or for the reasons of :func:`synthetic_sequence`.
     """
     if not 1 <= count <= SEEDS_PER_SET:
-        raise UserError(f"ask for 1 to {SEEDS_PER_SET:,} synthetic sequences, not {count}")
+        raise UserError(
+            f"the number of synthetic sequences must be 1 to {SEEDS_PER_SET:,}, not {count}"
+        )
     return [synthetic_sequence(seed * SEEDS_PER_SET + i, options) for i in range(count)]
 
 
 class _TexturedScene(Scene):
-    """Made-up things before a made-up background."""
+    """Procedural objects before a procedural background."""
 
     @cached_property
     def _palettes(self) -> list[FloatArray]:
-        """Of the background's surfaces."""
+        """Palettes of the background's surfaces."""
         generator = self.generator(0)
         return [textures.palette(generator) for _ in range(int(generator.integers(2, 5)))]
 
@@ -131,7 +133,7 @@ class _TexturedScene(Scene):
 def _opening(
     generator: np.random.Generator, options: SceneOptions, phase: float
 ) -> tuple[Silhouette, FloatArray]:
-    """An outline and its first box, all inside the frame and not too small."""
+    """An outline and its first box, entirely inside the frame and not too small."""
     frame_area = options.width * options.height
     while True:
         outline = silhouette(generator)
@@ -147,7 +149,7 @@ def _start(
     phase: float,
     inside: bool,
 ) -> FloatArray:
-    """A first box of the outline's own aspect ratio, ``(5,)``; centred anywhere if not inside."""
+    """A first box with the outline's aspect ratio, ``(5,)``; centred anywhere if ``inside`` is False."""
     frame = np.array([options.width, options.height], dtype=np.float64)
     side = math.sqrt(frame.prod()) * generator.uniform(1.15 * SIZES[0], 0.8 * SIZES[1])
     natural = outline.rbbox[2:4]

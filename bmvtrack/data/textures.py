@@ -1,4 +1,4 @@
-"""Textures and cluttered backgrounds from random numbers: the paint of synthetic sequences."""
+"""Random textures and cluttered backgrounds for synthetic sequences."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _COLOURS = 4  # in a palette
 
 
 def palette(generator: np.random.Generator) -> FloatArray:
-    """Colours that go together: one hue, neighbours, opposites or any, from grey to vivid.
+    """Colours that go together: one hue, neighbouring, opposite or any hues, from grey to vivid.
 
     Returns:
         ``(4, 3)`` float32 RGB in [0, 255].
@@ -46,7 +46,7 @@ def noise(
         height: pixels.
         width: pixels.
         cell: size of the largest structures, pixels.
-        octaves: each half as large and half as strong as the one before.
+        octaves: number of octaves, each half as large and half as strong as the one before.
 
     Returns:
         ``(height, width)`` float32 in [0, 1].
@@ -94,7 +94,7 @@ def texture(
 def background(
     generator: np.random.Generator, height: int, width: int, colours: list[FloatArray]
 ) -> ByteArray:
-    """A cluttered scene: regions with their own texture, and many shapes with edges before them.
+    """A cluttered scene: regions with their own texture, and many shapes with edges in front of them.
 
     Args:
         generator: to draw from.
@@ -124,7 +124,7 @@ def background(
 
 
 def _regions(generator: np.random.Generator, height: int, width: int, count: int) -> ByteArray:
-    """Which surface lies where, ``(height, width)``: a horizon, or patches of uneven outline."""
+    """Index of the surface at each pixel, ``(height, width)``: a horizon, or irregular patches."""
     waves = noise(generator, height, width, 0.5 * min(height, width), 4)
     if generator.random() < 0.5:
         level = generator.uniform(0.25, 0.6)
@@ -154,7 +154,7 @@ def _multiply(image: NDArray[Any], gain: FloatArray) -> ByteArray:
 
 
 def _phase(generator: np.random.Generator, height: int, width: int, cell: float) -> FloatArray:
-    """Distance along a random direction in units of two cells, a little bent."""
+    """Distance along a random direction in units of two cells, slightly bent."""
     angle = generator.uniform(0, np.pi)
     rows = np.arange(height, dtype=np.float32)[:, None]
     columns = np.arange(width, dtype=np.float32)[None]

@@ -28,16 +28,17 @@ def load_vot(root: Path) -> list[VideoSequence]:
     """The sequences of a VOT folder, in alphabetical order.
 
     Four numbers are ``x, y, w, h`` of the pixels that a box covers, counted from 0; eight are the
-    corners of a polygon, see :func:`polygon_box`. One number (VOT's code for a region that isn't
-    there), NaN and what has no area say that there is no object.
+    corners of a polygon, see :func:`polygon_box`. One number (VOT's code for a region that does not
+    exist), NaN and regions without area mean that there is no object.
 
     Args:
         root: with ``SEQUENCE/groundtruth.txt`` and frames in ``SEQUENCE/color`` or, in older years,
-            in ``SEQUENCE``; or one SEQUENCE. ``list.txt``, a name a line, chooses where there is one.
+            in ``SEQUENCE``; or one SEQUENCE. If there is a ``list.txt``, only the sequences that it names,
+            one per line, are read.
 
     Raises:
-        UserError: if there are no sequences, a listed one is missing, or a file is not as it should
-            be; if objects are annotated by masks, as from 2020 on.
+        UserError: if there are no sequences, a listed one is missing, a file is invalid, or objects are
+            annotated by masks, as from 2020 on.
     """
     folders = [path for path in _folders(root) if (path / ANNOTATION).is_file()]
     if not folders:
@@ -50,8 +51,8 @@ def load_vot(root: Path) -> list[VideoSequence]:
 def polygon_box(numbers: FloatArray) -> FloatArray:
     """The smallest rotated rectangle ``(5,)`` around a polygon (``cv2.minAreaRect``).
 
-    It is the polygon itself, to a hundredth of a pixel, where that is a rectangle, as most of VOT's
-    are. NaN where the numbers are not finite or the polygon has no area.
+    If the polygon is a rectangle, as most of VOT's are, the result is the polygon itself, to a hundredth of
+    a pixel. NaN if the numbers are not finite or the polygon has no area.
 
     Args:
         numbers: ``(8,)``, x and y of four corners in order, pixels; pixel centres are whole numbers.
@@ -78,7 +79,7 @@ def _sequence(folder: Path) -> VideoSequence:
     with path.open("rb") as file:
         if file.read(1) == b"m":
             raise UserError(
-                f"{path} holds masks (VOT 2020 and later); only boxes and polygons are read"
+                f"{path} holds masks (VOT 2020 and later); only boxes and polygons can be read"
             )
     boxes = [_box(row, path, i) for i, row in enumerate(read_rows(path), start=1)]
     frames = images(folder / "color") or images(folder)
@@ -91,5 +92,5 @@ def _box(row: FloatArray, path: Path, number: int) -> FloatArray:
     if len(row) == 4:
         return annotated_box(row)
     if len(row) != 8:
-        raise UserError(f"{path}, box {number}: it has {len(row)} numbers and not 4 or 8")
+        raise UserError(f"{path}, box {number}: it has {len(row)} numbers instead of 4 or 8")
     return polygon_box(row)

@@ -1,10 +1,10 @@
 """YouTube-VOS on disk, and the single-object sequences in it (paper, appendix §2.1).
 
 A clip's annotations are palette images whose pixels hold object numbers, 0 for background. Each
-object becomes one binary sequence, or is dropped: because it is absent in an annotated frame, or
-because it is large (w ≥ 0.7 W or h ≥ 0.7 H) in one. The paper writes [w, h] and does not say of
-which box. Here w and h are those of the mask's axis-aligned bounds: the sides of a rotated box swap
-with its label and lie along neither W nor H.
+object becomes one binary sequence, or is dropped because it is absent in an annotated frame or large
+(w ≥ 0.7 W or h ≥ 0.7 H) in one. The paper writes [w, h] and does not say of which box. Here w and h are
+those of the mask's axis-aligned bounds, because the sides of a rotated box swap with its label and lie
+along neither W nor H.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from bmvtrack.errors import UserError
 from bmvtrack.files import listed, numbered_files
 
 LARGEST = 0.7
-"""Share of the frame's width and height that a kept object stays below."""
+"""Share of the frame's width and height that a kept object must stay below."""
 
 Reason = Literal["absent", "large", "no category"]
 REASONS: dict[Reason, str] = {
@@ -33,18 +33,18 @@ REASONS: dict[Reason, str] = {
     "absent": "absent in an annotated frame",
     "large": f"w ≥ {LARGEST} W or h ≥ {LARGEST} H in a frame",
 }
-"""Why an object is dropped, in the order in which it is asked."""
+"""Reasons for dropping an object, in the order of checking."""
 
 
 @dataclass(frozen=True)
 class AnnotatedVideo:
-    """One video: the frames that are annotated, and what ``meta.json`` says of its objects.
+    """One video: its annotated frames, and what ``meta.json`` says about its objects.
 
     Attributes:
         name: of the clip.
         frames: ``.jpg`` files of the annotated frames, in order.
         annotations: ``.png`` files, one for each of them.
-        categories: by object number; None where there is no ``meta.json``.
+        categories: by object number; None if there is no ``meta.json``.
     """
 
     name: str
@@ -62,7 +62,7 @@ class YouTubeVOS:
 
     Attributes:
         clips: in alphabetical order.
-        categories: all that ``meta.json`` names, sorted: class c is the c-th of them, from 1. The
+        categories: all that ``meta.json`` names, sorted: class c is the c-th of them, counted from 1. The
             published training set has 65. Empty without ``meta.json``.
     """
 
@@ -74,12 +74,11 @@ def load_youtube_vos(root: Path) -> YouTubeVOS:
     """The clips of a YouTube-VOS folder; no image is read yet.
 
     Args:
-        root: with ``JPEGImages/<clip>/00000.jpg``, ``Annotations/<clip>/00000.png`` and perhaps
-            ``meta.json`` in it, or the folder above, in whose ``train`` they are.
+        root: with ``JPEGImages/<clip>/00000.jpg``, ``Annotations/<clip>/00000.png`` and optionally
+            ``meta.json`` in it, or the folder above, which holds them in ``train``.
 
     Raises:
-        UserError: if the layout or an annotated frame is missing, or ``meta.json`` is not as it
-            should be.
+        UserError: if the layout or an annotated frame is missing, or ``meta.json`` is invalid.
     """
     if not root.is_dir():
         raise UserError(f"no folder {root}; give the folder of YouTube-VOS that holds `train`")
@@ -121,7 +120,7 @@ def _read_meta(path: Path) -> dict[str, dict[int, str]] | None:
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
             f"{path} is not the meta.json of YouTube-VOS ({type(error).__name__}: {error}); "
-            "it holds videos, their objects, and a category for each"
+            "it must hold videos, their objects, and a category for each"
         ) from error
 
 
@@ -138,7 +137,7 @@ def read_annotation(path: Path) -> ByteArray:
         raise UserError(f"cannot read the annotation {path}: it is missing or damaged") from error
     if mode not in ("P", "L"):
         raise UserError(
-            f"the annotation {path} has mode {mode}; object numbers come as a palette image"
+            f"the annotation {path} has mode {mode}; object numbers must be in a palette image"
         )
     return np.asarray(numbers, dtype=np.uint8)
 
@@ -146,10 +145,10 @@ def read_annotation(path: Path) -> ByteArray:
 def single_object_sequences(
     clip: AnnotatedVideo,
 ) -> tuple[dict[int, VideoSequence], dict[int, Reason]]:
-    """One binary sequence for each object of a clip that is kept, and why the others are not.
+    """One binary sequence for each kept object of a clip, and the reasons why the others are dropped.
 
-    The clip's annotations are read at once and kept; its frames are read on demand, and one that is
-    asked for again at once is not read again.
+    The clip's annotations are read immediately and kept in memory; its frames are read on demand, and the
+    last frame read is cached.
 
     Returns:
         Sequences by object number, named ``clip/number``, and reasons by object number.
@@ -193,7 +192,7 @@ def _frame(clip: AnnotatedVideo, shape: tuple[int, ...], t: int) -> ByteArray:
         height, width = image.shape[:2]
         raise UserError(
             f"{clip.frames[t]} is {width}×{height} but the annotations of its clip are "
-            f"{shape[1]}×{shape[0]}; both must have one size"
+            f"{shape[1]}×{shape[0]}; both must have the same size"
         )
     return image
 
