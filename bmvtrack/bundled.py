@@ -7,7 +7,7 @@ from pathlib import Path
 from bmvtrack.errors import UserError
 
 DEFAULT_WEIGHTS = "davis16-duts"
-"""Bundled encoder and agent, trained on real images and video: the best at twice CSRT's frame rate."""
+"""Bundled encoder and agent, trained on real images and video: the best that run at twice CSRT's rate."""
 MASK_WEIGHTS = "davis16-duts-masks"
 """Bundled encoder with better masks, without an agent."""
 _BUNDLED = Path(__file__).parent / "weights"

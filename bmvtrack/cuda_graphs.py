@@ -13,7 +13,7 @@ from bmvtrack.devices import free_memory
 Result = TypeVar("Result")
 RowFunction = Callable[..., Sequence[torch.Tensor]]
 """Takes tensors ``(B, …)`` and returns tensors ``(B, …)`` whose row i depends on rows i alone."""
-_WARM_UP = 3  # runs before a capture: libraries choose kernels and allocate memory in the first
+_WARM_UP = 3  # runs before a capture; in these, libraries choose kernels and allocate memory
 _LEAST_ROWS = 8  # of a graph
 
 

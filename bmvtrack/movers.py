@@ -36,9 +36,9 @@ def move_by_mask(
 ) -> torch.Tensor:
     """Move to the box of the predicted mask, as true boxes are taken from true masks. A :data:`Mover`.
 
-    It takes the pixels with a probability over the percept's ``box_threshold``, in parts over a tenth of
-    the largest; their ``minAreaRect``; the label nearest to the last box; and sides within a factor of
-    1.25 of that box's. Without a mask the box stays.
+    It takes the pixels with a probability over the percept's ``box_threshold``, in parts of at least a
+    tenth of the largest; their ``minAreaRect``; the label nearest to the last box; and sides within a
+    factor of 1.25 of that box's. Without a mask the box stays.
     """
     found = mask_boxes(percept.probabilities, percept.windows, percept.box_threshold)
     return towards(found, boxes)
