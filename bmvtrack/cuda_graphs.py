@@ -28,7 +28,7 @@ class Captured(Generic[Result]):
     Args:
         work: called three times to warm up, and once during the capture, which computes nothing.
         device: the GPU.
-        warm_up: calls before the capture; fewer if the caller has made some on a side stream.
+        warm_up: calls before the capture; 0 if the caller has made enough of them itself.
         generators: those that ``work`` draws from, besides the device's own; each replay advances them.
 
     Attributes:

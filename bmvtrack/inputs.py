@@ -72,8 +72,9 @@ def rotated_box(box: Any, width: int, height: int) -> FloatArray:
         ``(5,)`` float64.
 
     Raises:
-        UserError: if it is none of these, not finite, less than a pixel wide or high, more than four times
-            as large as the frame, or outside it; if the mask is empty or its size is not the frame's.
+        UserError: if it is none of these, several boxes, not finite, rotated by more than a full turn, less
+            than a pixel wide or high, more than four times as large as the frame, or outside it; if the
+            mask is empty or its size is not the frame's.
     """
     try:
         values = np.asarray(_of_opencv(box))

@@ -57,9 +57,9 @@ class Perception:
     On a GPU up to eight frames are processed by one launch of a CUDA graph
     (:class:`~bmvtrack.perception_graphs.GraphCache`). More are processed in parts of up to 256, padded to
     a power of two, each by one launch (:class:`~bmvtrack.cuda_graphs.RowGraphs`). A graph is captured when
-    its shape occurs for the second time, which takes as long as a few dozen passes, and its memory is held
-    as long as this object exists. Several threads must not use this object at once then, because graphs
-    read their frames from one place.
+    its shape recurs (up to eight frames: twice in a row), which takes as long as a few dozen passes, and
+    its memory is held as long as this object exists. Several threads must not use this object at once then,
+    because graphs read their frames from one place.
 
     Raises:
         UserError: if the network was not trained to track, or the device does not exist.

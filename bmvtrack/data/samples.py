@@ -144,7 +144,10 @@ class Sampler:
         return [self._reached]
 
     def _whole(self, target: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-        """Which targets are shown with their whole image, ``(B,)`` boolean: some of the stills."""
+        """Which targets are shown with their whole image, ``(B,)`` boolean: some of the stills.
+
+        An object that is seen in a single frame of its sequence counts as a still.
+        """
         still = self.bank.shown[target, 1] == 1
         if not (self.augment and self.augmentation.whole_images):
             return torch.zeros_like(still)

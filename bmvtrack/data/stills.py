@@ -35,7 +35,7 @@ def load_stills(root: Path) -> list[VideoSequence]:
     images, masks = _folders(root)
     pairs = [(image, mask) for image, mask in _pairs(images, masks) if mask.is_file()]
     if not pairs:
-        raise UserError(f"no .jpg in {images} has a .png with the same name in {masks}")
+        raise UserError(f"no .jpg or .jpeg in {images} has a .png with the same name in {masks}")
     return [
         VideoSequence(image.stem, 1, partial(_frame, image), partial(_mask, mask))
         for image, mask in pairs
