@@ -39,7 +39,7 @@ def test_the_newest_is_loaded_and_the_last_few_are_kept(tmp_path):
 @pytest.mark.parametrize("folder", ["missing", "."])
 def test_where_there_is_none_it_is_said(tmp_path, folder):
     (tmp_path / "notes.txt").touch()
-    with pytest.raises(UserError, match="holds no checkpoint that can be read"):
+    with pytest.raises(UserError, match="holds no readable checkpoint"):
         load_checkpoint(tmp_path / folder)
 
 
@@ -78,7 +78,7 @@ def test_a_damaged_one_is_passed_over_for_the_one_before(tmp_path, damage):
 def test_if_all_are_damaged_that_is_said(tmp_path, damage):
     for path in save(tmp_path, 1, 2):
         path.write_bytes(damage(path.read_bytes()))
-    with pytest.raises(UserError, match="holds no checkpoint that can be read"):
+    with pytest.raises(UserError, match="holds no readable checkpoint"):
         load_checkpoint(tmp_path)
 
 
@@ -98,7 +98,7 @@ class Trap:
 def test_nothing_is_unpickled(tmp_path, write):
     trap = tmp_path / "sprung"
     write({"step": 1, "network": Trap(trap)}, tmp_path / "step-00000001.pt")
-    with pytest.raises(UserError, match="holds no checkpoint that can be read"):
+    with pytest.raises(UserError, match="holds no readable checkpoint"):
         load_checkpoint(tmp_path)
     assert not trap.exists()
 

@@ -91,7 +91,7 @@ def test_a_run_goes_on_with_as_many_ranks_only(both, data):
     out = both[0] / "straight"
     options = PretrainOptions(out=out, data=data, mode="paper", width=4, input_size=64, samples=10)
     options = {**vars(options), "steps": 4, "batch_size": 4, "validate_every": 2, "device": "cpu"}
-    with pytest.raises(UserError, match="a run on 2 devices in all, and this one is on 1; resume"):
+    with pytest.raises(UserError, match="on 2 devices in total, but this one is on 1; resume"):
         pretrain(PretrainOptions(**options | {"validation_share": 0.3, "resume": True}))
 
 
@@ -127,7 +127,7 @@ def test_narrow_networks_keep_their_layout_on_a_cpu():
 
 def test_a_batch_is_shared_equally(both):
     out, printed = both
-    assert "--batch-size 5 cannot be shared by 2 devices equally" in printed
+    assert "--batch-size 5 is not divisible by the number of devices, 2" in printed
     assert not (out / "unequal").exists()
 
 
@@ -136,7 +136,7 @@ def test_torchrun_decides_how_many(data, tmp_path, monkeypatch):
     for key, value in started.items():
         monkeypatch.setenv(key, value)
     for option, has in (("devices", 4), ("nodes", 2)):
-        with pytest.raises(UserError, match=f"--{option} 3, but torchrun started {has}; leave"):
+        with pytest.raises(UserError, match=f"--{option} 3, but torchrun started {has}; omit"):
             pretrain(PretrainOptions(out=tmp_path, data=data, device="cpu", **{option: 3}))
 
 

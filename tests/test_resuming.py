@@ -40,7 +40,7 @@ def test_stopped_by_the_clock_and_resumed_equals_not_stopped(options, tmp_path, 
         for module in (LOOP, console):
             patch.setattr(module, "time", clock)
         metrics, printed = train(options, mode=mode, max_minutes=2.5)
-    assert "time is up at step 2; go on with --resume" in printed
+    assert "time is up at step 2; continue with --resume" in printed
     assert json.loads((options.out / "metrics.json").read_text()) == {"step": 2, **metrics}
     (events,) = (options.out / "tensorboard").iterdir()
     events.rename(events.with_name("events.out.tfevents.1"))  # written in an earlier second
@@ -173,7 +173,7 @@ def test_runs_of_before_the_split_s_seed_go_on(options):
 
 
 def test_there_must_be_something_to_resume(options):
-    with pytest.raises(UserError, match=r"nothing to resume in .*run; leave --resume out"):
+    with pytest.raises(UserError, match=r"nothing to resume in .*run; omit --resume"):
         train(options, resume=True)
     assert not options.out.exists()
 

@@ -28,7 +28,7 @@ def test_starts_from_the_weights_of_another_run(options: PretrainOptions, tmp_pa
 
 def test_weights_of_another_network_are_refused(options: PretrainOptions, tmp_path: Path) -> None:
     build_network(dataclasses.replace(options, width=8)).save_weights(tmp_path / "weights")
-    with pytest.raises(UserError, match=r"--start-from .*is of another network: .*size mismatch"):
+    with pytest.raises(UserError, match=r"--start-from .*of another network: .*size mismatch"):
         build_network(dataclasses.replace(options, start_from=tmp_path / "weights"))
     with pytest.raises(UserError, match="no weights in"):
         build_network(dataclasses.replace(options, start_from=tmp_path / "nowhere"))
@@ -36,7 +36,7 @@ def test_weights_of_another_network_are_refused(options: PretrainOptions, tmp_pa
 
 def test_factors_of_the_jitter_are_checked() -> None:
     for jitter in ((), (1.0, -0.5)):
-        with pytest.raises(UserError, match="--jitter needs factors that are not negative"):
+        with pytest.raises(UserError, match="--jitter needs non-negative factors"):
             PretrainOptions(jitter=jitter).resolved()
 
 

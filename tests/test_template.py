@@ -160,7 +160,7 @@ def test_weights_without_a_template_are_a_start_for_one(options, tmp_path):
     x = torch.randn(2, 4, 64, 64, generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(second.eval()(x, template=x.flip(0)).logits, first.eval()(x).logits)
     second.save_weights(tmp_path / "reader")
-    with pytest.raises(UserError, match="is of another network"):  # what it reads would be lost
+    with pytest.raises(UserError, match="of another network"):  # what it reads would be lost
         build_network(dataclasses.replace(options, start_from=tmp_path / "reader"))
 
 

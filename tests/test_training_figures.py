@@ -62,7 +62,7 @@ def test_the_construction_loss_is_the_sum_of_its_two_terms(tmp_path, drawn):
 def test_runs_of_which_nothing_is_logged_are_named(tmp_path):
     runs = {"short": {}, "whole": read_scalars(write_run(tmp_path, 1))}
     check_logged(runs, LOSSES)
-    with pytest.raises(UserError, match=r"short: nothing is logged there of total loss"):
+    with pytest.raises(UserError, match=r"short: no logs of total loss"):
         check_logged({"short": {}}, LOSSES)
 
 

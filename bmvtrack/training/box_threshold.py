@@ -1,9 +1,8 @@
-"""From which probability on the pixels of a mask should count for its box: asked of held-out frames.
+"""The probability above which a mask's pixels count for its box, chosen on held-out frames.
 
-½ is where a mask ends that is right about how sure it is, and not where its box should end: a box that is
-too small hides from the next frame what it left out, and a track of such boxes shrinks until it is lost.
-The threshold at which single boxes agree best with true ones is also that with which tracks last longest
-(docs/experiments.md).
+A calibrated mask ends at ½, but its box should not: whatever a too small box leaves out is invisible in
+the next frame, and a track of such boxes shrinks until the object is lost. The threshold at which single
+boxes agree best with the true ones is also the one with which tracks last longest (docs/experiments.md).
 """
 
 from __future__ import annotations
@@ -19,19 +18,19 @@ from bmvtrack.masks import mask_boxes
 from bmvtrack.models import Output, foreground_probability
 
 THRESHOLDS = (0.02, 0.04, 0.08, 0.125, 0.25, 0.35, 0.5, 0.65, 0.8)
-"""Probabilities that are compared."""
+"""The thresholds that are compared."""
 
 
 def box_overlaps(output: Output, batch: Batch) -> torch.Tensor:
-    """Rotated IoU of the boxes of masks, cut at each of :data:`THRESHOLDS`, with the true boxes.
+    """Rotated IoU with the true boxes of the boxes of masks thresholded at each of :data:`THRESHOLDS`.
 
     Args:
-        output: of the network for the batch.
-        batch: of tracking mode.
+        output: the network's output for the batch.
+        batch: a batch of tracking mode.
 
     Returns:
-        ``(B, len(THRESHOLDS))`` float64: 0 where nothing is left of the mask, NaN where the true motion is
-        not known.
+        ``(B, len(THRESHOLDS))`` float64: 0 where the thresholded mask is empty, NaN where the true motion
+        is unknown.
     """
     known = batch.motion.isfinite().all(dim=-1)
     boxes = batch.boxes[known]
@@ -49,13 +48,14 @@ def box_overlaps(output: Output, batch: Batch) -> torch.Tensor:
 def best_threshold(overlaps: torch.Tensor) -> tuple[float, float]:
     """The threshold whose boxes agree best with the true ones, by the interquartile mean of their IoU.
 
-    The mean of the middle half: a sequence or two on which no threshold is any good would else decide.
+    The mean of the middle half is used because otherwise one or two sequences on which every threshold
+    fails would decide.
 
     Args:
-        overlaps: ``(N, len(THRESHOLDS))`` of :func:`box_overlaps`, at least one row without NaN.
+        overlaps: ``(N, len(THRESHOLDS))`` from :func:`box_overlaps`, at least one row without NaN.
 
     Returns:
-        The threshold, and that mean.
+        The threshold and its mean IoU.
     """
     known = overlaps[overlaps.isfinite().all(dim=1)].sort(dim=0).values
     quarter = len(known) // 4

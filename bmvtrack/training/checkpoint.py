@@ -1,4 +1,4 @@
-"""Checkpoints of a run: written whole, the last few kept, read without unpickling."""
+"""Checkpoints of a run: written atomically, only the last few kept, read without unpickling."""
 
 from __future__ import annotations
 
@@ -17,16 +17,17 @@ KEPT = 2
 
 
 def save_checkpoint(folder: Path, step: int, state: dict[str, Any]) -> Path:
-    """Write ``step-NNNNNNNN.pt``; of those before it the last is kept, so that there are :data:`KEPT`.
+    """Write ``step-NNNNNNNN.pt`` and delete older checkpoints until :data:`KEPT` are left.
 
-    Those after it no longer count, and are named ``.damaged``: the run has gone on from before them.
+    Checkpoints of later steps are renamed to ``.damaged``: the run was resumed from an earlier one, so
+    they no longer belong to it.
 
     Args:
-        folder: of checkpoints; made if missing.
+        folder: folder of the checkpoints; created if missing.
         step: training steps done.
-        state: tensors, numbers, strings, lists and dictionaries only.
+        state: may hold only tensors, numbers, strings, lists and dictionaries.
     """
-    for unfinished in folder.glob(".step-*"):  # by somebody who was killed
+    for unfinished in folder.glob(".step-*"):  # left by a process that was killed
         unfinished.unlink()
     path = folder / f"step-{step:08d}.pt"
     with atomic_file(path) as temporary:
@@ -46,17 +47,17 @@ def checkpoints(folder: Path) -> list[Path]:
 
 
 def checkpoint_step(path: Path) -> int:
-    """Training steps that were done when a checkpoint was written."""
+    """The number of training steps done when a checkpoint was written."""
     return int(path.stem.removeprefix("step-"))
 
 
 def load_checkpoint(folder: Path) -> dict[str, Any]:
-    """The newest checkpoint that can be read, on the host.
+    """Load the newest readable checkpoint, onto the CPU.
 
-    A damaged one (a full disk, a pulled plug) is passed over for the one before it.
+    A damaged checkpoint (full disk, power failure) is skipped in favour of the one before it.
 
     Raises:
-        UserError: if there is none that can be read.
+        UserError: if there is no readable checkpoint.
     """
     for path in reversed(checkpoints(folder)):
         try:
@@ -65,44 +66,45 @@ def load_checkpoint(folder: Path) -> dict[str, Any]:
         except DAMAGED:
             continue
         return state
-    raise UserError(f"{folder} holds no checkpoint that can be read; start over elsewhere")
+    raise UserError(f"{folder} holds no readable checkpoint; start over with another --out")
 
 
 def check_run_folder(out: Path, resume: bool, options: dict[str, Any]) -> None:
-    """Keep a run from being overwritten by another, and from being resumed where there is none.
+    """Check that a new run overwrites no other run, and that a resumed run exists and has the same options.
 
     Args:
         out: folder of the run.
-        resume: whether it is to go on.
-        options: what may not change then; compared with ``options.json``, before anything large is read.
+        resume: whether the run is resumed.
+        options: the options that must not change on resuming; compared with ``options.json`` before
+            anything large is read.
 
     Raises:
-        UserError: if ``out`` holds checkpoints and the run is not resumed, or the other way round, or
-            with other options, or it is no folder.
+        UserError: if ``out`` is not a folder, holds checkpoints although the run is not resumed, or holds
+            none or belongs to a run with other options although it is.
     """
     check_output_folder(out)
     there = checkpoints(out / "checkpoints")
     if there and not resume:
         raise UserError(f"{out} already holds a run; add --resume, or give another --out")
     if resume and not there:
-        raise UserError(f"nothing to resume in {out}; leave --resume out to start")
+        raise UserError(f"nothing to resume in {out}; omit --resume to start a new run")
     if resume:
         before = None
-        with suppress(OSError, ValueError):  # lost or damaged: the checkpoint has them as well
+        with suppress(OSError, ValueError):  # lost or damaged: the checkpoint has them, too
             before = json.loads((out / "options.json").read_text(encoding="utf-8"))
         if isinstance(before, dict):
             _refuse_others(out, before, options)
 
 
 def resumed_state(folder: Path, options: dict[str, Any]) -> dict[str, Any]:
-    """The newest readable checkpoint of a run, whose ``options`` (a JSON text) must be the same.
+    """The newest readable checkpoint of a run, if its ``options`` (a JSON string) are the same.
 
     Args:
-        folder: of checkpoints.
-        options: what may not change when a run is resumed.
+        folder: folder of the checkpoints.
+        options: the options that must not change when a run is resumed.
 
     Raises:
-        UserError: if none can be read, or it belongs to a run with other options.
+        UserError: if no checkpoint can be read, or it belongs to a run with other options.
     """
     state = load_checkpoint(folder)
     _refuse_others(folder, json.loads(state["options"]), options)
@@ -110,12 +112,12 @@ def resumed_state(folder: Path, options: dict[str, Any]) -> dict[str, Any]:
 
 
 def _refuse_others(folder: Path, before: dict[str, Any], options: dict[str, Any]) -> None:
-    """Refuse to go on with other options than before, naming those that differ."""
+    """Raise a UserError that names the options that differ from those before."""
     if "split_seed" not in before and "seed" in before:
-        before = before | {"split_seed": before["seed"]}  # by which runs split before there was one
+        before = before | {"split_seed": before["seed"]}  # older runs split by their seed
     changed = [name for name, value in options.items() if before.get(name) != value]
     if changed:
         raise UserError(
             f"{folder} belongs to a run with other options ({', '.join(changed)}); "
-            "repeat its command and add --resume, or give another --out"
+            "repeat its command with --resume, or give another --out"
         )

@@ -1,4 +1,4 @@
-"""Training curves from TensorBoard logs, as one picture."""
+"""Training curves from TensorBoard logs, in one figure."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ LOSSES: dict[str, tuple[str, ...]] = {
     "construction loss": ("train/cross_entropy", "train/jaccard"),
     "KL divergence": ("train/kl",),
 }
-"""The panels of the paper's Figures 11 and 12: title → tags whose sum is shown."""
-_WINDOW = 0.02  # of a curve, that the running mean is taken over
-_LONG = 100  # points, from which on a curve has a running mean
+"""The panels of the paper's Figures 11 and 12: title → tags whose sum is plotted."""
+_WINDOW = 0.02  # window of the running mean, as a fraction of the curve
+_LONG = 100  # points from which on a curve gets a running mean
 
 
 def read_scalars(folder: Path) -> dict[str, Curve]:
-    """All scalars logged below a folder: tag → steps and values, in order of steps.
+    """All scalars logged below a folder: tag → steps and values, ordered by step.
 
     Raises:
         UserError: if there are no logs.
@@ -50,7 +50,7 @@ def read_scalars(folder: Path) -> dict[str, Curve]:
 
 
 def plot_curves(scalars: Mapping[str, Curve], tags: Sequence[str], path: Path) -> None:
-    """Write one panel a tag, side by side, as PNG; a tag that was not logged has an empty panel."""
+    """Write a PNG with one panel per tag, side by side; panels of tags that were not logged stay empty."""
     plot_runs({"": scalars}, {tag: (tag,) for tag in tags}, path)
 
 
@@ -60,15 +60,15 @@ def plot_runs(
     path: Path,
     logarithmic: bool = False,
 ) -> None:
-    """Write curves of one or several runs as PNG, a panel beside the other.
+    """Write a PNG of the curves of one or more runs, with the panels side by side.
 
-    A long curve is pale, with its running mean over 2 % of it in front.
+    A long curve is drawn pale, with its running mean over 2 % of its length in front.
 
     Args:
-        runs: name in the legend → scalars, as :func:`read_scalars` gives them.
-        panels: title → tags whose sum is shown; one that no run has logged stays empty.
-        path: to write.
-        logarithmic: value axes; what is not positive is left out.
+        runs: name in the legend → scalars, as returned by :func:`read_scalars`.
+        panels: title → tags whose sum is plotted; a panel that no run has logged stays empty.
+        path: PNG to write.
+        logarithmic: use logarithmic value axes; values that are not positive are left out.
     """
     figure = Figure(figsize=(3.2 * len(panels), 2.6), layout="constrained")
     for axes, (title, tags) in zip(
@@ -93,23 +93,23 @@ def plot_runs(
 def check_logged(
     runs: Mapping[str, Mapping[str, Curve]], panels: Mapping[str, Sequence[str]]
 ) -> None:
-    """Refuse runs of which all panels of :func:`plot_runs` would be empty.
+    """Check that at least one panel of :func:`plot_runs` would not be empty.
 
     Raises:
-        UserError: naming them.
+        UserError: if all would be empty; it names the runs.
     """
     found = [_sum(scalars, tags) for scalars in runs.values() for tags in panels.values()]
     if all(curve is None for curve in found):
         raise UserError(
-            f"{', '.join(runs)}: nothing is logged there of {', '.join(panels)}; too short a run, or one of "
+            f"{', '.join(runs)}: no logs of {', '.join(panels)} there; the run is too short or of "
             "another kind"
         )
 
 
 def _sum(scalars: Mapping[str, Curve], tags: Sequence[str]) -> Curve | None:
-    """The sum of curves that were logged together, where all of them are; None if one is missing.
+    """The sum of several curves at the steps that all of them have; None if one was not logged.
 
-    A run that was killed, or goes on, may have logged only some of its last step.
+    A run that was killed, or is still running, may have logged only some of the curves at its last step.
     """
     if any(tag not in scalars for tag in tags):
         return None
@@ -128,7 +128,7 @@ def _draw(axes: Axes, curve: Curve, number: int, name: str) -> None:
         width = max(2, round(_WINDOW * len(values)))
         values = np.convolve(values, np.full(width, 1 / width), mode="valid")
         steps = np.convolve(steps, np.full(width, 1 / width), mode="valid")
-    marker = "o" if len(values) == 1 else None  # one point has no line
+    marker = "o" if len(values) == 1 else None  # a single point makes no line
     axes.plot(
         steps, values, color=colour, linestyle=dashes, linewidth=1.2, marker=marker, label=name
     )

@@ -1,8 +1,8 @@
-"""What KL does to the posterior of a batch, with gradients at the Σ' head and without.
+"""The effect of the KL divergence on a batch's posterior, with and without gradients at the Σ' head.
 
-The released code computes the covariance on detached arrays, so its Σ' head never trains. Here the
-bottleneck alone is trained on KL alone, on features that are noise: nothing else is needed to see it.
-The Mahalanobis distance (paper Eq. 7) does not show it: the mean finds the prior's either way.
+The paper's released code computes the covariance on detached arrays, so its Σ' head never trains. To show
+this it is enough to train the bottleneck alone, on the KL divergence alone, with noise as features. The
+Mahalanobis distance (paper Eq. 7) does not show it, because the mean converges to the prior's either way.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from bmvtrack.prior import MotionPrior
 FEATURES = 4
 _BATCH = 32
 _LEARNING_RATE = 1e-2
-_EPSILON = 1e-3  # Adam's own 1e-8 enlarges gradients that have all but vanished: the mean swings
+_EPSILON = 1e-3  # Adam's default 1e-8 amplifies vanishing gradients: the mean oscillates
 _RECORDS = 200  # points of a curve
 _LIMITS = {"mahalanobis": 1e-4, "error": 0.05}
 _LABELS = {
@@ -34,7 +34,7 @@ _LABELS = {
 
 
 class DetachedBottleneck(Bottleneck):
-    """The bottleneck as the released code has it: no gradient reaches the Σ' head."""
+    """The bottleneck as in the paper's released code: no gradient reaches the Σ' head."""
 
     def forward(
         self, features: torch.Tensor, generator: torch.Generator | None = None
@@ -46,14 +46,14 @@ class DetachedBottleneck(Bottleneck):
 
 @dataclass(frozen=True, eq=False)
 class Convergence:
-    """How a bottleneck came to the prior, on a batch that it was not trained on.
+    """How a bottleneck converges to the prior, measured on a held-out batch.
 
     Attributes:
-        steps: ``(N,)`` at which it was looked at.
-        mahalanobis: ``(N,)`` the largest of the batch.
-        error: ``(N,)`` the largest |Σ'ᵢⱼ − Σᵢⱼ|/(σᵢσⱼ).
+        steps: ``(N,)`` training steps of the measurements.
+        mahalanobis: ``(N,)`` largest Mahalanobis distance in the batch.
+        error: ``(N,)`` largest |Σ'ᵢⱼ − Σᵢⱼ|/(σᵢσⱼ).
         covariance: ``(5, 5)`` Σ' at the end.
-        kl: at the end, mean of the batch, nats.
+        kl: KL divergence at the end, mean over the batch, in nats.
     """
 
     steps: FloatArray
@@ -64,15 +64,15 @@ class Convergence:
 
 
 def converge(kind: type[Bottleneck], prior: MotionPrior, steps: int, seed: int) -> Convergence:
-    """Train a bottleneck with ``batch`` covariance on KL alone; every batch is new noise.
+    """Train a bottleneck with ``batch`` covariance on the KL divergence alone; every batch is new noise.
 
-    Adam, the learning rate falling to 0 with half a cosine.
+    The optimiser is Adam with a learning rate that falls to 0 along half a cosine.
 
     Args:
-        kind: with gradients at the Σ' head, or without.
-        prior: that KL pulls to.
-        steps: of training.
-        seed: of weights and features.
+        kind: bottleneck class, with or without gradients at the Σ' head.
+        prior: the prior of the KL divergence.
+        steps: training steps.
+        seed: seed of weights and features.
     """
     torch.manual_seed(seed)
     bottleneck = kind(FEATURES, prior)
@@ -108,12 +108,12 @@ def _distances(
 
 
 def plot_convergence(results: Mapping[str, Convergence], prior: MotionPrior, path: Path) -> None:
-    """Write distances over steps, and Σ' against Σ entry by entry, as PNG.
+    """Write a PNG of the distances over the steps, and of Σ' against Σ entry by entry.
 
     Args:
-        results: by their name in the legend.
-        prior: that KL pulled to.
-        path: to write.
+        results: by name in the legend.
+        prior: the prior of the KL divergence.
+        path: PNG to write.
     """
     figure = Figure(figsize=(10, 3.2), layout="constrained")
     left, middle, right = figure.subplots(1, 3)

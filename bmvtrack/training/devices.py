@@ -1,4 +1,4 @@
-"""The devices and machines that a run is spread over, by Lightning Fabric."""
+"""Distribution of a run over devices and machines, with Lightning Fabric."""
 
 from __future__ import annotations
 
@@ -19,19 +19,20 @@ _FRAGILE_CHANNELS = 8
 def make_fabric(
     device: str, precision: str, devices: int | None = None, nodes: int | None = None
 ) -> Fabric:
-    """Lightning Fabric, launched; bf16 on a GPU that has instructions for it unless told otherwise.
+    """Set up and launch Lightning Fabric.
 
-    With several devices, Fabric starts this script again for each but the first, unless ``torchrun``
-    (or another launcher that Fabric knows) has started all of them.
+    With several devices, Fabric starts this script again for each device but the first, unless
+    ``torchrun`` (or another launcher that Fabric knows) has started all processes.
 
     Args:
         device: ``auto``, ``cpu`` or ``cuda``.
-        precision: ``auto``, or one of Fabric's.
-        devices: of each machine. Default: one, or as many as ``torchrun`` says.
-        nodes: machines. Default: one, or as many as ``torchrun`` says.
+        precision: one of Fabric's precisions, or ``auto``: bf16 on a GPU with bfloat16 instructions,
+            float32 elsewhere.
+        devices: devices per machine. Default: one, or as many as ``torchrun`` started.
+        nodes: machines. Default: one, or as many as ``torchrun`` started.
 
     Raises:
-        UserError: if a device is unknown or not there, or ``torchrun`` says otherwise.
+        UserError: if a device is unknown or missing, or ``torchrun`` started other numbers.
     """
     check_choice(device)
     if device == "cuda" and not torch.cuda.is_available():
@@ -52,7 +53,7 @@ def make_fabric(
         warn_of_emulation(accelerator)
     choices: dict[str, Any] = {"accelerator": accelerator, "precision": precision}
     strategy = "ddp" if devices * nodes > 1 else "auto"
-    if devices * nodes > 1:  # Python's own handler would wait for the end of a collective
+    if devices * nodes > 1:  # Python's handler would wait for a collective to end
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
     fabric = Fabric(devices=devices, num_nodes=nodes, strategy=strategy, **choices)
     fabric.launch()
@@ -60,7 +61,7 @@ def make_fabric(
 
 
 def synchronized(network: nn.Module, fabric: Fabric) -> nn.Module:
-    """The network with batch norms that see the batch of all ranks, where torch has such: on GPUs.
+    """Convert batch norms to synchronised ones, which torch has only for GPUs.
 
     On the CPU each rank normalises by its own part of the batch, and the running averages are those
     of the first rank.
@@ -72,10 +73,10 @@ def synchronized(network: nn.Module, fabric: Fabric) -> nn.Module:
 
 
 def memory_format(network: nn.Module, device: torch.device) -> torch.memory_format:
-    """The layout to train in: channels last, which is also 1.0 to 1.3 times as fast on a CPU.
+    """The memory format to train in: channels last, which is also 1.0 to 1.3 times as fast on a CPU.
 
-    But not everywhere there: with it, torch 2.15's backward of a strided 1×1 convolution of 4 or 8
-    channels writes past its memory.
+    The exception, on the CPU, are networks with a strided 1×1 convolution of 4 or 8 channels: in channels
+    last, torch 2.15's backward pass of such a convolution writes out of bounds.
     """
     if device.type == "cpu":
         for layer in network.modules():
@@ -90,11 +91,11 @@ def memory_format(network: nn.Module, device: torch.device) -> torch.memory_form
 
 
 def _agreed(name: str, wanted: int | None) -> int:
-    """How many devices, or nodes: as wanted, unless ``torchrun`` has decided."""
+    """The number of devices or nodes: as requested, or as started by ``torchrun``."""
     if not distributed.is_torchelastic_launched():
         return wanted or 1
     local, world = (int(os.environ[key]) for key in ("LOCAL_WORLD_SIZE", "WORLD_SIZE"))
     started = {"devices": local, "nodes": world // local}[name]
     if wanted not in (None, started):
-        raise UserError(f"--{name} {wanted}, but torchrun started {started}; leave --{name} out")
+        raise UserError(f"--{name} {wanted}, but torchrun started {started}; omit --{name}")
     return started

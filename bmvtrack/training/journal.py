@@ -1,4 +1,4 @@
-"""What a run tells of itself: a progress bar, lines on the console, TensorBoard logs."""
+"""Reporting of a run: a progress bar, lines on the console, TensorBoard logs."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from torch.utils.tensorboard import SummaryWriter
 
 
 class Journal:
-    """Open while a run trains, as a context manager.
+    """A context manager that shows and logs the progress of a training run.
 
     Args:
-        folder: for the logs.
-        console: to print on.
-        steps: in all.
-        step: already done; logs of later ones, from before a stop, are dropped.
-        first: whether this is the first of the ranks: the others stay silent and write nothing.
+        folder: folder of the logs.
+        console: console to print on.
+        steps: total number of steps.
+        step: steps already done; logs of later steps, from before the run was resumed, are dropped.
+        first: whether this is rank 0; the other ranks print and write nothing.
     """
 
     def __init__(self, folder: Path, console: Console, steps: int, step: int, first: bool) -> None:
@@ -51,7 +51,7 @@ class Journal:
         self._open.__exit__(kind, error, traceback)
 
     def advance(self, step: int, loss: float | None = None) -> None:
-        """Show the step, and the loss where it is known anew."""
+        """Show the step and, if given, the loss."""
         self._progress.update(self._task, completed=step)
         if loss is not None:
             self._progress.update(self._task, loss=f"loss {loss:.3f}")

@@ -1,4 +1,4 @@
-"""What is minimised and reported: L = L_cons + β·KL (paper Eq. 2–3) + λ·NLL of the motion."""
+"""Training objective and metrics: L = L_cons + β·KL (paper Eq. 2–3) + λ·NLL of the motion."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from bmvtrack.losses import balanced_cross_entropy, soft_jaccard_loss
 from bmvtrack.models import Bottleneck, Output
 
 ClassWeights = Literal["balanced", "none"]
-"""Of the cross-entropy: every class counts alike, or every pixel."""
+"""Weighting of the cross-entropy: equal weight for every class, or for every pixel."""
 _ACTIVE = 0.01
 
 
@@ -30,13 +30,13 @@ def objective(
     """The loss (``total``) and its terms, each a scalar tensor.
 
     Args:
-        output: of the network.
-        batch: that it was given.
-        bottleneck: of the network.
+        output: the network's output.
+        batch: the batch that it was computed from.
+        bottleneck: the network's bottleneck.
         beta: weight of the KL divergence.
-        likelihood: weight of the negative log-likelihood of the true motion; 0 leaves it out.
+        likelihood: weight of the negative log-likelihood of the true motion; 0 leaves the term out.
         kl_direction: see :meth:`~bmvtrack.models.bottleneck.Bottleneck.kl_divergence`.
-        class_weights: of the cross-entropy.
+        class_weights: weighting of the cross-entropy.
     """
     balanced = class_weights == "balanced"
     cross_entropy = balanced_cross_entropy if balanced else functional.cross_entropy
@@ -53,9 +53,9 @@ def objective(
 
 
 def motion_nll(output: Output, batch: Batch, bottleneck: Bottleneck) -> torch.Tensor:
-    """−log N(true motion; posterior), ``(B,)`` nats, in units of the motion parameters.
+    """−log N(true motion; posterior), ``(B,)`` in nats, in units of the motion parameters.
 
-    0, without a gradient, where the true motion is NaN: there is none to learn.
+    It is 0, without a gradient, where the true motion is NaN.
     """
     posterior = bottleneck.to_motion(output.posterior)
     known = batch.motion.isfinite().all(dim=-1)
@@ -67,10 +67,10 @@ def motion_nll(output: Output, batch: Batch, bottleneck: Bottleneck) -> torch.Te
 def validation_metrics(
     output: Output, batch: Batch, bottleneck: Bottleneck, with_motion: bool
 ) -> dict[str, torch.Tensor]:
-    """Per-sample numbers, each ``(B,)``: mask IoU, KL, Mahalanobis, and of the motion.
+    """Metrics of each sample, ``(B,)`` each: mask IoU, KL, Mahalanobis distance, NLL and error of the motion.
 
-    ``motion_error`` is the distance in pixels (of the frames as trained on) between the true centre
-    and where the posterior's mean moves the box.
+    ``motion_error`` is the distance between the true centre and the centre of the box moved by the
+    posterior's mean, in pixels of the frames as trained on.
     """
     predicted, truth = output.logits.argmax(dim=1) > 0, batch.labels > 0
     union = (predicted | truth).sum(dim=(1, 2))
@@ -91,22 +91,21 @@ def validation_metrics(
 
 
 def active_units(means: torch.Tensor, bottleneck: Bottleneck) -> torch.Tensor:
-    """How many of the five latent variables tell frames apart: a scalar tensor, 0 to 5.
+    """The number of active latent variables: a scalar tensor, 0 to 5.
 
-    Variable i is active if the variance over the data of its posterior mean exceeds 0.01 of its prior
-    variance (Burda et al. 2016, §5.2, whose prior variance is 1). None is where the posterior has
-    collapsed.
+    Variable i is active if the variance of its posterior mean over the data exceeds 0.01 of its prior
+    variance (Burda et al. 2016, §5.2, whose prior variance is 1). If the posterior has collapsed, none is.
 
     Args:
-        means: ``(N, 5)`` of the posteriors of N ≥ 2 frames.
-        bottleneck: that they come from.
+        means: ``(N, 5)`` posterior means of N ≥ 2 frames.
+        bottleneck: the bottleneck that they come from.
     """
     variance = means.var(dim=0) / bottleneck.latent_covariance.diagonal()
     return (variance > _ACTIVE).sum()
 
 
 def averaged(parts: Iterable[dict[str, torch.Tensor]]) -> dict[str, float]:
-    """Means over all samples of several batches of metrics."""
+    """The mean of each metric over all samples of several batches."""
     collected: dict[str, list[torch.Tensor]] = {}
     for part in parts:
         for name, values in part.items():

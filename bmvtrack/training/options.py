@@ -1,4 +1,4 @@
-"""Options of pretraining, and what the two modes make of those that are left open."""
+"""Options of pretraining, and the defaults that depend on the mode."""
 
 from __future__ import annotations
 
@@ -20,116 +20,121 @@ Architecture = Literal["resnet-unet", "beta-mvae", "beta-mvunet"]
 
 @dataclass(frozen=True)
 class PretrainOptions:
-    """Pretrain an encoder: from frame patches to a mask and a Gaussian over the motion."""
+    """Pretrain an encoder that maps frame patches to a mask and a Gaussian over the motion."""
 
     out: Path = Path("runs/pretrain")
     """folder for checkpoints, TensorBoard logs, and the weights `best` and `last`"""
     data: tuple[str, ...] = ("synthetic",)
-    """any of: synthetic, davis16:FOLDER, davis16:FOLDER:SPLIT, duts:FOLDER, stills:FOLDER,
-    cutouts:FOLDER (sequences of objects cut out of such stills),
-    youtube-vos:FOLDER (a store that prepare_youtube_vos.py made; mode `paper` only)"""
+    """training data, one or more of: synthetic, davis16:FOLDER, davis16:FOLDER:SPLIT, duts:FOLDER,
+    stills:FOLDER, cutouts:FOLDER (sequences of objects cut out of such stills), youtube-vos:FOLDER
+    (a store made by prepare_youtube_vos.py; mode `paper` only)"""
     shares: tuple[float, ...] = ()
-    """share of each batch from each of the data, in the same order; equal if not given"""
+    """share of each data set in a batch, in the order of --data; default: equal shares"""
     mode: Mode = "tracking"
-    """`paper`: patches centred on their own object, one posterior a batch, KL to the prior.
-    `tracking`: frame t+1 through box t, one posterior a frame, that must explain the true motion.
-    With `paper`, every option below that depends on the mode is the paper's"""
+    """`paper`: patches centred on their own object, one posterior per batch, KL to the prior.
+    `tracking`: frame t+1 seen through box t, one posterior per frame, which must explain the true motion.
+    With `paper`, the options below that depend on the mode default to the paper's settings"""
     architecture: Architecture = "resnet-unet"
-    """`resnet-unet`: the project's own; `beta-mvae`, `beta-mvunet`: the paper's two, 20 and 316
-    million parameters as they were published (width 64, input size 256)"""
+    """`resnet-unet`: this project's network; `beta-mvae`, `beta-mvunet`: the paper's two networks,
+    with 20 and 316 million parameters as published (width 64, input size 256)"""
     bottleneck: BottleneckKind = "multivariational"
-    """`planar`, `radial`, `realnvp`, `iaf`: a flow in its place, on the factorised prior; the paper's
-    baselines, for mode `paper` (they need the extra `flows`)"""
+    """`planar`, `radial`, `realnvp`, `iaf`: the paper's baselines, a normalising flow on the factorised
+    prior instead of the multivariational bottleneck (mode `paper` only; needs the extra `flows`)"""
     prior: str | None = None
-    """name or .json file of the motion prior; default: `paper` or `davis16`, by mode"""
+    """name or .json file of the motion prior; default by mode: `paper` (paper), `davis16` (tracking)"""
     width: int | None = None
     """channels of the first stage; default by architecture: 32 (resnet-unet), 64 (the paper's)"""
     input_size: int | None = None
     """side of the patch in pixels, a multiple of 64; default by mode: 256 (paper), 128 (tracking)"""
     samples: int = 50
-    """S, numbers per motion parameter at the bottleneck"""
+    """S, the number of values per motion parameter at the bottleneck"""
     covariance: Literal["batch", "frame"] | None = None
-    """of the posterior; default: `batch` (paper), `frame` (tracking, and flows)"""
+    """one posterior covariance per `batch` or per `frame`; default: `batch` (paper), `frame` (tracking,
+    and flows)"""
     reduction: Literal["norm", "mean"] = "norm"
-    """over the batch, for the `batch` covariance: the paper's text, or its code"""
+    """reduction over the batch for the `batch` covariance: `norm` as in the paper's text, `mean` as in its
+    code"""
     reparameterization: Literal["affine", "full"] | None = None
-    """default by mode: `affine` (paper Eq. 6), `full` (tracking)"""
+    """reparameterization of the latent sample; default by mode: `affine` (paper Eq. 6), `full` (tracking)"""
     kl_direction: Literal["posterior", "prior"] = "posterior"
-    """`posterior`: D(q‖p), Eq. 2; `prior`: D(p‖q), Algorithm 1"""
+    """direction of the KL divergence: `posterior` is D(q‖p), Eq. 2; `prior` is D(p‖q), Algorithm 1"""
     class_weights: ClassWeights | None = None
-    """of the cross-entropy; default by mode: `balanced`, every class counts alike (paper); `none`, every
-    pixel does, so that masks are calibrated at a probability of ½ (tracking)"""
+    """weighting of the cross-entropy; default by mode: `balanced`, equal weight per class (paper); `none`,
+    equal weight per pixel, so that masks are calibrated at a probability of ½ (tracking)"""
     beta: float | None = None
     """weight of the KL divergence; default by mode: 5 (paper), 0.01 (tracking)"""
     likelihood: float | None = None
-    """weight of the true motion's negative log-likelihood; default by mode: 0 (paper), 0.1
-    (tracking)"""
+    """weight of the true motion's negative log-likelihood; default by mode: 0 (paper), 0.1 (tracking)"""
     steps: int = 2500
-    """optimiser steps in all"""
+    """total number of optimiser steps"""
     batch_size: int = 32
-    """patches a step, on all devices together"""
+    """patches per step, over all devices"""
     learning_rate: float | None = None
-    """highest; default by mode: 1e-4 cyclic from 5e-5, RAdam (paper); 2e-3 one-cycle, AdamW
+    """peak learning rate; default by mode: 1e-4, cyclic from 5e-5, RAdam (paper); 2e-3, one-cycle, AdamW
     (tracking)"""
     start_from: Path | None = None
-    """folder of weights to start from instead of random ones; of the same network, of this
-    or another input size (or of the same without a template, which it then learns to use)"""
+    """folder of weights to start from instead of random ones. They must belong to the same network; the
+    input size may differ, and they may lack the template, which the network then learns to use"""
     template: bool = False
-    """tell the network which object to follow by a patch of another frame, as a tracker can by the
-    first (resnet-unet, tracking)"""
+    """show the network which object to follow with a patch of another frame; a tracker uses the first
+    frame (architecture `resnet-unet`, mode `tracking`)"""
     distractors: float = 0.0
-    """share of samples with another sample's object behind theirs (tracking)"""
+    """share of samples with another sample's object behind their own (mode `tracking`)"""
     backgrounds: float = 0.0
-    """share of samples with another sample's whole patch behind their object (tracking)"""
+    """share of samples with another sample's whole patch as the background of their object (mode
+    `tracking`)"""
     whole_images: float = 0.0
-    """share of stills that are shown whole, as evaluate_saliency.py shows them, to learn what stands
-    out where nobody says which object is meant (tracking)"""
+    """share of stills that are shown whole, as in evaluate_saliency.py, so that the network learns to find
+    the salient object without a box (mode `tracking`)"""
     own_boxes: float = 0.0
-    """share of a video's samples that are seen through the box that the network itself came to in the
-    frame before: it learns to make up for the errors it makes (tracking)"""
+    """share of a video's samples that are seen through the box that the network itself predicted in the
+    previous frame, so that it learns to correct its own errors (mode `tracking`)"""
     box_threshold: float | None = None
-    """probability over which a pixel of a mask counts for its box, saved with the weights; default: at
-    which boxes of held-out frames agree best with the true ones (tracking)"""
+    """probability above which a mask's pixels count for its box, saved with the weights; default: the
+    threshold whose boxes agree best with the true boxes of held-out frames (mode `tracking`)"""
     jitter: tuple[float, ...] = Augmentation().strengths
-    """factors of the random motion of boxes, one of which each sample draws (tracking)"""
+    """scale factors of the random box motion; each sample draws one of them (mode `tracking`)"""
     synthetic_count: int = 128
-    """sequences to make, where data has `synthetic` or `cutouts`"""
+    """number of sequences to generate for `synthetic` and `cutouts` data"""
     longest_side: int = 480
-    """frames are reduced to this many pixels before training"""
+    """frames are downscaled to this longest side, in pixels, before training"""
     validation_share: float = 0.05
-    """of the sequences (or stills) of each data set; a youtube-vos store is split already"""
+    """share of the sequences (or stills) of each data set that is held out for validation; a youtube-vos
+    store is already split"""
     split_seed: int = 0
-    """which ones are held out, whatever --seed is. With --start-from, give what those weights were trained
-    with (weights from before this option: their --seed): what a run has trained on is not held out"""
+    """seed of the split into training and validation data, independent of --seed. With --start-from, give
+    the value that those weights were trained with (for weights older than this option, their --seed);
+    otherwise the validation data may include data that they were trained on"""
     resident_gigabytes: float | None = None
-    """data up to this size, each of `data` for itself, is kept on the device; a larger youtube-vos store
-    is streamed from disk, other data drawn and cropped on the host. Default: half of a GPU's free memory"""
+    """largest data set that is kept on the device; each one in --data counts separately. A larger
+    youtube-vos store is streamed from disk, other larger data is sampled and cropped on the host.
+    Default: half of a GPU's free memory"""
     validate_every: int = 250
     """steps between validations; a checkpoint is written at each"""
     device: str = "auto"
-    """`auto`, `cpu`, or `cuda`"""
+    """`auto`, `cpu` or `cuda`"""
     devices: int | None = None
-    """GPUs (or processes, on a CPU) of each machine; default: one, or what torchrun started"""
+    """GPUs (on a CPU: processes) per machine; default: one, or as many as torchrun started"""
     nodes: int | None = None
-    """machines, that all see `out`; default: one, or what torchrun started. Without torchrun, start
-    the script on each, with MASTER_ADDR, MASTER_PORT and NODE_RANK in its environment"""
+    """number of machines, which must share the folder --out; default: one, or as many as torchrun started.
+    Without torchrun, start the script on each machine with MASTER_ADDR, MASTER_PORT and NODE_RANK set"""
     precision: Literal["auto", "32-true", "bf16-mixed"] = "auto"
-    """`auto`: bf16 on a GPU that has instructions for it, float32 elsewhere"""
+    """`auto`: bf16 on a GPU with bfloat16 instructions, float32 elsewhere"""
     compile: bool = False
-    """compile encoder and decoder with torch.compile, which takes a minute or more at the start; on
-    the CPU it did not pay"""
+    """compile encoder and decoder with torch.compile; this takes a minute or more at the start and did not
+    pay off on the CPU"""
     seed: int = 0
-    """of everything random but the split"""
+    """random seed of everything but the split"""
     max_minutes: float | None = None
-    """stop after this time, with a checkpoint to resume from"""
+    """stop after this many minutes, with a checkpoint to resume from"""
     resume: bool = False
-    """go on from the last checkpoint in `out`"""
+    """continue from the last checkpoint in --out"""
 
     def resolved(self) -> PretrainOptions:
-        """The same with all that depends on mode or architecture filled in, and all checked.
+        """A checked copy with all defaults that depend on mode or architecture filled in.
 
         Raises:
-            UserError: naming the option and what it may be.
+            UserError: if an option is invalid; it names the option and the values it may take.
         """
         values: dict[str, Any] = dict(self.__dict__)
         defaults = _MODE_DEFAULTS[self.mode] | {"width": _WIDTHS[self.architecture]}
@@ -158,7 +163,7 @@ class PretrainOptions:
         if self.bottleneck != "multivariational":
             self._check_flow()
         if (self.mode, self.covariance) == ("tracking", "batch"):
-            raise UserError("--mode tracking needs a posterior a frame: leave --covariance out")
+            raise UserError("--mode tracking needs one posterior per frame: omit --covariance")
         assert self.input_size is not None
         if self.input_size < 64 or self.input_size % 64:
             raise UserError(f"--input-size must be a multiple of 64, not {self.input_size}")
@@ -172,14 +177,14 @@ class PretrainOptions:
                 f"--resident-gigabytes must not be negative, not {self.resident_gigabytes}"
             )
         if not self.jitter or not all(0 <= factor < math.inf for factor in self.jitter):
-            raise UserError(f"--jitter needs factors that are not negative, not {self.jitter}")
+            raise UserError(f"--jitter needs non-negative factors, not {self.jitter}")
         self._check_numbers()
         if self.template and (self.mode, self.architecture) != ("tracking", "resnet-unet"):
             raise UserError("--template is for --mode tracking --architecture resnet-unet")
         both = self.distractors + self.backgrounds
         if not (0 <= self.distractors <= both <= 1):
             raise UserError(
-                "--distractors and --backgrounds are shares: not negative, together at most 1, not "
+                "--distractors and --backgrounds must not be negative, and together at most 1, not "
                 f"{self.distractors} and {self.backgrounds}"
             )
         for name, share in (
@@ -187,7 +192,7 @@ class PretrainOptions:
             ("--own-boxes", self.own_boxes),
         ):
             if not 0 <= share <= 1:
-                raise UserError(f"{name} is a share, in [0, 1], not {share}")
+                raise UserError(f"{name} must lie in [0, 1], not {share}")
         if self.mode == "paper" and (both or self.whole_images or self.own_boxes):
             raise UserError(
                 "--distractors, --backgrounds, --whole-images and --own-boxes are for --mode tracking"
@@ -206,11 +211,11 @@ class PretrainOptions:
         if self.box_threshold is not None and not 0 < self.box_threshold < 1:
             raise UserError(f"--box-threshold must lie in (0, 1), not {self.box_threshold}")
         if self.mode == "paper" and self.box_threshold is not None:
-            raise UserError("--box-threshold is for --mode tracking: mode paper follows no boxes")
+            raise UserError("--box-threshold is for --mode tracking: mode paper tracks no boxes")
         if self.mode == "paper" and self.likelihood:
             raise UserError(
                 "--likelihood is for --mode tracking: in mode paper patches are seen through the true "
-                "box, and there is no motion to explain"
+                "box, so there is no motion to explain"
             )
         for name in ("seed", "split_seed"):
             if not 0 <= (value := getattr(self, name)) < _SEEDS:
@@ -221,15 +226,15 @@ class PretrainOptions:
         if self.mode != "paper":
             raise UserError(f"{flow} is for --mode paper, not {self.mode}")
         if self.covariance != "frame":
-            raise UserError(f"{flow} has a posterior a frame: leave --covariance out")
+            raise UserError(f"{flow} has one posterior per frame: omit --covariance")
         if self.kl_direction != "posterior":
-            raise UserError(f"{flow} has D(q‖p) only: leave --kl-direction out")
+            raise UserError(f"{flow} supports only D(q‖p): omit --kl-direction")
 
     def fixed(self) -> dict[str, Any]:
-        """What may not change when a run is resumed, as JSON."""
+        """The options that must not change when a run is resumed, as JSON values."""
         free = {
             *("out", "max_minutes", "resume", "resident_gigabytes"),
-            *("device", "devices", "nodes", "precision", "compile"),  # of the machine
+            *("device", "devices", "nodes", "precision", "compile"),  # depend on the machine
         }
         values = {name: value for name, value in self.__dict__.items() if name not in free}
         return {name: _to_json(value) for name, value in values.items()}
@@ -241,7 +246,7 @@ def _to_json(value: Any) -> Any:
     return str(value) if isinstance(value, Path) else value
 
 
-_SEEDS = 2**62  # torch takes 64 bits; ranks and streams of numbers add to a seed
+_SEEDS = 2**62  # torch takes 64 bits; ranks and random streams add to a seed
 _MODE_DEFAULTS: dict[Mode, dict[str, Any]] = {
     "paper": {
         "prior": "paper",

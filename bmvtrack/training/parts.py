@@ -1,4 +1,4 @@
-"""What a run is made of, from its options: network, data, optimiser."""
+"""Builders for the parts of a run: network, data, optimiser."""
 
 from __future__ import annotations
 
@@ -35,15 +35,15 @@ _NETWORKS: dict[Architecture, type[MultivariationalNetwork]] = {
 
 
 def build_network(options: PretrainOptions, classes: int = 2) -> MultivariationalNetwork:
-    """The network that resolved options describe, before its first step.
+    """Build the network that the options describe, with its initial weights.
 
     Args:
-        options: resolved.
-        classes: with background.
+        options: resolved options.
+        classes: number of classes, background included.
 
     Raises:
-        UserError: if the prior is not one for this mode, or the weights to start from are not there,
-            or of another network.
+        UserError: if the prior does not suit the mode, or the weights to start from are missing or belong
+            to another network.
     """
     assert options.prior is not None
     assert options.covariance is not None
@@ -52,14 +52,14 @@ def build_network(options: PretrainOptions, classes: int = 2) -> Multivariationa
     prior = priors.load(options.prior)
     if tracking and prior.coordinates != "object":
         raise UserError(
-            f"--prior {options.prior} is in {prior.coordinates} coordinates, and --mode tracking "
+            f"--prior {options.prior} is in {prior.coordinates} coordinates, but --mode tracking "
             "needs `object`; fit one with fit_prior.py --coordinates object"
         )
     start = None
-    if options.start_from is not None and not options.resume:  # a checkpoint has all weights
+    if options.start_from is not None and not options.resume:  # on resuming, a checkpoint has them
         start = load_network(options.start_from)
     special: dict[str, Any] = {"template": True} if options.template else {}
-    if options.architecture == "beta-mvunet":  # its weights do not tell how it aligns its maps
+    if options.architecture == "beta-mvunet":  # its weights do not determine its alignment
         before = options.out / "last" if options.resume else options.start_from
         if before is not None and "alignment" in (saved := saved_arguments(before)):
             special["alignment"] = saved["alignment"]
@@ -86,19 +86,23 @@ def build_network(options: PretrainOptions, classes: int = 2) -> Multivariationa
         except RuntimeError as error:
             reason = " ".join(str(error).split())
             raise UserError(
-                f"--start-from {options.start_from} is of another network: {reason}"
+                f"--start-from {options.start_from} holds the weights of another network: {reason}; give "
+                "the same network options, or other weights"
             ) from error
-        for name in ("offset", "scale"):  # of the heads' units
+        for name in ("offset", "scale"):  # the units of the heads
             if not torch.equal(*(getattr(n.bottleneck, name) for n in (network, start))):
                 raise UserError(
-                    f"--start-from {options.start_from} speaks in units of another prior or mode; "
+                    f"--start-from {options.start_from} predicts in units of another prior or mode; "
                     "give the same --prior and --mode"
                 )
     return network
 
 
 def compile_network(network: MultivariationalNetwork) -> None:
-    """Compile encoder and decoder, where the time goes; what lies between draws and communicates."""
+    """Compile encoder and decoder, which take most of the time.
+
+    The bottleneck between them stays uncompiled, because it draws random numbers and communicates.
+    """
     given = ("encode_with_template", "memorize") if network.uses_template else ()
     for name in ("encode", *given, "decode"):
         setattr(network, name, torch.compile(getattr(network, name)))
@@ -107,10 +111,10 @@ def compile_network(network: MultivariationalNetwork) -> None:
 def build_samplers(
     options: PretrainOptions, device: torch.device
 ) -> tuple[MixedSampler, MixedSampler]:
-    """Where batches for training and for validation are drawn from.
+    """The samplers that draw batches for training and for validation.
 
     Raises:
-        UserError: if data is not as it should be, or not for this mode.
+        UserError: if data is missing, damaged, or unsuitable for the mode.
     """
     pairs = [_samplers_of(source, options, device) for source in options.data]
     shares = list(options.shares)
@@ -121,7 +125,7 @@ def build_samplers(
 def build_optimizer(
     network: torch.nn.Module, options: PretrainOptions, device: torch.device
 ) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
-    """RAdam and a cyclic rate (mode ``paper``), or AdamW and one cycle (mode ``tracking``)."""
+    """RAdam with a cyclic learning rate (mode ``paper``), or AdamW with a one-cycle one (``tracking``)."""
     highest = options.learning_rate
     assert highest is not None
     if options.mode == "paper":
@@ -134,7 +138,7 @@ def build_optimizer(
         network.parameters(), lr=highest, weight_decay=1e-2, fused=device.type == "cuda"
     )
     total = options.steps + 1
-    rising = max(0.1, 1.5 / total)  # a rise of no step at all would be divided by
+    rising = max(0.1, 1.5 / total)  # OneCycleLR divides by the number of rising steps
     return adamw, torch.optim.lr_scheduler.OneCycleLR(
         adamw, max_lr=highest, total_steps=total, pct_start=rising
     )
@@ -150,7 +154,7 @@ def _samplers_of(
     if store is not None:
         if options.mode != "paper":
             raise UserError(
-                f"{source} holds patches centred on their object, and --mode {options.mode} needs "
+                f"{source} holds patches centred on their object, but --mode {options.mode} needs "
                 "what lies around them; give --mode paper"
             )
         return store_samplers(store, options.input_size, device, limit)
@@ -184,7 +188,7 @@ def _samplers_of(
 
 
 def _banks_of(source: str, options: PretrainOptions) -> list[tuple[FrameBank, torch.Tensor]]:
-    """Bank and targets to train on, and those to validate on; often one bank for both."""
+    """Bank and targets for training and for validation; both often share one bank."""
     share, count = options.validation_share, options.synthetic_count
     longest, made = options.longest_side, SEED_STRIDE * options.seed
     if sources.parse(source)[0] == sources.CUTOUTS:
@@ -199,12 +203,12 @@ def _banks_of(source: str, options: PretrainOptions) -> list[tuple[FrameBank, to
 
 
 def home_of(size: int, device: torch.device, limit: float | None = None) -> torch.device:
-    """Where a bank is kept: on the device that trains if it fits there, else on the host.
+    """The device that a bank is kept on: the training device if it fits there, otherwise the CPU.
 
     Args:
-        size: of the bank in bytes.
-        device: that trains.
-        limit: bytes that fit; None: as many as :func:`~bmvtrack.devices.data_capacity` says.
+        size: size of the bank in bytes.
+        device: the training device.
+        limit: most bytes to keep there; None: :func:`~bmvtrack.devices.data_capacity`.
     """
     fits = size <= (data_capacity(device) if limit is None else limit)
     return device if fits else torch.device("cpu")

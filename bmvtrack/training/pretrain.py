@@ -1,4 +1,4 @@
-"""The pretraining loop: one device or many, resumable to the bit, on data that lives on the device."""
+"""The pretraining loop: on one or several devices, bitwise resumable, with the data kept on the device."""
 
 from __future__ import annotations
 
@@ -38,21 +38,21 @@ from bmvtrack.training.parts import (
 _LOG_EVERY = 20
 _VALIDATION_BATCHES = 8
 _GRADIENT_NORM = 5.0
-_STREAMS = 3  # seeds that a rank takes: of batches, of validation, of noise
+_STREAMS = 3  # seeds per rank: of batches, of validation, of noise
 Terms = dict[str, torch.Tensor]
-"""The loss, ``total``, and what it is made of: scalars, on the device."""
+"""The loss, ``total``, and its terms: scalars, on the device."""
 Step = tuple[Terms, torch.Tensor]
-"""And by which motion the network goes on, ``(B, 5)``."""
+"""The terms, and the predicted motion ``(B, 5)``."""
 
 
 def pretrain(options: PretrainOptions, console: Console | None = None) -> dict[str, float]:
-    """Train a network; leaves weights (best and last), checkpoints and logs in ``options.out``.
+    """Train a network and write weights (best and last), checkpoints and logs to ``options.out``.
 
     Returns:
-        The last validation's metrics.
+        The metrics of the last validation.
 
     Raises:
-        UserError: on options or data that are not as they should be, before anything is written.
+        UserError: if options or data are invalid, before anything is written.
     """
     options = options.resolved()
     check_run_folder(options.out, options.resume, options.fixed())
@@ -64,13 +64,13 @@ def pretrain(options: PretrainOptions, console: Console | None = None) -> dict[s
 
 
 class PretrainRun:
-    """Everything a run consists of: network, optimiser, data, random state, counters.
+    """The complete state of a run: network, optimiser, data, random state, counters.
 
     Args:
-        options: resolved.
+        options: resolved options.
 
     Attributes:
-        graphed: launch the passes forward and backward as one CUDA graph; see
+        graphed: whether the forward and backward passes are launched as one CUDA graph; see
             :mod:`bmvtrack.cuda_graphs`.
     """
 
@@ -91,16 +91,17 @@ class PretrainRun:
         self.model, self.optimizer = self.fabric.setup(network, optimizer)
         self.seed = options.seed + _STREAMS * self.fabric.global_rank
         self.generator = torch.Generator(device).manual_seed(self.seed)
-        # What batches hold can be foreseen, and read ahead, if nothing else draws from theirs.
+        # The noise has its own generator: as nothing else draws from that of the batches, their content is
+        # predictable and can be read ahead.
         self.noise = torch.Generator(device).manual_seed(self.seed + 2)
         self.step = 0
         self.best = float("inf")
         self.graphed = self._can_be_graphed()
         self._launcher: Launcher[tuple[Step, list[torch.Tensor | None]]] = Launcher(device)
-        self._shown: Batch | None = None  # to a graph
+        self._shown: Batch | None = None  # input of the CUDA graph
 
     def train(self, console: Console) -> dict[str, float]:
-        """Train to the last step or until the time is up; returns the last validation."""
+        """Train to the last step or until the time is up; return the metrics of the last validation."""
         options, first = self.options, self.fabric.is_global_zero
         end = deadline(options.max_minutes)
         metrics: dict[str, float] = {}
@@ -121,12 +122,12 @@ class PretrainRun:
             if validated != self.step:
                 metrics = self._validate_and_save(journal)
             if self.step < options.steps:
-                journal.say(f"time is up at step {self.step}; go on with --resume")
+                journal.say(f"time is up at step {self.step}; continue with --resume")
             journal.say(f"written to {options.out / 'best'} and {options.out / 'last'}")
         return metrics
 
     def training_step(self) -> Terms:
-        """One optimiser step; returns the terms of this rank's loss. Nothing here waits for a GPU."""
+        """Do one optimiser step; return the terms of this rank's loss. Nothing here waits for a GPU."""
         self.model.train()
         batch = self.train_sampler.draw(self.batch_size, self.generator)
         self.optimizer.zero_grad(set_to_none=True)
@@ -139,7 +140,7 @@ class PretrainRun:
         return terms
 
     def _descend(self, batch: Batch) -> Step:
-        """Gradients of the loss, clipped, where there were none."""
+        """Compute the gradients of the loss, clipped; they must be None before."""
         output = self.model(
             self._laid_out(batch.patches),
             generator=self.noise,
@@ -149,19 +150,19 @@ class PretrainRun:
         terms = self.loss_terms(output, batch, bottleneck)
         self.fabric.backward(terms["total"])
         torch.nn.utils.clip_grad_norm_(self.network.parameters(), _GRADIENT_NORM)
-        # Who keeps the terms keeps no node of autograd: one from before, on another stream, would
-        # spoil the capture of a graph.
+        # Detached, so that whoever keeps the terms keeps no autograd node: an older one, from another
+        # stream, would break the capture of a graph.
         moved = bottleneck.to_motion(output.posterior).mean.detach()
         return {name: term.detach() for name, term in terms.items()}, moved
 
     def _can_be_graphed(self) -> bool:
-        """Whether there is one GPU, and nothing that may read from it or be compiled in between."""
+        """Whether a step fits a CUDA graph: one GPU, nothing that may read from it, nothing compiled."""
         options, fabric = self.options, self.fabric
         alone = fabric.device.type == "cuda" and fabric.world_size == 1
         return alone and options.bottleneck == "multivariational" and not options.compile
 
     def _launch(self, batch: Batch) -> Step:
-        """:meth:`_descend`: a few times plainly, then a graph of it, which writes the same gradients anew."""
+        """:meth:`_descend`, first eagerly, then as a CUDA graph that overwrites the same gradients."""
         shown, parameters = self._show(batch), list(self.network.parameters())
 
         def work() -> tuple[Step, list[torch.Tensor | None]]:
@@ -173,11 +174,11 @@ class PretrainRun:
         )
         for parameter, gradient in zip(parameters, gradients, strict=True):
             parameter.grad = gradient
-        values = torch.stack(list(terms.values())).unbind()  # the next launch writes them anew
+        values = torch.stack(list(terms.values())).unbind()  # the next launch overwrites them
         return dict(zip(terms, values, strict=True)), moved
 
     def _show(self, batch: Batch) -> Batch:
-        """The batch, in tensors that stay: those of the first one."""
+        """Copy the batch to the static input tensors, which are those of the first batch."""
         if self._shown is None:
             patches = batch.patches.contiguous(memory_format=self.layout)
             template = self._laid_out(batch.template)
@@ -189,7 +190,7 @@ class PretrainRun:
 
     @torch.inference_mode()
     def validate(self) -> dict[str, float]:
-        """Metrics on held-out sequences, the same samples every time, without latent noise."""
+        """Metrics on held-out sequences, with the same samples every time and without latent noise."""
         options, bottleneck = self.options, self.network.bottleneck
         generator = torch.Generator(self.fabric.device).manual_seed(self.seed + 1)
         self.model.eval()
@@ -214,7 +215,7 @@ class PretrainRun:
         return metrics | {"active_units": float(active_units(everywhere, bottleneck))}
 
     def state(self) -> dict[str, Any]:
-        """All that a run needs to go on as if it had not stopped; every rank must ask for it."""
+        """Everything needed to continue as if the run had not stopped; every rank must call this."""
         return {
             "options": json.dumps(self.options.fixed()),
             "network": self.network.state_dict(),
@@ -229,19 +230,19 @@ class PretrainRun:
         }
 
     def load(self) -> None:
-        """Go on from the newest readable checkpoint.
+        """Load the newest readable checkpoint.
 
         Raises:
-            UserError: if there is none, or it belongs to a run with other options, or on another
-                number of devices.
+            UserError: if there is none, or it belongs to a run with other options or another number of
+                devices.
         """
         folder = self.options.out / "checkpoints"
-        # To the host: there RAdam keeps its steps, and would ask a GPU for each of them.
+        # Loaded to the CPU, where RAdam keeps its step counts; reading them from a GPU would synchronise.
         state = resumed_state(folder, self.options.fixed())
         ranks, before = self.fabric.world_size, len(state["generators"])
         if ranks != before:
             raise UserError(
-                f"{folder} belongs to a run on {before} devices in all, and this one is on {ranks}; "
+                f"{folder} belongs to a run on {before} devices in total, but this one is on {ranks}; "
                 "resume with as many (--devices, --nodes), or give another --out"
             )
         sources.check_unchanged(self.options.data, state.get("data"), self.data)
@@ -259,7 +260,7 @@ class PretrainRun:
         self.step, self.best = state["step"], state["best"]
 
     def loss_terms(self, output: Output, batch: Batch, bottleneck: Bottleneck) -> Terms:
-        """The loss and its terms, weighted as the options say; see :func:`objective`."""
+        """The loss and its terms, with the weights of the options; see :func:`objective`."""
         options = self.options
         assert options.beta is not None
         assert options.likelihood is not None
@@ -275,7 +276,10 @@ class PretrainRun:
         )
 
     def _time_is_up(self, end: float) -> bool:
-        """By the first rank's clock, for all. Several ranks look rarely: they must wait for it."""
+        """Whether the deadline has passed by rank 0's clock.
+
+        Several ranks check only rarely, because they have to wait for rank 0.
+        """
         if self.fabric.world_size > 1 and self.step % _LOG_EVERY:
             return False
         return bool(self.fabric.broadcast(time.monotonic() >= end))
@@ -301,7 +305,7 @@ class PretrainRun:
         state = self.state()
         if self.fabric.is_global_zero:
             self._save(state, metrics, better)
-        self.fabric.barrier()  # nobody goes on, or ends, before all is written
+        self.fabric.barrier()  # no rank continues or exits before everything is written
         return metrics
 
     def _save(self, state: dict[str, Any], metrics: dict[str, float], better: bool) -> None:
@@ -316,7 +320,7 @@ class PretrainRun:
         if not math.isfinite(loss):
             raise UserError(
                 f"the loss is {loss} at step {self.step}; try a lower --learning-rate, "
-                f"from the checkpoint in {self.options.out}"
+                f"starting from the checkpoint in {self.options.out}"
             )
 
     def _laid_out(self, patches: torch.Tensor | None) -> torch.Tensor | None:
@@ -327,28 +331,28 @@ class PretrainRun:
         return dict(zip(values, all_gather(mine).mean(dim=0).tolist(), strict=True))
 
     def _states(self, generator: torch.Generator) -> torch.Tensor:
-        """``(ranks, bytes)`` states of a generator that each rank has its own of."""
+        """``(ranks, bytes)`` states of the ranks' generators."""
         return self._gathered(generator.get_state())
 
     def _gathered(self, mine: torch.Tensor) -> torch.Tensor:
-        """``(ranks, …)`` on the host, of each rank's own tensor, wherever that is."""
+        """The tensors of all ranks, stacked ``(ranks, …)`` on the CPU."""
         return all_gather(mine.to(self.fabric.device)).cpu()
 
 
 def _share(options: PretrainOptions, fabric: Fabric) -> int:
-    """Patches of a step on each rank."""
+    """Patches per step on each rank."""
     ranks = fabric.world_size
     if options.batch_size % ranks:
         raise UserError(
-            f"--batch-size {options.batch_size} cannot be shared by {ranks} devices equally"
+            f"--batch-size {options.batch_size} is not divisible by the number of devices, {ranks}"
         )
     share = options.batch_size // ranks
     assert options.input_size is not None
-    alone = ranks == 1 or fabric.device.type == "cpu"  # elsewhere batch norms see all ranks
+    alone = ranks == 1 or fabric.device.type == "cpu"  # otherwise batch norms see all ranks
     small = (options.architecture, options.input_size) == ("resnet-unet", 64)
-    if share == 1 and alone and small:  # the deepest maps have a single pixel
+    if share == 1 and alone and small:  # the deepest feature maps are 1×1
         raise UserError(
-            "one patch of 64×64 is too little for batch norms: take a --batch-size of two and more "
-            "for each device, or --input-size 128"
+            "one patch of 64×64 is too little for batch norm: give a --batch-size of at least two "
+            "per device, or --input-size 128"
         )
     return share

@@ -1,4 +1,4 @@
-"""RAdam in one pass over the weights, where torch's own takes fifteen."""
+"""RAdam in one pass over the weights, where torch's implementation takes fifteen."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from typing import Any, cast
 
 import torch
 
-_SETTLED = 5.0  # the least ρ from which RAdam trusts its second moments
+_SETTLED = 5.0  # RAdam uses its second moments once ρ exceeds this
 _Lists = tuple[list[torch.Tensor], list[torch.Tensor], list[torch.Tensor], list[torch.Tensor]]
 
 
 class FusedRAdam(torch.optim.RAdam):
-    """:class:`torch.optim.RAdam` by torch's kernel for Adam, which reads and writes everything once.
+    """:class:`torch.optim.RAdam` with torch's fused Adam kernel, which reads and writes everything once.
 
-    After its first steps RAdam is Adam without a correction of the moments, at a rate that takes care
-    of both. The correction fades with the number of steps, so the kernel is told that there have been
-    infinitely many. Neither weight decay nor maximising is known here.
+    After its first steps, RAdam is Adam without bias correction of the moments, at a learning rate that
+    accounts for both. The kernel's bias correction vanishes as the number of steps grows, so the kernel is
+    passed an infinite number. Weight decay and maximisation are not supported.
 
-    The state is RAdam's, and each can go on with the other's: ``step`` stays on the host, which has to
-    know it, and is never asked of a GPU.
+    The state is RAdam's, and each optimiser can continue from the other's: ``step`` stays on the CPU, which
+    needs its value, and is never read from a GPU.
     """
 
     def __init__(self, params: Any, lr: float) -> None:
@@ -28,7 +28,7 @@ class FusedRAdam(torch.optim.RAdam):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        """One step; what the closure returns, if there is one."""
+        """Do one step; return the closure's result, if there is a closure."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -39,7 +39,7 @@ class FusedRAdam(torch.optim.RAdam):
         return loss
 
     def _by_step(self, group: dict[str, Any]) -> dict[tuple[torch.device, int], _Lists]:
-        """Weights, gradients and both moments, by device and number of this step, which is counted."""
+        """Count this step; return weights, gradients and both moments by device and step number."""
         lists: tuple[list[torch.Tensor], ...] = ([], [], [], [], [])
         self._init_group(group, *lists)  # type: ignore[no-untyped-call]
         result: dict[tuple[torch.device, int], _Lists] = {}
@@ -81,11 +81,11 @@ class FusedRAdam(torch.optim.RAdam):
 
 
 def rectification(step: int, beta: float) -> float | None:
-    """r of RAdam's step, from 1 on (Liu et al. 2020, eq. in algorithm 2); None in the first, unsteady ones.
+    """RAdam's rectification term r (Liu et al. 2020, Algorithm 2); None in the first steps, while ρ ≤ 5.
 
     Args:
-        step: its number.
-        beta: of the second moments.
+        step: number of the step, from 1 on.
+        beta: decay rate of the second moments.
     """
     longest = 2 / (1 - beta) - 1
     length = longest - 2 * step * beta**step / (1 - beta**step)

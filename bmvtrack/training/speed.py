@@ -1,4 +1,4 @@
-"""How fast pretraining is: whole steps, beside a plain loop, and in arithmetic beside matrix products."""
+"""Speed of pretraining: patches/s against a plain training loop, GFLOP/s against matrix products."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from bmvtrack.data.batch import Batch, BatchSource
 from bmvtrack.training.parts import build_network, build_optimizer, build_samplers
 from bmvtrack.training.pretrain import PretrainRun
 
-_SIDES = {"cpu": 2048, "cuda": 8192}  # of matrices that keep a device busy
+_SIDES = {"cpu": 2048, "cuda": 8192}  # sides of matrices that saturate a device
 _PROFILED_STEPS, _PROFILED_ROWS = 3, 20
-_WARM_UP = 5  # steps: by the fourth a graph is captured
+_WARM_UP = 5  # steps; by the fourth, the graph is captured
 
 
 def rate(step: Callable[[], object], seconds: float, device: str, warm_up: int = 3) -> float:
@@ -44,14 +44,14 @@ def rates_in_turn(
     rounds: int = 20,
     warm_up: int = 1,
 ) -> dict[str, float]:
-    """:func:`rate` of each step, in short turns: other load on the machine weighs on all alike.
+    """:func:`rate` of each step, measured in short turns so that other load affects all steps alike.
 
     Args:
-        steps: by name.
-        seconds: for each.
-        device: that they run on.
-        rounds: of turns; the median counts.
-        warm_up: steps before each turn.
+        steps: functions to measure, by name.
+        seconds: total time for each.
+        device: device that they run on.
+        rounds: number of turns; the median is returned.
+        warm_up: calls before each turn.
     """
     turns = [
         {name: rate(step, seconds / rounds, device, warm_up) for name, step in steps.items()}
@@ -61,18 +61,18 @@ def rates_in_turn(
 
 
 def training_rates(run: PretrainRun, seconds: float) -> Iterator[tuple[str, float]]:
-    """Patches/s of whole pretraining steps and of a plain loop over the same; GFLOP/s of the first.
+    """Patches/s of complete pretraining steps and of a plain training loop; GFLOP/s of the former.
 
-    Where steps are launched as a CUDA graph, also patches/s of those that are not. Operations are counted
-    while a step runs (products of the passes forward and backward, and of cropping); what the device can
-    do at most is measured on products of large matrices in the same precision.
+    Where steps are launched as a CUDA graph, patches/s without the graph are measured as well. Operations
+    are counted during a step (matrix products of the forward and backward passes and of cropping); the
+    device's peak rate is measured on products of large matrices in the same precision.
 
     Args:
-        run: to measure; its network is trained by it.
-        seconds: spent on each.
+        run: run to measure; this trains its network.
+        seconds: time for each measurement.
 
     Yields:
-        Name and number, each as soon as it is known.
+        Name and value of each measurement, as soon as it is done.
     """
     device, count = run.fabric.device, run.batch_size
     ours = count * rate(run.training_step, seconds, device.type, _WARM_UP)
@@ -91,7 +91,7 @@ def training_rates(run: PretrainRun, seconds: float) -> Iterator[tuple[str, floa
 
 @contextmanager
 def plainly(run: PretrainRun) -> Iterator[bool]:
-    """Where a run's steps are no graph, which would hide operators; gives whether they were before."""
+    """Launch a run's steps without a CUDA graph, which would hide operators; yield whether it had one."""
     graphed, run.graphed = run.graphed, False
     try:
         yield graphed
@@ -100,20 +100,20 @@ def plainly(run: PretrainRun) -> Iterator[bool]:
 
 
 def precision_of(run: PretrainRun) -> torch.dtype:
-    """That convolutions and products are computed in."""
+    """The precision of convolutions and matrix products."""
     reduced = run.fabric.strategy.precision.precision == "bf16-mixed"
     return torch.bfloat16 if reduced else torch.float32
 
 
 def matrix_rate(device: torch.device, dtype: torch.dtype, seconds: float) -> float:
-    """GFLOP/s of products of square matrices, as large as the device is at its best with."""
+    """GFLOP/s of products of square matrices large enough to saturate the device."""
     side = _SIDES[device.type]
     first, second = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
     return 1e-9 * 2 * side**3 * rate(lambda: first @ second, seconds, device.type)
 
 
 def training_profile(run: PretrainRun) -> str:
-    """A table of the operators that a few training steps spend their time in, those first that take most."""
+    """A table of the operators that take most of the time of a few training steps, the slowest first."""
     on_gpu = run.fabric.device.type == "cuda"
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]
     with plainly(run):
@@ -127,7 +127,7 @@ def training_profile(run: PretrainRun) -> str:
 
 
 class OneByOne(IterableDataset[Batch]):
-    """The run's samples as a data set gives them: one at a time, from workers."""
+    """The run's samples as an iterable data set: one at a time, drawn in worker processes."""
 
     def __init__(self, source: BatchSource) -> None:
         self.source = source
@@ -141,13 +141,13 @@ class OneByOne(IterableDataset[Batch]):
 
 
 def plain_step(run: PretrainRun) -> Callable[[], None]:
-    """What one writes first: a DataLoader with workers, float32, NCHW; the same network, loss, optimiser."""
+    """A plain training loop: DataLoader with workers, float32, NCHW; the same network, loss, optimiser."""
     options, device = run.options, run.fabric.device
     network = build_network(options, run.network.classes).to(device)
     optimizer, _ = build_optimizer(network, options, device)
     workers = min(8, os.cpu_count() or 1)
     sampler = run.train_sampler
-    if device.type != "cpu":  # workers draw on the host
+    if device.type != "cpu":  # workers draw on the CPU
         sampler, _ = build_samplers(options, torch.device("cpu"))
     source = OneByOne(sampler)
     loader = DataLoader(source, run.batch_size, num_workers=workers, collate_fn=Batch.cat)
