@@ -1,1 +1,1 @@
-"""Masks and saliency maps of a network, judged as in the paper's Tables 3, 4 and 5."""
+"""Evaluation of a network's masks and saliency maps, as in the paper's Tables 3, 4 and 5."""

@@ -1,4 +1,4 @@
-"""Masks of whole sequences under both protocols, written as they are made, and their scores."""
+"""Masks of whole sequences under both protocols, written sequence by sequence, and their scores."""
 
 from __future__ import annotations
 
@@ -41,16 +41,16 @@ PER_FRAME = ("J", "F", "nll", "mse", "mahalanobis", "draw", "class")
 
 @dataclass(frozen=True, eq=False)
 class SequenceScores:
-    """What one protocol made of one sequence.
+    """The scores of one sequence under one protocol.
 
-    A frame without object has no box to crop by: its predicted mask is empty, which scores J = F = 1,
-    and it has none of the other numbers.
+    A frame without an object has no box to crop by: its predicted mask is empty, which scores J = F = 1,
+    and it has none of the other values.
 
     Args:
-        sequence: its name.
-        values: by the names of :data:`PER_FRAME`, ``(T,)`` each: J and F of every frame; NLL, MSE and
-            Mahalanobis distance, NaN without object; draw and class that the oracle chose, NaN of the
-            honest protocol too.
+        sequence: name of the sequence.
+        values: ``(T,)`` arrays by the names in :data:`PER_FRAME`: J and F of every frame; NLL, MSE and
+            Mahalanobis distance, NaN without an object; the draw and class that the oracle chose, also NaN
+            for the honest protocol.
     """
 
     sequence: str
@@ -58,30 +58,30 @@ class SequenceScores:
 
     @cached_property
     def region(self) -> Statistics:
-        """J, without first and last frame."""
+        """J, without the first and the last frame."""
         return statistics(self.values["J"])
 
     @cached_property
     def contour(self) -> Statistics:
-        """F, without first and last frame."""
+        """F, without the first and the last frame."""
         return statistics(self.values["F"])
 
     def mean(self, name: str) -> float:
-        """NLL, MSE or Mahalanobis distance, over all frames with an object."""
+        """Mean NLL, MSE or Mahalanobis distance over all frames with an object."""
         return float(np.nanmean(self.values[name]))
 
 
 def check_sequence(sequence: VideoSequence) -> None:
-    """Read all of a sequence once, so that nothing fails in the middle of an evaluation.
+    """Read a whole sequence once, so that nothing fails in the middle of an evaluation.
 
     Raises:
-        UserError: if a frame or mask is unreadable, frames differ in size among themselves or from
-            their masks, there are fewer than three, or none shows the object.
+        UserError: if a frame or mask is unreadable, frames differ in size from each other or from their
+            masks, there are fewer than three, or none shows the object.
     """
     if len(sequence) < _FEWEST_FRAMES:
         raise UserError(
-            f"sequence {sequence.name!r} has {len(sequence)} frames; the first and the last are not "
-            f"scored, so it takes at least {_FEWEST_FRAMES}"
+            f"sequence {sequence.name!r} has {len(sequence)} frames, but the first and the last are not "
+            f"scored, so at least {_FEWEST_FRAMES} are needed; leave it out"
         )
     sequence.check_frame_sizes()
     if not sequence.present.any():
@@ -89,7 +89,7 @@ def check_sequence(sequence: VideoSequence) -> None:
 
 
 def sequence_generator(name: str, seed: int, device: torch.device) -> torch.Generator:
-    """The noise of one sequence: the same whichever others are evaluated beside it."""
+    """The random generator for one sequence, independent of which other sequences are evaluated."""
     return torch.Generator(device).manual_seed(zlib.crc32(f"{seed} {name}".encode()))
 
 
@@ -102,18 +102,18 @@ def evaluate_sequence(
     seed: int = 0,
     advance: Callable[[int], None] = lambda frames: None,
 ) -> dict[str, SequenceScores]:
-    """Both protocols on one sequence, with ``PROTOCOL/SEQUENCE/00000.png`` of every frame.
+    """Run both protocols on one sequence and write ``PROTOCOL/SEQUENCE/00000.png`` for every frame.
 
-    Masks are grey images of 0 and 255 of the frame's size, as DAVIS's result layout has them, numbered from
-    0 as its frames are; whole sequences or nothing.
+    Masks are grey images of the frame's size with the values 0 and 255, numbered from 0 like the frames, as
+    in DAVIS's result layout. A sequence's masks are written all together or not at all.
 
     Args:
-        network: that :func:`~bmvtrack.segmentation.protocols.load_segmenter` loaded.
-        sequence: that :func:`check_sequence` has passed.
+        network: a network from :func:`~bmvtrack.segmentation.protocols.load_segmenter`.
+        sequence: a sequence that passed :func:`check_sequence`.
         out: folder to write to.
         draws: stochastic masks that the oracle chooses from.
-        batch_size: frames in one encoder pass.
-        seed: of the noise.
+        batch_size: frames per encoder pass.
+        seed: seed of the noise.
         advance: called with the number of frames done since the last call.
 
     Returns:
@@ -142,7 +142,7 @@ def evaluate_sequence(
 
 
 def write_mask(path: Path, mask: BoolArray) -> None:
-    """A mask ``(H, W)`` as an 8-bit grey image of 0 and 255."""
+    """Write a mask ``(H, W)`` as an 8-bit grey image with the values 0 and 255."""
     Image.fromarray(mask.astype(np.uint8) * 255).save(path)
 
 
@@ -154,7 +154,7 @@ def _predict(
     generator: torch.Generator,
     values: dict[str, dict[str, FloatArray]],
 ) -> list[tuple[BoolArray, BoolArray]]:
-    """Masks of each frame by the oracle and honestly; fills in what is scored on the patch."""
+    """The masks of each frame by the oracle and the honest protocol; fills in the scores on the patch."""
     width, height = sequence.size
     shown = [t for t in frames if sequence.present[t]]
     masks: dict[int, tuple[BoolArray, BoolArray]] = {

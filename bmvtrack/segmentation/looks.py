@@ -1,11 +1,10 @@
-"""A second look at what the first one found: the network's own evidence, twice, and no truth.
+"""The two-look protocol: the network looks again where it found something, without any ground truth.
 
-A whole image is shown at the size of the network's input, so a small object has few pixels. The box
-of the mask that comes of it is a box like any other that the network is told in tracking: seen
-through it, the object fills a fixed share of the patch. The two looks are taken for independent
-evidence of one thing, so their log-odds are *added* (Bayes' rule for even odds before); where the
-second one does not reach, the first stands alone. Each look is at the patch and at its mirror
-image, and their log-odds are averaged, as of one thing seen once.
+A whole image is resized to the network's input, so a small object has few pixels. The box of the mask found
+in it is then used as in tracking: seen through it, the object fills a fixed share of the patch. The two
+looks are treated as independent evidence, so their log-odds are *added* (Bayes' rule with even prior odds);
+outside the second patch, the first look is used alone. Each look runs on the patch and on its mirror image,
+whose log-odds are averaged because they are not independent evidence.
 """
 
 from __future__ import annotations
@@ -29,12 +28,12 @@ TWO_LOOKS = "two-looks"
 def look_twice(
     network: MultivariationalNetwork, frames: Sequence[ByteArray]
 ) -> list[NDArray[np.float32]]:
-    """Log-odds of object from the whole image and from the box of what was found there.
+    """Log-odds of the object class from the whole image and from the box of what was found there.
 
-    Four passes of the encoder an image. Where nothing is found in the whole image it is all there is.
+    It takes four encoder passes per image. If nothing is found in the whole image, its log-odds are returned.
 
     Args:
-        network: that :func:`~bmvtrack.segmentation.protocols.load_segmenter` loaded.
+        network: a network from :func:`~bmvtrack.segmentation.protocols.load_segmenter`.
         frames: B images ``(H, W, 3)`` uint8 RGB, of any sizes.
 
     Returns:
@@ -55,7 +54,7 @@ def look_twice(
 
 
 def _both_ways(network: MultivariationalNetwork, views: Views) -> torch.Tensor:
-    """Honest log-odds ``(B, S, S)`` of patches, averaged with those of their mirror images."""
+    """Log-odds ``(B, S, S)`` of the honest protocol, averaged over patches and their mirror images."""
     as_seen, mirrored = (
         honest(network, network.encode(inputs)) for inputs in (views.inputs, views.inputs.flip(-1))
     )

@@ -1,7 +1,7 @@
-"""Region similarity J and contour accuracy F of DAVIS, and what is made of them along a sequence.
+"""Region similarity J and contour accuracy F of DAVIS, and their statistics over a sequence.
 
 Perazzi et al., "A Benchmark Dataset and Evaluation Methodology for Video Object Segmentation",
-CVPR 2016; details (which pixels are boundary, where a bin ends) as in its published evaluation.
+CVPR 2016; details (which pixels are boundary, where a bin ends) follow its published evaluation code.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import numpy as np
 from bmvtrack.arrays import BoolArray, ByteArray, FloatArray
 
 BOUNDARY_TOLERANCE = 0.008
-"""Of the frame's diagonal: how far apart two boundaries may lie."""
+"""Largest distance between matching boundaries, as a fraction of the frame's diagonal."""
 RECALL_THRESHOLD = 0.5
 DECAY_BINS = 4
 
@@ -27,9 +27,9 @@ class Statistics:
     """J or F of one sequence, or the averages over sequences.
 
     Args:
-        mean: over the frames.
+        mean: mean over the frames.
         recall: share of the frames above ½.
-        decay: mean of the first quarter less mean of the last; below 0 it got better.
+        decay: mean of the first quarter minus mean of the last; negative if the masks improve.
     """
 
     mean: float
@@ -50,8 +50,8 @@ def boundary(mask: BoolArray) -> BoolArray:
         mask: ``(H, W)``.
 
     Returns:
-        ``(H, W)``: the pixels, in the mask or beside it, that differ from their right, lower or
-        lower right neighbour; beyond the frame's edge nothing differs.
+        ``(H, W)``: the pixels, inside or outside the mask, that differ from their right, lower or
+        lower right neighbour; at the frame's edge, missing neighbours do not differ.
     """
     padded = np.pad(mask, ((0, 1), (0, 1)), mode="edge")
     right, below, across = padded[:-1, 1:], padded[1:, :-1], padded[1:, 1:]
@@ -59,17 +59,17 @@ def boundary(mask: BoolArray) -> BoolArray:
 
 
 def contour_accuracy(predicted: BoolArray, true: BoolArray) -> float:
-    """F: how well two masks' boundaries lie on each other, F = 2PR/(P + R).
+    """F: how well the boundaries of two masks match, F = 2PR/(P + R).
 
-    P is the share of the predicted boundary with true boundary within :func:`tolerance`, R the
-    share of the true boundary with predicted boundary as near.
+    P is the share of the predicted boundary that has true boundary within :func:`tolerance`, R the share
+    of the true boundary that has predicted boundary within it.
 
     Args:
         predicted: ``(H, W)``.
         true: ``(H, W)``.
 
     Returns:
-        In [0, 1]: 1 if neither mask has a boundary, 0 if only one has.
+        F in [0, 1]: 1 if neither mask has a boundary, 0 if only one has.
     """
     outlines = boundary(predicted), boundary(true)
     counts = [np.count_nonzero(outline) for outline in outlines]
@@ -87,13 +87,13 @@ def tolerance(height: int, width: int) -> int:
 
 
 def statistics(values: FloatArray) -> Statistics:
-    """Mean, recall and decay of J or F along a sequence, whose first and last frame don't count.
+    """Mean, recall and decay of J or F over a sequence, without its first and last frame.
 
-    The decay's four bins share their end frames: of N scored frames, numbered from 0, these are
-    k(N − 1)/4, k = 0 … 4, rounded, halves up.
+    The decay's four bins share their end frames: among N scored frames, numbered from 0, these are
+    k(N − 1)/4, k = 0 … 4, rounded half up.
 
     Args:
-        values: ``(T,)`` of all frames.
+        values: ``(T,)`` values of all frames.
 
     Raises:
         ValueError: if there are fewer than three frames.
@@ -111,7 +111,7 @@ def statistics(values: FloatArray) -> Statistics:
 
 
 def average(parts: Sequence[Statistics]) -> Statistics:
-    """The mean over sequences: each counts once, however long it is."""
+    """The mean over sequences; each counts once, regardless of its length."""
     return Statistics(
         mean=float(np.mean([part.mean for part in parts])),
         recall=float(np.mean([part.recall for part in parts])),
@@ -125,6 +125,6 @@ def _dilated(outline: BoolArray, radius: int) -> BoolArray:
 
 @lru_cache
 def _disk(radius: int) -> ByteArray:
-    """Every pixel whose centre is at most ``radius`` away from the middle one's."""
+    """A disk: all pixels whose centres are at most ``radius`` away from the middle pixel's."""
     steps = np.arange(-radius, radius + 1)
     return (steps**2 + steps[:, None] ** 2 <= radius**2).astype(np.uint8)

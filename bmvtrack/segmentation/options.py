@@ -1,4 +1,4 @@
-"""Options that the two evaluations share."""
+"""Options shared by the evaluations of masks and of saliency maps."""
 
 from __future__ import annotations
 
@@ -14,35 +14,35 @@ from bmvtrack.errors import UserError
 
 @dataclass(kw_only=True)
 class NetworkOptions:
-    """Which network is judged, and how its stochastic masks are drawn."""
+    """Which network is evaluated, and how its stochastic masks are drawn."""
 
     weights: str = MASK_WEIGHTS
-    """Bundled weights by name, or a folder; networks of paper mode and of tracking mode."""
+    """Name of bundled weights, or a folder; networks of paper mode and of tracking mode are supported."""
     device: Literal["cpu", "cuda"] = "cpu"
-    """For the network."""
+    """Device of the network."""
     upside_down: bool = False
-    """Show everything upside down: to choose between weights on data that they were trained on, which
-    they err on then as on new data."""
+    """Flip everything upside down. Networks err on their own training data, flipped, as they do on new
+    data, so weights can be selected on it."""
     draws: int = 32
-    """Stochastic masks that the oracle chooses from, in one decoder pass."""
+    """Stochastic masks that the oracle chooses from, computed in one decoder pass."""
     batch_size: int = 8
-    """Frames or images in one encoder pass."""
+    """Frames or images per encoder pass."""
     seed: int = 0
-    """Of the stochastic masks."""
+    """Random seed of the stochastic masks."""
 
     def shown(self, sequences: Sequence[VideoSequence]) -> list[VideoSequence]:
-        """Sequences as they are to be shown."""
+        """The sequences as the network sees them, flipped if asked for."""
         return [upside_down(s) for s in sequences] if self.upside_down else list(sequences)
 
     def called(self, dataset: str) -> str:
-        """What the report calls the data."""
+        """The name of the data in the report."""
         return f"{dataset}, upside down" if self.upside_down else dataset
 
     def check(self) -> None:
-        """Refuse numbers that cannot be.
+        """Check the numbers.
 
         Raises:
-            UserError: naming the option.
+            UserError: if one is invalid; it names the option.
         """
         for name, least in (("draws", 1), ("batch_size", 1), ("seed", 0)):
             value = getattr(self, name)

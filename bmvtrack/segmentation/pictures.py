@@ -1,4 +1,4 @@
-"""The pictures of the paper's Figures 6 and 8 for any network and data."""
+"""The paper's Figures 6 and 8 for any network and data."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from bmvtrack.segmentation.evaluation import sequence_generator
 from bmvtrack.segmentation.protocols import encode, stochastic
 from bmvtrack.segmentation.views import view_objects
 
-_SEQUENCES = 4  # of many, evenly spread
-_MASKS = 5  # of one frame, and frames of one sequence
+_SEQUENCES = 4  # sequences shown, evenly spread
+_MASKS = 5  # masks shown of one frame, and frames of one sequence
 _WIDTH, _GAP = 10.0, 0.08  # inches
 
 
@@ -30,17 +30,17 @@ def write_stochastic_masks(
     draws: int,
     seed: int,
 ) -> None:
-    """Figure 6: a frame patch, its truth, several of its stochastic masks, and the share of draws.
+    """Figure 6: a frame patch, its true mask, some of its stochastic masks, and the mean of all masks.
 
-    One row a sequence, its middle frame with an object. A mask is what is not background, drawn for
-    the picture with the noise of the sequence's start.
+    Each row shows the frame of a sequence with an object nearest to its middle. A mask is everything that
+    is not background. The masks are drawn anew, with the noise that the sequence's evaluation starts with.
 
     Args:
-        path: PNG file to write.
-        network: to draw from.
-        sequences: of which four are shown, evenly spread.
-        draws: as the oracle makes; five are shown, and the mean of all in the last column.
-        seed: of the noise.
+        path: PNG to write.
+        network: network to draw from.
+        sequences: sequences, four of which are shown, evenly spread.
+        draws: number of draws, as for the oracle; five are shown, and the mean of all in the last column.
+        seed: seed of the noise.
     """
     shown = _spread(sequences, _SEQUENCES)
     numbers = _spread(range(draws), _MASKS)
@@ -58,11 +58,11 @@ def write_stochastic_masks(
 def write_masks_along_sequences(
     path: Path, sequences: Sequence[VideoSequence], masks: Path
 ) -> None:
-    """Figure 8: frames of a sequence from left to right, with the truth and the mask below.
+    """Figure 8: frames of a sequence from left to right, with the true and the predicted mask below.
 
     Args:
-        path: PNG file to write.
-        sequences: of which four are shown, evenly spread, each at five frames from first to last.
+        path: PNG to write.
+        sequences: sequences, four of which are shown, evenly spread, with five frames each.
         masks: folder of the protocol to show, with ``SEQUENCE/00000.png``.
     """
     shown = _spread(sequences, _SEQUENCES)
@@ -87,7 +87,7 @@ def _draws(
     draws: int,
     seed: int,
 ) -> list[Any]:
-    """The pictures of one row of Figure 6, values in [0, 1]."""
+    """The images of one row of Figure 6, with values in [0, 1]."""
     present = np.flatnonzero(sequence.present)
     t = int(present[np.abs(present - len(sequence) // 2).argmin()])
     views = view_objects(network, [sequence.frame(t)], sequence.boxes[[t]], [sequence.mask(t)])

@@ -1,15 +1,15 @@
-"""How one mask is got from a network that can draw many: the paper's oracle, and the honest way.
+"""Two protocols that get one mask from a network that can draw many: the paper's oracle, and an honest one.
 
-Both get the patch around the true box and run the encoder once a frame. A mask is told as
-*log-odds* ``(B, S, S)``: above 0 is object, their sigmoid is the probability that the saliency map
-shows.
+Both get the patch around the true box and run the encoder once per frame. A mask is represented by its
+*log-odds* ``(B, S, S)``: values above 0 are object, and their sigmoid is the probability shown in the
+saliency map.
 
-- ``honest``: one pass with the latents at the posterior's mean. Foreground is what is not
-  background: the log-odds of all other classes together.
-- ``oracle``: the paper's (§5.2). The frame, tiled N = 32 times, gives N stochastic masks; of these,
-  times the classes, the one is kept that has the greatest IoU with the truth. So the truth chooses,
-  and the score is an upper bound. A mask of class c is where c is the likeliest class; its log-odds
-  are those of c against its likeliest rival. Background is no candidate.
+- ``honest``: one pass with the latents at the posterior's mean. Foreground is everything but background:
+  the log-odds of all other classes together.
+- ``oracle``: the paper's protocol (§5.2). The frame, tiled N = 32 times, gives N stochastic masks per
+  class; of all these, the one with the largest IoU with the true mask is kept. The truth thus selects the
+  mask, and the score is an upper bound. The mask of class c is where c is the most likely class; its
+  log-odds are those of c against the most likely other class. Background is not a candidate.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ HONEST = "honest"
 
 @dataclass(frozen=True)
 class Choice:
-    """What the oracle kept for B frames.
+    """The masks that the oracle selects for B frames.
 
     Attributes:
-        log_odds: ``(B, S, S)`` of the masks kept.
-        draw: ``(B,)`` int64, which of the N.
-        label: ``(B,)`` int64, its class.
+        log_odds: ``(B, S, S)`` log-odds of the selected masks.
+        draw: ``(B,)`` int64, index of the draw.
+        label: ``(B,)`` int64, class of the mask.
         mahalanobis: ``(B,)`` distance of the tiled frame's posterior to the prior (paper Eq. 7).
     """
 
@@ -52,20 +52,19 @@ class Choice:
 
 
 def oracle_name(draws: int) -> str:
-    """``oracle-32``, with another number of draws accordingly."""
+    """The oracle's name with its number of draws, such as ``oracle-32``."""
     return f"oracle-{draws}"
 
 
 def load_segmenter(weights: str | Path, device: str = "cpu") -> MultivariationalNetwork:
-    """A network to evaluate, of any mode, in evaluation mode on the device.
+    """Load a network pretrained in either mode, in evaluation mode, onto the device.
 
     Args:
         weights: name of bundled weights, or a folder.
-        device: to run on.
+        device: device to run on.
 
     Raises:
-        UserError: if there are no such weights, they are not as they should be, or the device is
-            not there.
+        UserError: if the weights are missing or invalid, or the device is missing.
     """
     on = checked_device(device)
     network = load_network(weights_folder(weights)).to(on)
@@ -81,7 +80,7 @@ def encode(network: MultivariationalNetwork, views: Views) -> Encoding:
 @torch.inference_mode()
 def honest(network: MultivariationalNetwork, encoding: Encoding) -> torch.Tensor:
     """Log-odds ``(B, S, S)`` of the honest protocol."""
-    # The mean is each frame's own; only the covariance may be one for the batch, and is not used.
+    # Each frame has its own mean; only the covariance may be shared by the batch, and it is not used.
     latents = network.bottleneck.center(network.bottleneck(encoding.features))
     return foreground_log_odds(network.decode(latents, encoding))
 
@@ -94,16 +93,16 @@ def oracle(
     draws: int,
     generator: torch.Generator,
 ) -> Choice:
-    """The oracle's choice, one frame after the other, ``draws`` masks of each in one decoder pass.
+    """The oracle's choice, frame by frame, with ``draws`` masks of a frame in one decoder pass.
 
-    IoU is taken on the patch, where it shows the frame.
+    The IoU is computed on the part of the patch that lies inside the frame.
 
     Args:
-        network: to draw from.
-        encoding: of the patches.
-        views: the patches, with the truth.
-        draws: N, masks a frame.
-        generator: of the noise, on the network's device.
+        network: network to draw from.
+        encoding: encoding of the patches.
+        views: the patches, with the true masks.
+        draws: N, the number of masks per frame.
+        generator: generator of the noise, on the network's device.
     """
     log_odds, chosen, distances = [], [], []
     for i in range(len(views)):
@@ -126,7 +125,7 @@ def stochastic(
 ) -> tuple[torch.Tensor, Posterior]:
     """Stochastic masks of one frame of a batch, as if it were tiled ``draws`` times.
 
-    The encoder's output is tiled, which is the same as tiling its input; with the ``batch``
+    The encoder's output is tiled, which is equivalent to tiling its input; with the ``batch``
     covariance the posterior is that of a batch of ``draws`` copies, as in the paper.
 
     Returns:
@@ -142,16 +141,17 @@ def stochastic(
 
 
 def against_rivals(logits: torch.Tensor, label: int) -> torch.Tensor:
-    """Log-odds of one class against the likeliest of the others: ``(C, S, S)`` → ``(S, S)``."""
+    """Log-odds of one class against the most likely other class: ``(C, S, S)`` → ``(S, S)``."""
     rivals = torch.cat([logits[:label], logits[label + 1 :]])
     return logits[label] - rivals.amax(dim=0)
 
 
 def negative_log_likelihood(log_odds: torch.Tensor, views: Views) -> torch.Tensor:
-    """−log p(truth), ``(B,)`` nats a pixel: mean over the patch, where it shows the frame.
+    """−log p(truth), ``(B,)`` in nats per pixel: the mean over the part of the patch inside the frame.
 
-    Of object and background, whatever the classes: DAVIS has no others. The paper's Table 3 does not
-    say over what its NLL is summed or averaged; this is a mean, so that patch sizes compare.
+    Only object and background are distinguished, whatever the network's classes, as DAVIS has no others.
+    The paper's Table 3 does not say over what its NLL is summed or averaged; this is a mean, so that
+    patches of different sizes are comparable.
     """
     target = views.true.float()
     return _mean_inside(
@@ -160,10 +160,10 @@ def negative_log_likelihood(log_odds: torch.Tensor, views: Views) -> torch.Tenso
 
 
 def mean_squared_error(log_odds: torch.Tensor, views: Views) -> torch.Tensor:
-    """Mean of (p − truth)², ``(B,)``, over the patch where it shows the frame.
+    """Mean of (p − truth)², ``(B,)``, over the part of the patch inside the frame.
 
-    p is the probability of object. The paper's Table 3 does not say whether its MSE is of
-    probabilities, of masks or of class numbers.
+    p is the probability of the object. The paper's Table 3 does not say whether its MSE is that of
+    probabilities, masks or class numbers.
     """
     return _mean_inside((log_odds.sigmoid() - views.true.float()).square(), views)
 
@@ -176,17 +176,17 @@ def _mean_inside(values: torch.Tensor, views: Views) -> torch.Tensor:
 def _best(
     labels: torch.Tensor, classes: int, true: torch.Tensor, inside: torch.Tensor
 ) -> tuple[int, int]:
-    """Draw and class of the greatest IoU with the truth; the first of equals.
+    """Draw and class with the largest IoU with the truth; the first one of equals.
 
     Args:
-        labels: ``(N, S, S)`` likeliest class.
-        classes: C.
-        true: ``(S, S)``.
-        inside: ``(S, S)``.
+        labels: ``(N, S, S)`` most likely class.
+        classes: C, the number of classes.
+        true: ``(S, S)`` true mask.
+        inside: ``(S, S)`` where the patch lies inside the frame.
     """
     draws = len(labels)
     offsets = classes * torch.arange(draws, device=labels.device)[:, None]
-    shown = labels[:, inside] + offsets  # (N, pixels), one number for each draw and class
+    shown = labels[:, inside] + offsets  # (N, pixels), a distinct number for each draw and class
     count = draws * classes
     area = torch.bincount(shown.flatten(), minlength=count).reshape(draws, classes)
     common = torch.bincount(shown[:, true[inside]].flatten(), minlength=count)

@@ -1,4 +1,4 @@
-"""What an evaluation of masks leaves behind: ``summary.json``, tables, and CSV files.
+"""The output of an evaluation of masks: ``summary.json``, tables, and CSV files.
 
 The summary is ``{"dataset", "weights", "draws", "seed", "frames", "mahalanobis", "protocols": {name:
 {"J": {"mean", "recall", "decay"}, "F": {the same}, "JF", "nll", "mse", "per_sequence": {sequence:
@@ -22,7 +22,7 @@ from bmvtrack.segmentation.evaluation import PER_FRAME, SequenceScores
 from bmvtrack.segmentation.metrics import average
 
 Results = Mapping[str, Sequence[SequenceScores]]
-"""The scores by protocol: of the same sequences in the same order."""
+"""The scores by protocol; all protocols have the same sequences in the same order."""
 
 _STATISTICS = ("mean", "recall", "decay")
 _ON_THE_PATCH = ("nll", "mse", "mahalanobis")
@@ -46,7 +46,7 @@ def build_summary(
 
 
 def write_report(folder: Path, summary: dict[str, Any], results: Results) -> None:
-    """Write ``sequences.csv``, ``results/PROTOCOL/SEQUENCE.csv`` and ``summary.json``, each whole."""
+    """Write ``sequences.csv``, ``results/PROTOCOL/SEQUENCE.csv`` and ``summary.json``, each atomically."""
     for protocol, sequences in results.items():
         for scores in sequences:
             path = folder / "results" / protocol / f"{scores.sequence}.csv"
@@ -56,9 +56,9 @@ def write_report(folder: Path, summary: dict[str, Any], results: Results) -> Non
 
 
 def remove_previous(folder: Path) -> None:
-    """Remove the masks and results that the summary in a folder tells of, and then the summary.
+    """Remove the masks and results that a folder's summary lists, and then the summary.
 
-    They would lie among those of other weights or data. What no summary tells of is left alone.
+    They would mix with those of other weights or data. Files that no summary lists are left alone.
     """
     made = previously_made(folder, "protocols")
     for protocol, sequences in made.items():
@@ -70,9 +70,9 @@ def remove_previous(folder: Path) -> None:
 
 
 def frames_csv(scores: SequenceScores) -> str:
-    """A line a frame; empty where there is no such number (:class:`SequenceScores`).
+    """One line per frame; values that a frame does not have are empty (see :class:`SequenceScores`).
 
-    The first and the last frame are in it, but not in J and F of the sequence.
+    The first and the last frame are included here, but not in the sequence's J and F.
     """
     rows: list[list[Any]] = [["frame", *PER_FRAME]]
     for t in range(len(scores.values["J"])):
@@ -81,7 +81,7 @@ def frames_csv(scores: SequenceScores) -> str:
 
 
 def sequences_csv(results: Results) -> str:
-    """A line a sequence and protocol."""
+    """One line per sequence and protocol."""
     measures = [f"{measure}_{name}" for measure in "JF" for name in _STATISTICS]
     rows = [["sequence", "protocol", *measures, *_ON_THE_PATCH]]
     for pair in zip(*results.values(), strict=True):
@@ -94,7 +94,7 @@ def sequences_csv(results: Results) -> str:
 
 
 def sequence_table(summary: dict[str, Any]) -> Table:
-    """A row a sequence: mean J and F of both protocols."""
+    """One row per sequence: mean J and F under both protocols."""
     protocols = summary["protocols"]
     table = Table(title=f"{summary['dataset']}, {summary['weights']}", box=box.SIMPLE_HEAD)
     table.add_column("sequence", no_wrap=True)
@@ -108,7 +108,7 @@ def sequence_table(summary: dict[str, Any]) -> Table:
 
 
 def summary_table(summary: dict[str, Any]) -> Table:
-    """A row a protocol: the numbers of the paper's Tables 3 and 4."""
+    """One row per protocol: the metrics of the paper's Tables 3 and 4."""
     table = Table(
         box=box.SIMPLE_HEAD,
         caption=f"Mahalanobis distance to the prior {summary['mahalanobis']:.3g}",

@@ -1,9 +1,8 @@
-"""Saliency metrics of maps in 256 grey levels: MAE and F with β² = 0.3.
+"""Metrics of saliency maps in 256 grey levels: MAE and F with β² = 0.3.
 
-F = (1 + β²)PR/(β²P + R) of the map's pixels that reach a threshold; 0 where P and R are 0.
-Definitions as in Achanta et al., "Frequency-tuned Salient Region Detection", CVPR 2009, and in the
-field's evaluation tools: curves over 256 thresholds are averaged over images first, their maximum
-and mean are taken after.
+F = (1 + β²)PR/(β²P + R) of the map's pixels that reach a threshold; 0 where P and R are 0. The definitions
+follow Achanta et al., "Frequency-tuned Salient Region Detection", CVPR 2009, and the common evaluation
+tools: curves over 256 thresholds are first averaged over images, then their maximum and mean are taken.
 """
 
 from __future__ import annotations
@@ -27,8 +26,8 @@ class SaliencyScores:
         mae: mean absolute error of the map.
         adaptive_f: F at the map's own threshold, min(2·mean, 1).
         f: ``(256,)`` F at the thresholds 0, 1/255 … 1.
-        precision: ``(256,)`` likewise.
-        recall: ``(256,)`` likewise.
+        precision: ``(256,)`` precision at these thresholds.
+        recall: ``(256,)`` recall at these thresholds.
     """
 
     mae: float
@@ -39,19 +38,19 @@ class SaliencyScores:
 
     @property
     def max_f(self) -> float:
-        """F at the best threshold; one threshold for all maps that were averaged."""
+        """F at the best threshold; averaged maps share one threshold."""
         return float(self.f.max())
 
     @property
     def mean_f(self) -> float:
-        """F, mean over the thresholds."""
+        """Mean F over the thresholds."""
         return float(self.f.mean())
 
 
 def normalized(probabilities: FloatArray) -> ByteArray:
     """A map in [0, 1] as grey levels: min-max normalised, then rounded to 0 … 255.
 
-    Of a map that is the same everywhere, the values are kept as they are.
+    A constant map is not normalised, only rounded.
     """
     low, high = probabilities.min(), probabilities.max()
     if high > low:
@@ -60,14 +59,14 @@ def normalized(probabilities: FloatArray) -> ByteArray:
 
 
 def score(levels: ByteArray, true: BoolArray) -> SaliencyScores:
-    """All metrics of one map, as it is: see :func:`normalized`.
+    """All metrics of one map, which is not normalised here (see :func:`normalized`).
 
     Args:
         levels: ``(H, W)`` grey levels.
-        true: ``(H, W)``.
+        true: ``(H, W)`` true mask.
 
     Raises:
-        ValueError: if no pixel is salient: there is no recall.
+        ValueError: if no pixel is salient, as the recall is then undefined.
     """
     if not true.any():
         raise ValueError("the true mask is empty: there is nothing salient to recall")
@@ -93,7 +92,7 @@ def average(scores: Sequence[SaliencyScores]) -> SaliencyScores:
 
 
 def _at_least(levels: ByteArray) -> FloatArray:
-    """Number of pixels of at least each level, ``(256,)``."""
+    """Number of pixels at or above each level, ``(256,)``."""
     counts = np.bincount(levels.ravel(), minlength=LEVELS)
     return np.asarray(counts[::-1].cumsum()[::-1], dtype=np.float64)
 

@@ -1,4 +1,4 @@
-"""Saliency maps of still images by three protocols, written as they are made, and their scores."""
+"""Saliency maps of still images under three protocols, written image by image, and their scores."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def check_still(still: VideoSequence) -> None:
     """Read an image and its mask once, so that nothing fails in the middle of an evaluation.
 
     Raises:
-        UserError: if either is unreadable, their sizes differ, or the mask is empty.
+        UserError: if either is unreadable, they differ in size, or the mask is empty.
     """
     if not still.mask(0).any():
         raise UserError(
@@ -44,21 +44,21 @@ def evaluate_stills(
     steepness: float = 1.0,
     advance: Callable[[int], None] = lambda images: None,
 ) -> dict[str, dict[str, SaliencyScores]]:
-    """Three protocols on still images, with ``PROTOCOL/IMAGE.png`` of every map.
+    """Run three protocols on still images and write ``PROTOCOL/IMAGE.png`` for every map.
 
     The network sees each image whole (:func:`~bmvtrack.segmentation.views.view_whole`); in the third
-    protocol it looks again where it has found something (:mod:`~bmvtrack.segmentation.looks`). A map
-    is the probability of object, its log-odds multiplied by ``steepness``, resized to the image, min-max
-    normalised, in 256 grey levels: what is scored is what is written.
+    protocol it looks again where it found something (:mod:`~bmvtrack.segmentation.looks`). A map is the
+    probability of the object, with its log-odds multiplied by ``steepness``, resized to the image, min-max
+    normalised, in 256 grey levels. The scored maps are exactly the written ones.
 
     Args:
-        network: that :func:`~bmvtrack.segmentation.protocols.load_segmenter` loaded.
-        stills: sequences of one frame that :func:`check_still` has passed.
+        network: a network from :func:`~bmvtrack.segmentation.protocols.load_segmenter`.
+        stills: sequences of one frame that passed :func:`check_still`.
         out: folder to write to.
         draws: stochastic masks that the oracle chooses from.
-        batch_size: images in one encoder pass.
-        seed: of the noise.
-        steepness: positive; above 1 maps decide more than the network is sure.
+        batch_size: images per encoder pass.
+        seed: seed of the noise.
+        steepness: positive; above 1, maps are more confident than the network.
         advance: called with the number of images done since the last call.
 
     Returns:

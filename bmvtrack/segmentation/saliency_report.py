@@ -1,7 +1,7 @@
-"""What an evaluation of saliency maps leaves behind: summary, table, CSV files and a plot.
+"""The output of an evaluation of saliency maps: summary, table, CSV files and a plot.
 
 The summary is ``{"dataset", "weights", "draws", "seed", "images", "protocols": {name: {"mae",
-"adaptive_f", "max_f", "mean_f", "precision", "recall"}}}``; precision and recall are lists of 256,
+"adaptive_f", "max_f", "mean_f", "precision", "recall"}}}``; precision and recall are lists of 256 values,
 at the thresholds 0, 1/255 … 1.
 """
 
@@ -43,7 +43,7 @@ def build_summary(
 
 
 def write_report(folder: Path, summary: dict[str, Any], results: Results) -> None:
-    """Write ``results/PROTOCOL.csv``, ``precision_recall.png`` and ``summary.json``, each whole."""
+    """Write ``results/PROTOCOL.csv``, ``precision_recall.png`` and ``summary.json``, each atomically."""
     for protocol, scores in results.items():
         write_text(folder / "results" / f"{protocol}.csv", images_csv(scores))
     _write_plot(folder / "precision_recall.png", summary)
@@ -51,16 +51,16 @@ def write_report(folder: Path, summary: dict[str, Any], results: Results) -> Non
 
 
 def remove_previous(folder: Path) -> None:
-    """Remove the maps and results that the summary in a folder tells of, and then the summary.
+    """Remove the maps and results that a folder's summary lists, and then the summary.
 
-    They would lie among those of other weights or data. What no summary tells of is left alone.
+    They would mix with those of other weights or data. Files that no summary lists are left alone.
     """
     path = folder / "summary.json"
     try:
         summary = json.loads(path.read_text(encoding="utf-8"))
         protocols = [name for name, values in summary["protocols"].items() if "mae" in values]
     except (OSError, ValueError, LookupError, TypeError, AttributeError):
-        return  # none, or none of ours
+        return  # missing, or of another kind
     if not protocols:
         return
     for protocol in filter(is_plain_name, protocols):
@@ -75,7 +75,7 @@ def remove_previous(folder: Path) -> None:
 
 
 def images_csv(scores: Mapping[str, SaliencyScores]) -> str:
-    """A line an image; max F and mean F are of the image's own curve."""
+    """One line per image; max F and mean F are those of the image's own curve."""
     rows = [["image", *_METRICS]]
     for name, part in scores.items():
         rows.append([name, *(f"{getattr(part, metric):.6f}" for metric in _METRICS)])
@@ -83,7 +83,7 @@ def images_csv(scores: Mapping[str, SaliencyScores]) -> str:
 
 
 def summary_table(summary: dict[str, Any]) -> Table:
-    """A row a protocol: the numbers of the paper's Table 5."""
+    """One row per protocol: the metrics of the paper's Table 5."""
     title = f"{summary['dataset']}, {summary['images']} images, {summary['weights']}"
     table = Table(title=title, box=box.SIMPLE_HEAD)
     table.add_column("protocol", no_wrap=True)

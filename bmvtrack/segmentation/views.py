@@ -1,4 +1,4 @@
-"""What a network is shown of frames: patches, with the truth on the same pixels."""
+"""The patches of frames that a network sees, with the true masks on the same pixels."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ class Views:
     """B patches.
 
     Attributes:
-        images: ``(B, S, S, 3)`` float32, RGB in [0, 1], for people.
-        inputs: ``(B, 3 or 4, S, S)`` float32, what the network takes.
-        true: ``(B, S, S)`` boolean, the object; False everywhere where no masks were given.
-        inside: ``(B, S, S)`` boolean, where the patch shows the frame and not what is beyond it.
-        windows: ``(B, 4)`` float64, where the patch lies in the frame.
+        images: ``(B, S, S, 3)`` float32, RGB in [0, 1], for display.
+        inputs: ``(B, 3 or 4, S, S)`` float32, input of the network.
+        true: ``(B, S, S)`` boolean, the true masks; all False if no masks were given.
+        inside: ``(B, S, S)`` boolean, where the patch lies inside the frame.
+        windows: ``(B, 4)`` float64, the windows of the patches in the frames.
     """
 
     images: torch.Tensor
@@ -41,16 +41,16 @@ def view_objects(
     boxes: FloatArray,
     masks: Sequence[BoolArray] | None = None,
 ) -> Views:
-    """Patches φ around boxes, as in training: the paper's, and the segmentation protocols'.
+    """Patches φ around boxes, as in training, in the paper and in the segmentation protocols.
 
     Args:
-        network: that the patches are for; its fourth input channel, where it has one, is the box.
+        network: network that the patches are for; its fourth input channel, if it has one, is the box.
         frames: B frames ``(H, W, 3)`` uint8 RGB, of any sizes.
         boxes: ``(B, 5)`` rotated boxes in pixels.
-        masks: B true masks ``(H, W)``, for who wants to compare; None: nobody knows.
+        masks: B true masks ``(H, W)`` for :attr:`Views.true`; None: unknown.
     """
     windows = patches.window(boxes)
-    if network.input_channels == 3:  # the paper's, which are not told the box
+    if network.input_channels == 3:  # a network of paper mode, which does not get the box
         windows = patches.clipped(windows, _sizes(frames))
     return _view(network, frames, boxes, windows, masks)
 
@@ -60,15 +60,15 @@ def view_whole(
     frames: Sequence[ByteArray],
     masks: Sequence[BoolArray] | None = None,
 ) -> Views:
-    """Whole images as patches, resized without keeping aspect: nobody says where the object is.
+    """Whole images as patches, resized without keeping their aspect ratio, with no object location given.
 
-    A network that wants to be told a box is told the one whose patch φ is the whole image: upright
-    and in the middle, about half as wide and half as high. It is the only box with which the image
-    looks as patches do in training (as some do exactly with ``--whole-images``), at the cost of a
-    hint that the object is near the middle.
+    A network that takes a box gets the one whose patch φ is the whole image: axis-aligned and centred,
+    about half as wide and half as high. It is the only box with which the image looks like a training patch
+    (with ``--whole-images``, some are made exactly so), at the cost of a hint that the object is near the
+    centre.
 
     Args:
-        network: that the patches are for.
+        network: network that the patches are for.
         frames: B images ``(H, W, 3)`` uint8 RGB, of any sizes.
         masks: see :func:`view_objects`.
     """
@@ -107,7 +107,7 @@ def _view(
 def _canvas(
     frames: Sequence[ByteArray], masks: Sequence[BoolArray]
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Frames, masks and what is frame at all, ``(B, H, W, 5)`` uint8; and true sizes, ``(B, 2)``."""
+    """Frames, masks and validity, padded, ``(B, H, W, 5)`` uint8; and the true sizes, ``(B, 2)``."""
     sizes = torch.tensor([frame.shape[1::-1] for frame in frames])
     width, height = sizes.amax(dim=0).tolist()
     layers = np.zeros((len(frames), height, width, 5), dtype=np.uint8)

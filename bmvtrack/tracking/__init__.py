@@ -1,1 +1,1 @@
-"""Trackers, the protocols that judge them, metrics, and reports."""
+"""Trackers, evaluation protocols, metrics, and reports."""

@@ -1,8 +1,8 @@
 """Confidence intervals by bootstrap over sequences and the runs within them.
 
-Sequences are few and a tracker's fate on one is chaotic: resampling frames would promise far too
-much. Sequences are drawn with replacement, and for each drawn one its runs, so an interval has both
-the spread between sequences and that between starts.
+There are few sequences, and a tracker's success on one is chaotic, so resampling frames would give far too
+narrow intervals. Sequences are drawn with replacement, and so are the runs of each drawn sequence; an
+interval thus covers the spread between sequences and that between starts.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ class Estimate:
     """A mean with its confidence interval.
 
     Args:
-        mean: over runs, then over sequences.
+        mean: mean over runs, then over sequences.
         low: lower end of the 95 % interval.
-        high: upper end.
+        high: upper end of the 95 % interval.
     """
 
     mean: float
@@ -37,14 +37,14 @@ def bootstrap_mean(scores: Sequence[FloatArray], seed: int = 0) -> Estimate:
     """The mean over runs, then sequences, and its 95 % percentile interval.
 
     Args:
-        scores: one array per sequence with a number per run; lengths may differ, none is empty.
-        seed: of the resampling.
+        scores: one array per sequence, with one value per run; lengths may differ, none is empty.
+        seed: seed of the resampling.
 
     Raises:
         ValueError: if there is no sequence, or one has no runs.
     """
     if not scores or any(not len(runs) for runs in scores):
-        raise ValueError("a bootstrap needs at least one sequence, and a run in each")
+        raise ValueError("a bootstrap needs at least one sequence and a run in each")
     lengths = np.array([len(runs) for runs in scores])
     padded = np.zeros((len(scores), lengths.max()))
     for row, runs in zip(padded, scores, strict=True):
@@ -65,19 +65,19 @@ def bootstrap_mean(scores: Sequence[FloatArray], seed: int = 0) -> Estimate:
 def paired_difference(
     first: Sequence[FloatArray], second: Sequence[FloatArray], seed: int = 0
 ) -> Estimate:
-    """How much higher the first method scores than the second on the same runs, with 95 % interval.
+    """How much higher the first method scores than the second on the same runs, with its 95 % interval.
 
-    Differences are taken run by run, so that what makes a run hard for both cancels.
+    Differences are taken run by run, so that the difficulty of a run cancels out.
 
     Args:
-        first: one array per sequence with a number per run.
-        second: of the same shapes, in the same order.
-        seed: of the resampling.
+        first: one array per sequence, with one value per run.
+        second: arrays of the same shapes, in the same order.
+        seed: seed of the resampling.
 
     Raises:
-        ValueError: if the two weren't scored on the same runs.
+        ValueError: if the two were not scored on the same runs.
     """
     if [len(runs) for runs in first] != [len(runs) for runs in second]:
-        raise ValueError("a paired difference needs the same runs of both methods")
+        raise ValueError("a paired difference needs scores of both methods on the same runs")
     differences = [np.subtract(a, b) for a, b in zip(first, second, strict=True)]
     return bootstrap_mean(differences, seed)

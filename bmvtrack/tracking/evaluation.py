@@ -1,4 +1,4 @@
-"""Running many trackers on many sequences, and showing each run to whoever draws it."""
+"""Running several trackers on several sequences, with callbacks that draw the runs."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from bmvtrack.visualization import draw_overlay, write_video
 VIDEO_FPS = 24
 
 Watcher = Callable[[str, Run, VideoSequence], None]
-"""Is shown a tracker's name, its run with the predicted masks, and the sequence, all in memory."""
+"""A callback; it receives a tracker's name, its run with the predicted masks, and the sequence in memory."""
 
 
 def evaluate(
@@ -31,17 +31,17 @@ def evaluate(
     """Run each tracker on each sequence, on one CPU thread.
 
     Args:
-        factories: of the trackers, by name.
-        sequences: that :func:`~bmvtrack.tracking.protocols.check_sequence` has passed; one at a
+        factories: factories of the trackers, by name.
+        sequences: sequences that passed :func:`~bmvtrack.tracking.protocols.check_sequence`; one at a
             time is held in memory.
         protocol: ``ope``, ``tre`` or ``sre``.
-        segments: starts per sequence of ``tre``.
-        watchers: called after each tracker on each sequence with its first run, which then has the
-            predicted masks.
+        segments: starts per sequence for ``tre``.
+        watchers: callbacks for the first run of each tracker on each sequence; if there are any, that run
+            has the predicted masks.
         advance: called after each tracker on each sequence.
 
     Returns:
-        The runs by tracker, sequences in the order given.
+        The runs of each tracker, with the sequences in the given order.
     """
     results: dict[str, list[Run]] = {name: [] for name in factories}
     for sequence in sequences:
@@ -57,13 +57,13 @@ def evaluate(
 
 
 def write_overlay(folder: Path, name: str, run: Run, sequence: VideoSequence) -> None:
-    """Write ``TRACKER/SEQUENCE.mp4``: a :data:`Watcher`, once it has its folder."""
+    """Write ``TRACKER/SEQUENCE.mp4``; with its folder bound, a :data:`Watcher`."""
     path = folder / name / f"{sequence.name}.mp4"
     write_video(path, overlays(name, run, sequence), VIDEO_FPS)
 
 
 def overlays(name: str, run: Run, sequence: VideoSequence) -> Iterator[ByteArray]:
-    """The frames of a run with true and predicted box, predicted mask where kept, and IoU."""
+    """The frames of a run with the true and predicted box, the predicted mask if kept, and the IoU."""
     masks = run.masks or (None,) * len(run)
     for i, (rbbox, mask) in enumerate(zip(run.boxes, masks, strict=True)):
         t = run.start + i

@@ -1,8 +1,8 @@
-"""The failures of trackers as pages: the frame where each track breaks, with pictures around it.
+"""A report of trackers' failures: the frame where each track breaks, with pictures around it.
 
-A folder of ``failures.md``, ``images/failures/TRACKER-RUN.png`` (curves and outlines, without
-anything of the frames, so that it may be shown where the data may not) and ``strips/TRACKER-RUN.jpg``
-(the frames themselves).
+Its folder holds ``failures.md``, ``images/failures/TRACKER-RUN.png`` (curves and outlines without any
+image content, so that they can be published where the data cannot) and ``strips/TRACKER-RUN.jpg`` (the
+frames themselves).
 """
 
 from __future__ import annotations
@@ -29,24 +29,24 @@ from bmvtrack.tracking.protocols import Run
 from bmvtrack.visualization import MASK_COLOUR, draw_overlay, draw_text
 
 SHOWN = (-8, -3, -1, 0, 5, 15)
-"""Frames of the pictures, counted from the one in which the track breaks; what lies beyond the run
-is its first or last frame."""
+"""Frames in the pictures, relative to the one in which the track breaks; frames beyond the run are replaced
+by its first or last frame."""
 _TITLE, _RUNS_ON = "# Failures", "Runs on "
 _COLUMNS = 3
 _PREDICTED, _TRUE, _MASK = (line_style(i)[0] for i in (1, 2, 0))
 _LINES = {"rotated": 1, "axis-aligned": 3, "mask": 0, "box and mask": 6}
-"""Number of the style of each curve; predicted box and mask keep their colours."""
-_TILE = 480  # pixels, of a strip's frame
-_LONGEST = 4  # times as high as wide, or the other way round, is a strip's view
+"""Line style of each curve; predicted box and mask keep their colours."""
+_TILE = 480  # width of a frame in a strip, in pixels
+_LONGEST = 4  # largest aspect ratio of a strip's view
 _PICTURES = re.compile(r"\]\(((?:images/failures|strips)/[^/()]+)\)")
-_ROOM = 0.4  # of what is seen of boxes, that a strip shows on each side of them
+_ROOM = 0.4  # margin around the boxes in a strip, as a fraction of their extent
 
 
 class FailureAtlas:
-    """Gathers the failures among runs, draws each, and writes the page.
+    """Collects the failed runs, draws each of them, and writes the page.
 
     Args:
-        folder: to write to.
+        folder: folder to write to.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -57,9 +57,9 @@ class FailureAtlas:
         """Draw a run if it is a failure; see :func:`bmvtrack.tracking.failures.find_failure`.
 
         Args:
-            tracker: its name.
-            run: with its masks, if there are any; they are not kept.
-            sequence: that was tracked.
+            tracker: name of the tracker.
+            run: the run, with its masks if there are any; they are not kept.
+            sequence: the sequence that was tracked.
         """
         failure = find_failure(tracker, run, sequence)
         if failure is not None:
@@ -68,19 +68,19 @@ class FailureAtlas:
             self._failures.append(replace(failure, run=run.without_masks()))
 
     def write(self, dataset: str, weights: str) -> Path:
-        """Write the page, by sequence and then by tracker, and give its path."""
+        """Write the page, ordered by sequence and then by tracker, and return its path."""
         page = self._folder / "failures.md"
         write_text(page, "\n".join(_page(self._failures, dataset, weights)) + "\n")
         return page
 
 
 def remove_atlas(folder: Path) -> None:
-    """Remove a page that :meth:`FailureAtlas.write` wrote, and the pictures that it shows; nothing else.
+    """Remove a page written by :meth:`FailureAtlas.write` and the pictures that it shows, nothing else.
 
-    They would tell of other runs than the results beside them.
+    They would belong to other runs than the results beside them.
     """
     page = folder / "failures.md"
-    with suppress(OSError, UnicodeDecodeError):  # none, or none of ours
+    with suppress(OSError, UnicodeDecodeError):  # missing, or not written by this class
         text = page.read_text(encoding="utf-8")
         if text.startswith(f"{_TITLE}\n\n{_RUNS_ON}"):
             for picture in _PICTURES.findall(text):
@@ -89,12 +89,12 @@ def remove_atlas(folder: Path) -> None:
 
 
 def plot_failure(path: Path, failure: Failure, sequence: VideoSequence) -> None:
-    """Write the curves of IoU, and the outlines of boxes and predicted mask around the break, as PNG.
+    """Write a PNG of the IoU curves and of the outlines of boxes and predicted mask around the break.
 
     Args:
-        path: to write.
-        failure: with its masks, if there are any.
-        sequence: whose true boxes and frame size are drawn, and nothing else of it.
+        path: PNG to write.
+        failure: the failure, with its masks if there are any.
+        sequence: the sequence; only its true boxes and frame size are used.
     """
     indices = shown_indices(failure)
     rows = -(-len(indices) // _COLUMNS)
@@ -112,11 +112,11 @@ def plot_failure(path: Path, failure: Failure, sequence: VideoSequence) -> None:
 def draw_strip(failure: Failure, sequence: VideoSequence) -> ByteArray:
     """The frames around the break with true box, predicted box and the predicted mask's contour.
 
-    All are cut to one window, around what boxes there are in them.
+    All are cropped to one window around their boxes.
 
     Args:
-        failure: with its masks, if there are any.
-        sequence: that was tracked.
+        failure: the failure, with its masks if there are any.
+        sequence: the sequence that was tracked.
 
     Returns:
         ``(H, W, 3)`` uint8 RGB.
@@ -141,7 +141,7 @@ def draw_strip(failure: Failure, sequence: VideoSequence) -> ByteArray:
 
 
 def shown_indices(failure: Failure) -> list[int]:
-    """Which frames of the run the pictures show, in order, none twice; see :data:`SHOWN`."""
+    """Indices of the frames in the pictures, in order and without repetition; see :data:`SHOWN`."""
     last = len(failure.run) - 1
     return sorted({min(max(failure.index + offset, 0), last) for offset in SHOWN})
 
@@ -191,8 +191,8 @@ def _page(failures: Sequence[Failure], dataset: str, weights: str) -> Iterator[s
     yield ""
     yield f"{_RUNS_ON}{dataset} with an AO under {LEAST_OVERLAP}; weights of learned trackers: `{weights}`."
     yield (
-        "A track breaks in the frame up to which its surplus of IoU over ½ is the greatest. Pictures: "
-        "predicted box (solid, orange), true box (dashed, green), predicted mask (blue)."
+        "A track breaks in the frame before which its accumulated IoU above ½, Σ (IoU − ½), is largest. "
+        "Pictures: predicted box (solid, orange), true box (dashed, green), predicted mask (blue)."
     )
     if not failures:
         yield from ("", "There are none.")
@@ -247,7 +247,7 @@ def _mask(failure: Failure, index: int) -> BoolArray | None:
 
 
 def _contours(mask: BoolArray) -> list[NDArray[np.int32]]:
-    """Outlines of a mask's parts, each ``(N, 1, 2)`` pixels x, y."""
+    """Contours of a mask's parts, each ``(N, 1, 2)``: x, y in pixels."""
     contours, _ = cv2.findContours(
         np.ascontiguousarray(mask).view(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE
     )
@@ -257,12 +257,12 @@ def _contours(mask: BoolArray) -> list[NDArray[np.int32]]:
 def _window(
     failure: Failure, indices: Sequence[int], sequence: VideoSequence
 ) -> tuple[int, int, int, int]:
-    """Left, top, right, bottom of what a strip shows: all of its boxes, with room around them."""
+    """Left, top, right, bottom of the window that a strip shows: all of its boxes, with a margin."""
     boxes = [failure.run.boxes[indices], sequence.boxes[failure.run.start + np.array(indices)]]
     limits = geometry.bounds(np.concatenate(boxes))
     low, high = np.nanmin(limits[:, :2], axis=0), np.nanmax(limits[:, 2:], axis=0)
     sides = high - low
-    # A pole is shown with some of what stands beside it, not as a line.
+    # The view of a thin object is widened, so that it shows some of its surroundings.
     room = np.maximum(_ROOM * sides, (sides.max() / _LONGEST - sides) / 2)
     size = np.array(sequence.size)
     left, top = np.clip(low - room, 0, size - 2).astype(int).tolist()

@@ -1,4 +1,4 @@
-"""Where a track breaks, and the numbers that tell why."""
+"""The frame in which a track breaks, and the numbers that explain why."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ class Failure:
     """A run that lost its object.
 
     Args:
-        tracker: its name.
-        run: with the predicted masks, if the tracker sees any.
-        geometry: in which the run's AO is the lower.
-        index: in the run of the frame in which its IoU in that geometry breaks; see
+        tracker: name of the tracker.
+        run: the run, with the predicted masks if the tracker predicts any.
+        geometry: the geometry in which the run's AO is lower.
+        index: index in the run of the frame in which the track breaks in that geometry; see
             :func:`breaking_index`.
-        overlaps: ``(N,)`` IoU by name, NaN where a frame isn't scored: rotated and axis-aligned
-            boxes, and of a tracker that sees masks also ``mask`` (with the true mask, where there
+        overlaps: ``(N,)`` IoU by name, NaN where a frame is not scored: of the rotated and the
+            axis-aligned boxes; if the tracker predicts masks also ``mask`` (with the true mask, where there
             is one) and ``box and mask`` (of the predicted box with the box of the predicted mask).
     """
 
@@ -41,12 +41,12 @@ class Failure:
 
     @property
     def name(self) -> str:
-        """Tracker and run, fit for a file name."""
+        """Tracker and run, usable as a file name."""
         return f"{self.tracker}-{self.run.name}"
 
     @property
     def frame(self) -> int:
-        """Number in the sequence of the frame in which the track breaks."""
+        """Number (in the sequence) of the frame in which the track breaks."""
         return self.run.start + self.index
 
     @property
@@ -56,20 +56,20 @@ class Failure:
 
 
 def breaking_index(iou: FloatArray) -> int | None:
-    """The frame in which a track breaks: up to it, the surplus of IoU over ½ is the greatest.
+    """The frame in which a track breaks: the one before which Σ (IoU − ½) is largest.
 
-    Σ (IoU − ½) over the scored frames before it is the greatest; of several such frames the first.
-    So every stretch of frames that ends just before it has a mean IoU above ½, and every stretch that
-    begins with it one of ½ at most. Neither a dip that passes nor a late touch moves it, as they
-    would move the first frame below ½ and the last one above. (The change point of Page's CUSUM
-    chart, "Continuous inspection schemes", Biometrika 1954.)
+    The sum is over the scored frames before it; of several such frames, the first is taken. Every stretch
+    of frames that ends just before it thus has a mean IoU above ½, and every stretch that begins with it a
+    mean of at most ½. Unlike the first frame below ½ and the last one above, it is moved neither by a
+    temporary dip nor by a late chance overlap. (It is the change point of Page's CUSUM chart, "Continuous
+    inspection schemes", Biometrika 1954.)
 
     Args:
-        iou: ``(N,)``, NaN where a frame isn't scored.
+        iou: ``(N,)``, NaN where a frame is not scored.
 
     Returns:
-        Its index, or None where the whole has the greatest surplus: the track holds to its end. A
-        track with a mean IoU below ½ always breaks.
+        The index of the frame, or None if the sum over the whole run is the largest: the track holds to its
+        end. A track with a mean IoU below ½ always breaks.
     """
     scored = np.flatnonzero(~np.isnan(iou))
     surplus = np.concatenate([[0.0], np.cumsum(iou[scored] - LEAST_OVERLAP)])
@@ -78,22 +78,22 @@ def breaking_index(iou: FloatArray) -> int | None:
 
 
 def find_failure(tracker: str, run: Run, sequence: VideoSequence) -> Failure | None:
-    """What became of a run whose AO is below ½ in either geometry; None of any other.
+    """The failure of a run whose AO is below ½ in either geometry; None for any other run.
 
-    Without true masks only the rotated boxes count: the bounds of a true box that is tilted are larger
+    Without true masks only the rotated boxes count, because the bounds of a tilted true box are larger
     than the object.
 
     Args:
-        tracker: its name.
-        run: on the sequence, with its masks if the tracker sees any.
-        sequence: with the truth.
+        tracker: name of the tracker.
+        run: its run on the sequence, with the masks if the tracker predicts any.
+        sequence: the sequence, with the ground truth.
     """
     judged = ("rotated",) if sequence.read_mask is None else GEOMETRIES
     lower = min(judged, key=lambda geometry: run.scores[geometry].ao)
     if run.scores[lower].ao >= LEAST_OVERLAP:
         return None
     index = breaking_index(run.overlaps[lower].iou)
-    if index is None:  # ½, but for the rounding of a mean
+    if index is None:  # an AO of ½ up to rounding
         return None
     overlaps = {name.replace("_", "-"): run.overlaps[name].iou for name in reversed(GEOMETRIES)}
     if any(mask is not None for mask in run.masks):

@@ -1,4 +1,4 @@
-"""Trackers that need the encoder but no agent: the posterior's mean, the box of the mask, and both."""
+"""Trackers that use the encoder without an agent: the posterior's mean, the mask's box, or both."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ LearnedName = Literal["prior", "mask", "both"]
 
 
 class PerceptionTracker(BoxTracker):
-    """The public :class:`~bmvtrack.tracker.Tracker` as evaluations run it.
+    """Adapter from the public :class:`~bmvtrack.tracker.Tracker` to :class:`BoxTracker`.
 
     Args:
-        tracker: of RGB frames.
+        tracker: a tracker of RGB frames.
     """
 
     def __init__(self, tracker: Tracker) -> None:
@@ -43,7 +43,7 @@ class PerceptionTracker(BoxTracker):
         return None if self._result is None else self._result.mask
 
     def axis_aligned(self, rbbox: FloatArray) -> FloatArray:
-        """See ``BoxTracker``: those of the mask within the box, see ``masks.bounds_of_mask``."""
+        """See ``BoxTracker``; these are the bounds of the mask within the box (``masks.bounds_of_mask``)."""
         return geometry.bounds(rbbox) if self._result is None else self._result.limits
 
 
@@ -52,22 +52,22 @@ MOVERS: dict[LearnedName, Mover] = {
     "mask": move_by_mask,
     "both": move_by_both,
 }
-"""By what a tracker of that name moves its box: the posterior's mean (the agent before it has learned
-anything), the box of the predicted mask, or halfway to either."""
+"""How each tracker moves its box: by the posterior's mean (like an untrained agent), to the box of the
+predicted mask, or halfway between the two."""
 
 
 def learned_tracker(
     name: LearnedName, weights: str | Path = DEFAULT_WEIGHTS, device: str = "cpu"
 ) -> TrackerFactory:
-    """A factory of the tracker of that name.
+    """The factory of one of these trackers.
 
     Args:
         name: a key of :data:`MOVERS`.
-        weights: a folder, or bundled weights by name.
-        device: of the encoder.
+        weights: a folder, or the name of bundled weights.
+        device: device of the encoder.
 
     Raises:
-        UserError: if the weights are missing or not as they should be.
+        UserError: if the weights are missing or invalid.
     """
     tracker = PerceptionTracker(Tracker(Perception.load(weights, device), MOVERS[name]))
 

@@ -1,8 +1,8 @@
-"""Tracking metrics as the field's own tools define them, for one run and averaged.
+"""Tracking metrics as defined by the benchmarks' own tools, for one run and averaged.
 
-Of each frame two numbers count: the overlap (IoU) of predicted and true box, and the distance of
-their centres. Frames that aren't scored are NaN: a run's first frame, whose box was given, and
-frames without object. A frame with an object and no finite prediction has overlap 0.
+They are computed from two numbers per frame: the overlap (IoU) of the predicted and the true box, and the
+distance between their centres. Both are NaN in frames that are not scored: a run's first frame, whose box
+was given, and frames without an object. A frame with an object but no finite prediction has an overlap of 0.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ Geometry = Literal["axis_aligned", "rotated"]
 GEOMETRIES: tuple[Geometry, ...] = get_args(Geometry)
 
 THRESHOLDS: FloatArray = np.linspace(0, 1, 21)
-"""Overlaps at which the success curve is taken (OTB)."""
+"""Overlap thresholds of the success curve (OTB)."""
 PIXELS: FloatArray = np.arange(51.0)
-"""Centre distances at which the precision curve is taken (OTB)."""
+"""Distance thresholds of the precision curve, in pixels (OTB)."""
 PRECISION_PIXELS = 20
 
 
 @dataclass(frozen=True)
 class Overlap:
-    """How well the boxes of one run lie on the true ones.
+    """How well the boxes of one run match the true ones.
 
     Args:
-        iou: ``(N,)`` in [0, 1], NaN where a frame isn't scored.
-        centre_error: ``(N,)`` pixels, NaN likewise, infinite without a prediction.
+        iou: ``(N,)`` in [0, 1], NaN where a frame is not scored.
+        centre_error: ``(N,)`` in pixels, NaN where a frame is not scored, infinite without a prediction.
     """
 
     iou: FloatArray
@@ -47,7 +47,7 @@ class Scores:
         ao: average overlap, the mean IoU.
         sr50: share of frames with IoU > 0.5.
         sr75: share of frames with IoU > 0.75.
-        auc: area under the success curve; 20/21 for a perfect tracker, whose IoU isn't above 1.
+        auc: area under the success curve; 20/21 for a perfect tracker, as no IoU is above 1.
         precision20: share of frames with a centre error of at most 20 pixels.
         success: ``(21,)`` success curve over :data:`THRESHOLDS`.
         precision: ``(51,)`` precision curve over :data:`PIXELS`.
@@ -63,7 +63,7 @@ class Scores:
 
 
 def rotated_overlap(predicted: FloatArray, true: FloatArray) -> Overlap:
-    """Overlap of the rotated boxes of a run, all of whose frames but the first are scored.
+    """Overlap of a run's rotated boxes; all frames but the first are scored.
 
     Args:
         predicted: ``(N, 5)`` rotated boxes.
@@ -74,7 +74,7 @@ def rotated_overlap(predicted: FloatArray, true: FloatArray) -> Overlap:
 
 
 def axis_aligned_overlap(predicted: FloatArray, true: FloatArray) -> Overlap:
-    """Overlap of the axis-aligned bounds of a run, all of whose frames but the first are scored.
+    """Overlap of a run's axis-aligned bounds; all frames but the first are scored.
 
     Args:
         predicted: ``(N, 4)``: left, top, right, bottom in pixels.
@@ -103,7 +103,7 @@ def score(overlap: Overlap) -> Scores:
     """All metrics of one run.
 
     Raises:
-        ValueError: if none of its frames is scored.
+        ValueError: if no frame is scored.
     """
     success, precision = success_curve(overlap.iou), precision_curve(overlap.centre_error)
     return Scores(

@@ -1,7 +1,7 @@
-"""OpenCV's classical trackers, as peers: CSRT, KCF, MIL and MOSSE.
+"""OpenCV's classical trackers for comparison: CSRT, KCF, MIL and MOSSE.
 
-They follow axis-aligned boxes of whole pixels. All but MIL need ``opencv-contrib-python``. MIL
-seeds its own random numbers, so no two of its runs are equal.
+They track axis-aligned boxes of whole pixels. All but MIL need ``opencv-contrib-python``. MIL seeds its
+own random number generator, so no two of its runs are equal.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ Peer = Literal["csrt", "kcf", "mil", "mosse"]
 PEERS: tuple[Peer, ...] = get_args(Peer)
 
 _SMALLEST_SIDE = 5
-"""Pixels; below it OpenCV's correlation filters have nothing to correlate, and MIL never comes back."""
+"""Pixels; below it OpenCV's correlation filters have nothing to correlate, and MIL never returns."""
 
 
 class OpenCVTracker(BoxTracker):
     """One of OpenCV's trackers behind the interface of :class:`BoxTracker`.
 
-    It starts from the bounds of the box, clipped to the frame, and returns upright boxes. Where
-    OpenCV reports the object lost, the box rests where it was and the search goes on. Of a box that OpenCV
-    cannot start from (MIL: one that fills the frame) it rests for good.
+    It starts from the bounds of the box, clipped to the frame, and returns axis-aligned boxes. While
+    OpenCV reports the object as lost, the box stays where it was and the search continues. If OpenCV cannot
+    start from a box (MIL: one that fills the frame), the box never moves.
 
     Args:
-        create: OpenCV's function that makes it.
+        create: OpenCV's function that creates the tracker.
     """
 
     upright = True
@@ -89,8 +89,8 @@ def _to_bgr(frame: ByteArray) -> ByteArray:
 
 
 def _to_rectangle(rbbox: FloatArray, width: int, height: int) -> tuple[int, int, int, int]:
-    """OpenCV's x, y, w, h of whole pixels within the frame, at least ``_SMALLEST_SIDE`` each."""
-    # A box that covers pixels i to j reaches from i - 0.5 to j + 0.5: i and j + 1 are wanted.
+    """OpenCV's x, y, w, h in whole pixels, inside the frame, with sides of at least ``_SMALLEST_SIDE``."""
+    # A box that covers pixels i to j extends from i - 0.5 to j + 0.5; OpenCV expects i and j + 1.
     edges = np.round(geometry.bounds(rbbox) + 0.5).astype(int)
     limit = np.array([width, height])
     first = np.clip(edges[:2], 0, limit - _SMALLEST_SIDE)

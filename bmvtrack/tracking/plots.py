@@ -1,4 +1,4 @@
-"""Success and precision plots as PNG files, in the form that the field's papers print."""
+"""Success and precision plots as PNG files, in the style of tracking papers."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from bmvtrack.figures import line_style, save_figure, tidy
 from bmvtrack.tracking.metrics import GEOMETRIES, PIXELS, PRECISION_PIXELS, THRESHOLDS, Scores
 from bmvtrack.tracking.report import Results, overall
 
-Curve = Callable[[Scores], tuple[FloatArray, float]]  # a curve, and its number in the legend
+Curve = Callable[[Scores], tuple[FloatArray, float]]  # a curve and its number in the legend
 
 
 def write_plots(folder: Path, results: Results) -> None:

@@ -1,4 +1,4 @@
-"""How a tracker is run to be judged: once, from many starts, from imprecise first boxes.
+"""Evaluation protocols: one pass, from several starting frames, from imprecise first boxes.
 
 OPE, TRE and SRE are the one-pass, temporal and spatial robustness evaluations of the object
 tracking benchmark (Wu, Lim and Yang, "Online Object Tracking: A Benchmark", CVPR 2013).
@@ -42,17 +42,17 @@ _SCALES = (0.8, 0.9, 1.1, 1.2)
 
 @dataclass(frozen=True, eq=False)
 class Run:
-    """What a tracker did from one start of one sequence.
+    """The output of a tracker from one start in one sequence.
 
     Args:
-        sequence: its name.
+        sequence: name of the sequence.
         start: first frame.
         boxes: ``(N, 5)`` rotated boxes of frames start … start + N − 1; the first one was given.
-        limits: ``(N, 4)`` axis-aligned bounds of the same.
-        seconds: spent in the tracker, not in reading frames.
-        overlaps: with the true boxes, in both geometries.
-        label: tells apart the runs of one sequence; empty if there is one.
-        masks: N predicted masks ``(H, W)``, None where there is none; empty unless kept.
+        limits: ``(N, 4)`` axis-aligned bounds in the same frames.
+        seconds: time spent in the tracker, without reading frames.
+        overlaps: overlaps with the true boxes, in both geometries.
+        label: distinguishes the runs of one sequence; empty if there is only one.
+        masks: N predicted masks ``(H, W)``, None where there is none; empty if masks were not kept.
     """
 
     sequence: str
@@ -69,7 +69,7 @@ class Run:
 
     @property
     def name(self) -> str:
-        """Sequence and label, fit for a file name."""
+        """Sequence and label, usable as a file name."""
         return f"{self.sequence}-{self.label}" if self.label else self.sequence
 
     def without_masks(self) -> Run:
@@ -83,34 +83,34 @@ class Run:
 
 
 def check_sequence(sequence: VideoSequence) -> None:
-    """Read all of a sequence once, so that nothing fails in the middle of an evaluation.
+    """Read a whole sequence once, so that nothing fails in the middle of an evaluation.
 
     Raises:
-        UserError: if a frame or mask is unreadable, frames differ in size among themselves or from
-            their masks, the first frame has no object, or no later one has.
+        UserError: if a frame or mask is unreadable, frames differ in size from each other or from their
+            masks, or there is no object in the first frame, or in no later one.
     """
     sequence.check_frame_sizes()
     if not sequence.present[0]:
         raise UserError(
             f"sequence {sequence.name!r}: the mask of its first frame is empty, so there is no box "
-            "to start from; leave the sequence out or cut it to where the object is seen"
+            "to start from; leave the sequence out or trim it to where the object is visible"
         )
     if not can_start(sequence.boxes[0], *sequence.size):
         raise UserError(
-            f"sequence {sequence.name!r}: the box of its first frame lies outside the frame, or is under "
-            "a pixel wide or high; leave the sequence out or cut it to where the object is seen"
+            f"sequence {sequence.name!r}: the box of its first frame lies outside the frame or is less than "
+            "a pixel wide or high; leave the sequence out or trim it to where the object is visible"
         )
     if not sequence.present[1:].any():
         raise UserError(
-            f"sequence {sequence.name!r} shows no object after its first frame: nothing to score"
+            f"sequence {sequence.name!r} has no object after its first frame: nothing to score"
         )
 
 
 def first_box(sequence: VideoSequence, start: int, upright: bool) -> FloatArray:
-    """The true box ``(5,)`` of a frame, or the upright box of its mask's bounds.
+    """The true box ``(5,)`` of a frame, or the axis-aligned box of its mask's bounds.
 
-    Along a sequence labels are continuous, so the angle of what turns and turns grows; a tracker is
-    told it within one turn.
+    Labels are continuous along a sequence, so the angle of an object that keeps turning grows without
+    limit; the box returned has its angle reduced to one turn.
     """
     if upright:
         return geometry.upright(sequence.mask_bounds[start])
@@ -131,12 +131,12 @@ def one_pass(
     """Run a tracker from a frame with an object in it to the end of the sequence.
 
     Args:
-        factory: makes the tracker.
-        sequence: to track in.
+        factory: creates the tracker.
+        sequence: sequence to track in.
         start: first frame.
-        box: ``(5,)`` given to the tracker there; None: the true one.
-        label: of the run.
-        keep_masks: keep the masks that the tracker predicts, for pictures.
+        box: ``(5,)`` first box for the tracker; None: the true one.
+        label: label of the run.
+        keep_masks: keep the tracker's predicted masks, for pictures.
     """
     tracker = factory(sequence, start)
     if box is None:
@@ -173,12 +173,12 @@ def one_pass(
 def temporal_starts(sequence: VideoSequence, segments: int) -> list[int]:
     """First frames of TRE: spread evenly, each with an object in it and in a later frame.
 
-    Frames whose box a tracker would refuse, because it lies outside them or is under a pixel wide or
-    high, are none. The k-th is the nearest such frame to k·T/segments; frames that are nearest twice
-    count once.
+    Frames whose box a tracker would refuse, because it lies outside the frame or is less than a pixel wide
+    or high, are excluded. The k-th start is the remaining frame nearest to k·T/segments; duplicates are
+    dropped.
 
     Raises:
-        UserError: if ``segments`` is less than 1, or no frame will do.
+        UserError: if ``segments`` is less than 1, or no frame is suitable.
     """
     if segments < 1:
         raise UserError(f"TRE needs at least 1 segment, not {segments}")
@@ -187,7 +187,7 @@ def temporal_starts(sequence: VideoSequence, segments: int) -> list[int]:
     possible = np.array([t for t in shown if can_start(sequence.boxes[t], *size)], dtype=np.intp)
     if not possible.size:
         raise UserError(
-            f"sequence {sequence.name!r} has no frame to start from: one with an object in it, and in "
+            f"sequence {sequence.name!r} has no frame to start from: none has an object in it and in "
             "a later frame"
         )
     wanted = np.arange(segments) * len(sequence) / segments
@@ -198,13 +198,13 @@ def temporal_starts(sequence: VideoSequence, segments: int) -> list[int]:
 def spatial_boxes(box: FloatArray, width: int, height: int) -> dict[str, FloatArray]:
     """First boxes of SRE: eight shifted by a tenth of the size, four scaled by 0.8, 0.9, 1.1, 1.2.
 
-    Shifts go along the box's own axes and both diagonals; sizes change about the centre. What a tracker
-    would refuse is the true box instead: one under a pixel wide or high, or outside the frame.
+    Shifts go along the box's own axes and diagonals; scaling is about the centre. A box that a tracker
+    would refuse (less than a pixel wide or high, or outside the frame) is replaced by the true box.
 
     Args:
-        box: ``(5,)``, the true one.
-        width: of the frame.
-        height: of the frame.
+        box: ``(5,)`` true box.
+        width: width of the frame.
+        height: height of the frame.
 
     Returns:
         Twelve boxes ``(5,)`` by label.
@@ -233,7 +233,7 @@ def run_protocol(
 ) -> list[Run]:
     """All runs of one tracker on one sequence: one (OPE), up to ``segments`` (TRE) or 12 (SRE).
 
-    Masks are kept of the first run only.
+    Masks are kept for the first run only.
     """
     cases: list[tuple[int, FloatArray | None, str]]
     if protocol == "ope":
@@ -251,7 +251,7 @@ def run_protocol(
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """OpenCV and torch on one CPU thread, so that frame rates can be compared; restored after."""
+    """Limit OpenCV and torch to one CPU thread, so that frame rates are comparable; restored on exit."""
     before = cv2.getNumThreads(), torch.get_num_threads()
     cv2.setNumThreads(1)
     torch.set_num_threads(1)

@@ -1,9 +1,9 @@
-"""What an evaluation leaves behind: ``summary.json``, tables, and one CSV file a run.
+"""The output of an evaluation: ``summary.json``, tables, and one CSV file per run.
 
 The summary is ``{"dataset", "protocol", "trackers": {name: {"axis_aligned": {"ao", "sr50", "sr75",
 "auc", "precision20"}, "rotated": {the same}, "fps", "frames", "per_sequence": {sequence:
-{"axis_aligned": ao, "rotated": ao}}}}}``; frames are those tracked, scored or not. TRE and SRE add
-to each tracker "ao_interval" and, but for the first one, "ao_above_first": mean, low and high of
+{"axis_aligned": ao, "rotated": ao}}}}}``; "frames" counts the tracked frames, scored or not. TRE and SRE
+add to each tracker "ao_interval" and, except for the first tracker, "ao_above_first": mean, low and high of
 the paired difference, in both geometries.
 """
 
@@ -26,7 +26,7 @@ from bmvtrack.tracking.metrics import GEOMETRIES, Geometry, Scores, average
 from bmvtrack.tracking.protocols import Protocol, Run
 
 Results = Mapping[str, Sequence[Run]]
-"""The runs of each tracker, by its name: all on the same sequences in the same order."""
+"""The runs of each tracker, by name; all trackers ran on the same sequences in the same order."""
 
 _METRICS = ("ao", "sr50", "sr75", "auc", "precision20")
 _COLUMNS = (
@@ -44,14 +44,14 @@ def by_sequence(runs: Sequence[Run]) -> dict[str, list[Run]]:
 
 
 def overall(runs: Sequence[Run], geometry: Geometry) -> Scores:
-    """Metrics averaged over the runs of each sequence, then over sequences."""
+    """The metrics, averaged over the runs of each sequence and then over sequences."""
     return average(
         [average([run.scores[geometry] for run in group]) for group in by_sequence(runs).values()]
     )
 
 
 def overlaps_by_sequence(runs: Sequence[Run], geometry: Geometry) -> list[FloatArray]:
-    """AO of each run, one array per sequence: what the bootstrap takes."""
+    """AO of each run, in one array per sequence, as the bootstrap expects."""
     return [
         np.array([run.scores[geometry].ao for run in group]) for group in by_sequence(runs).values()
     ]
@@ -63,10 +63,10 @@ def build_summary(
     """The content of ``summary.json``; see the module's docstring.
 
     Args:
-        dataset: its name.
-        protocol: that the runs were made by.
-        results: of all trackers; differences are from the first.
-        seed: of the bootstrap.
+        dataset: name of the data.
+        protocol: protocol of the runs.
+        results: runs of all trackers; differences are from the first tracker.
+        seed: seed of the bootstrap.
     """
     trackers = {name: _summary_of(runs) for name, runs in results.items()}
     if protocol != "ope":
@@ -79,7 +79,7 @@ def build_summary(
 def write_report(folder: Path, summary: dict[str, Any], results: Results) -> None:
     """Write ``summary.json`` and, for each run, ``results/TRACKER/RUN.csv``.
 
-    Those of the same tracker, if they are there, are replaced.
+    Existing files of the same tracker are replaced.
     """
     for name, runs in results.items():
         with atomic_folder(folder / "results" / name) as temporary:
@@ -89,9 +89,9 @@ def write_report(folder: Path, summary: dict[str, Any], results: Results) -> Non
 
 
 def remove_previous(folder: Path) -> None:
-    """Remove the results and videos that the summary in a folder tells of, and then the summary.
+    """Remove the results and videos that a folder's summary lists, and then the summary.
 
-    They would lie among those of other weights or data. What no summary tells of is left alone.
+    They would mix with those of other weights or data. Files that no summary lists are left alone.
     """
     made = previously_made(folder, "trackers")
     for name, sequences in made.items():
@@ -103,9 +103,9 @@ def remove_previous(folder: Path) -> None:
 
 
 def run_csv(run: Run) -> str:
-    """A line a frame: its number, the rotated box (pixels, radians), and both IoUs.
+    """One line per frame: its number, the rotated box (pixels, radians), and both IoUs.
 
-    The IoU of a frame that isn't scored is empty; the mean of the others is the run's AO.
+    The IoU of a frame that is not scored is empty; the mean of the others is the run's AO.
     """
     rows: list[Iterable[Any]] = [_COLUMNS]
     ious = [run.overlaps[geometry].iou for geometry in ("rotated", "axis_aligned")]
@@ -117,12 +117,12 @@ def run_csv(run: Run) -> str:
 
 
 def summary_table(summary: dict[str, Any]) -> Table:
-    """A row a tracker: its metrics in both geometries and its frames per second."""
+    """One row per tracker: its metrics in both geometries and its frames per second."""
     table = Table(title=f"{summary['dataset']}, {summary['protocol'].upper()}", box=box.SIMPLE_HEAD)
     table.add_column("tracker")
     for geometry in GEOMETRIES:
         for metric in ("AO", "SR.50", "SR.75", "AUC", "P20"):
-            # The geometry stands over the first of its columns.
+            # The geometry is printed above the first of its columns.
             over = geometry.replace("_", "-") if metric == "AO" else ""
             table.add_column(f"{over}\n{metric}", justify="right", no_wrap=True)
     table.add_column("\nframes/s", justify="right", no_wrap=True)
@@ -133,7 +133,7 @@ def summary_table(summary: dict[str, Any]) -> Table:
 
 
 def sequence_table(summary: dict[str, Any]) -> Table:
-    """A row a sequence: the AO of each tracker, axis-aligned / rotated."""
+    """One row per sequence: the AO of each tracker, axis-aligned / rotated."""
     trackers = summary["trackers"]
     table = Table(title="AO per sequence, axis-aligned / rotated", box=box.SIMPLE_HEAD)
     table.add_column("sequence")
@@ -148,7 +148,7 @@ def sequence_table(summary: dict[str, Any]) -> Table:
 
 
 def interval_table(summary: dict[str, Any]) -> Table:
-    """A row a tracker: AO with its 95 % interval, and by how much it is above the first one."""
+    """One row per tracker: AO with its 95 % interval, and its difference from the first tracker."""
     names = list(summary["trackers"])
     table = Table(title="AO with 95 % intervals over sequences and runs", box=box.SIMPLE_HEAD)
     for heading in ("tracker", "axis-aligned", "rotated"):

@@ -1,7 +1,7 @@
-"""What a tracker is, and the two that mark the ends of the scale: one never moves, one knows all.
+"""The tracker interface, and the two trackers at the ends of the scale: one never moves, one is an oracle.
 
-A :data:`TrackerFactory` gives the tracker of a run, from the sequence and the first frame. Only the
-oracle looks at the sequence; all others see nothing but the frames they are given.
+A :data:`TrackerFactory` returns the tracker for a run, given the sequence and the first frame. Only the
+oracle uses the sequence; all others see only the frames that they are given.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ from bmvtrack.data.sequence import VideoSequence
 
 
 class BoxTracker(ABC):
-    """Follows one object from a given first box.
+    """A tracker that follows one object from a given first box.
 
     Attributes:
-        upright: whether its boxes are axis-aligned; evaluation then starts it from the object's
-            axis-aligned bounds, as it expects.
+        upright: whether its boxes are axis-aligned; an evaluation then starts it from the object's
+            axis-aligned bounds.
     """
 
     upright: ClassVar[bool] = False
 
     @abstractmethod
     def init(self, frame: ByteArray, rbbox: FloatArray) -> None:
-        """Start anew on a frame ``(H, W, 3)``, uint8 RGB, from the box ``(5,)`` of the object in it."""
+        """(Re)start on a frame ``(H, W, 3)``, uint8 RGB, from the box ``(5,)`` of the object in it."""
 
     @abstractmethod
     def update(self, frame: ByteArray) -> FloatArray:
@@ -37,28 +37,28 @@ class BoxTracker(ABC):
 
     @property
     def mask(self) -> BoolArray | None:
-        """``(H, W)``, the object in the latest frame; None if the tracker sees no masks."""
+        """``(H, W)`` mask of the object in the latest frame; None if the tracker predicts no masks."""
         return None
 
     def axis_aligned(self, rbbox: FloatArray) -> FloatArray:
         """Axis-aligned bounds ``(4,)`` of the object in the latest frame, in pixels.
 
-        Those of the box that :meth:`update` has returned, unless the tracker knows better: a thin
-        object that lies askew fills little of them, and of its mask the true bounds can be read.
+        By default the bounds of the box that :meth:`update` returned. A tracker with masks can do better: a
+        thin tilted object fills little of these bounds, but its mask gives the true ones.
 
         Args:
-            rbbox: ``(5,)``, the latest box.
+            rbbox: ``(5,)`` latest box.
         """
         return geometry.bounds(rbbox)
 
 
 TrackerFactory = Callable[[VideoSequence, int], BoxTracker]
-"""Gives a tracker for a run, from the sequence and the frame it starts on; it may be the same one again,
-since ``init`` starts it anew."""
+"""Returns a tracker for a run, given the sequence and the starting frame; it may return the same tracker
+every time, since ``init`` restarts it."""
 
 
 class StaticTracker(BoxTracker):
-    """Never moves its box: what a tracker must beat to be one."""
+    """Never moves its box: the lower bound that any tracker must beat."""
 
     def init(self, frame: ByteArray, rbbox: FloatArray) -> None:
         """See :class:`BoxTracker`."""
@@ -70,13 +70,13 @@ class StaticTracker(BoxTracker):
 
 
 class OracleTracker(BoxTracker):
-    """Moves its box by the true motion G_t (paper Eq. 4–5): what an agent could reach at best.
+    """Moves its box by the true motion G_t (paper Eq. 4–5): the upper bound for an agent.
 
-    While there is no object the box rests; it then moves by the motion between the true boxes
-    before and after.
+    While there is no object the box stays in place; it then moves by the motion between the true boxes
+    before and after the gap.
 
     Args:
-        sequence: with the true boxes.
+        sequence: the sequence, with the true boxes.
         start: first frame of the run, with an object in it.
     """
 
@@ -100,5 +100,5 @@ class OracleTracker(BoxTracker):
 
 
 def static_tracker(sequence: VideoSequence, start: int) -> BoxTracker:
-    """The factory of :class:`StaticTracker`; that of :class:`OracleTracker` is the class itself."""
+    """The factory of :class:`StaticTracker`; :class:`OracleTracker` is its own factory."""
     return StaticTracker()
