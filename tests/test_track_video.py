@@ -140,7 +140,7 @@ def test_damaged_frames_of_a_folder_are_skipped_and_counted(
     assert video.skipped == [3, 6]
     assert video.frames == [0, 1, 2, 4, 5, 7, 8, 9]
     assert len(read_video(tmp_path / "out" / "damaged-tracked.mp4")) == 8
-    assert "2 frames skipped (damaged, or not of the first's size)" in capsys.readouterr().out
+    assert "2 frames skipped (damaged, or not the size of the first)" in capsys.readouterr().out
 
 
 def test_damaged_frames_of_a_file_are_skipped_and_counted(tmp_path: Path) -> None:
@@ -227,7 +227,7 @@ def test_a_second_ctrl_c_leaves_nothing(
     [
         ({"video": "nowhere.mp4"}, "no video nowhere.mp4"),
         ({"box": ()}, "no object: give its --box"),
-        ({"box": ("1,2,3",)}, "--box 1,2,3: four numbers"),
+        ({"box": ("1,2,3",)}, "--box 1,2,3: give four numbers"),
         ({"box": ("1,2,3,x",)}, "four numbers"),
         ({"box": ("1,2,nan,4",)}, "must be finite"),
         ({"box": ("1000,2,30,40",)}, "outside the frame"),
@@ -236,7 +236,7 @@ def test_a_second_ctrl_c_leaves_nothing(
         ({"fps": 0.0}, "--fps must be above 0"),
         ({"weights": "nowhere"}, "no weights 'nowhere'"),
         ({"truth": Path("nowhere")}, "no folder nowhere"),
-        ({"box": ("1,2,30,40",) * 2, "truth": Path()}, "--truth is of one object"),
+        ({"box": ("1,2,30,40",) * 2, "truth": Path()}, "--truth scores a single object"),
     ],
 )
 def test_mistakes_are_said_before_anything_is_written(

@@ -1,1 +1,1 @@
-"""From somebody's video to the same video with boxes, their numbers, and a page to look at."""
+"""Tracking of the user's own videos: overlay video, boxes as CSV and JSON, and an HTML report."""

@@ -1,4 +1,4 @@
-"""The videos that are written while a video is tracked: the frames, and the patches of each object."""
+"""The videos written during tracking: the overlay, and the patches of each object."""
 
 from __future__ import annotations
 
@@ -16,13 +16,14 @@ from bmvtrack.visualization import video_writer
 
 
 class VideoWriters:
-    """An overlay video and a video of patches an object; a context, within which they are written.
+    """A context manager that writes an overlay video and, per object, a video of its patches.
 
-    Each is written whole if the context ends well, or not at all, and has one frame for each call.
+    Each video has one frame per call. It is written completely, or not at all if the context ends with an
+    error.
 
     Args:
-        overlay: the file of the overlay video.
-        patches: a file for each object, or none.
+        overlay: file of the overlay video.
+        patches: one file per object, or empty.
         fps: frames per second.
     """
 
@@ -47,7 +48,7 @@ class VideoWriters:
         self._stack.__exit__(kind, error, traceback)
 
     def first(self, frame: ByteArray, boxes: Mapping[int, FloatArray], text: str) -> None:
-        """The frame that tracking starts from, with the given boxes."""
+        """Write the frame that tracking starts from, with the given boxes."""
         self._append(draw_first(frame, boxes, text))
         for i, (append, box) in enumerate(zip(self._append_patch, boxes.values(), strict=False)):
             append(patch_picture(frame, box, None, colour_of(i)))
@@ -59,7 +60,7 @@ class VideoWriters:
         true_box: FloatArray | None,
         text: str,
     ) -> None:
-        """A later frame; see :func:`bmvtrack.video.overlay.draw_results`."""
+        """Write a later frame; see :func:`bmvtrack.video.overlay.draw_results`."""
         self._append(draw_results(frame, results, true_box, text))
         found = zip(self._append_patch, results.values(), strict=False)
         for i, (append, result) in enumerate(found):
@@ -67,11 +68,11 @@ class VideoWriters:
 
 
 def slow_down(path: Path, factor: float) -> None:
-    """Let an MP4 last ``factor`` times as long; nothing is encoded again.
+    """Stretch the duration of an MP4 by a factor, without encoding it again.
 
     Args:
-        path: of the file, which is written whole or left as it is.
-        factor: above 0; below 1 it is sped up.
+        path: the file; it is replaced atomically.
+        factor: positive; below 1 the video becomes faster.
     """
     from imageio_ffmpeg import get_ffmpeg_exe
 

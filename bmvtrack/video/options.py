@@ -1,4 +1,4 @@
-"""Options of tracking a video."""
+"""Options for tracking a video."""
 
 from __future__ import annotations
 
@@ -22,37 +22,37 @@ class TrackOptions:
     box: Annotated[
         tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="X,Y,W,H")
     ] = ()
-    """upper left corner and size, in pixels, of an object in the first frame; once for each object"""
+    """upper left corner and size of an object's box in the first frame, in pixels; repeat for each object"""
     select: bool = False
-    """draw the box with the mouse"""
+    """draw the object's box with the mouse"""
     truth: Path | None = None
-    """folder with a .png mask for each frame, as in DAVIS: its first box is the default, and the
-    track is scored by IoU"""
+    """folder with a .png mask per frame, as in DAVIS; tracking starts from the box of its first mask unless
+    --box or --select is given, and the track is scored by IoU"""
     weights: str = DEFAULT_WEIGHTS
-    """bundled weights by name, or a folder; where it holds an agent, the agent moves the box"""
+    """name of bundled weights, or a folder; if it holds an agent, the agent moves the box"""
     device: str = "cpu"
-    """cpu or cuda: for the encoder"""
+    """device of the encoder: cpu or cuda"""
     fps: float | None = None
-    """frames per second; as the video says, or 25, if not given"""
+    """frames per second; default: as the video says, or 25"""
     max_frames: int | None = None
-    """stop after so many frames"""
+    """stop after this many frames"""
     report: bool = False
-    """write a page to look at, in one HTML file that needs no network"""
+    """also write a self-contained HTML report, which works offline"""
     out: Path = Path("runs/video")
     """folder to write to: NAME-tracked.mp4, .csv, .json and, with --report, .html"""
 
     def check(self) -> None:
-        """Refuse what cannot be run before anything is.
+        """Check the options before anything is run.
 
         Raises:
-            UserError: naming the option.
+            UserError: if an option is invalid; it names the option.
         """
         if self.select and self.box:
             raise UserError("--box and --select both say where the object is; give one of them")
         if not (self.select or self.box or self.truth is not None):
             raise UserError("no object: give its --box x,y,w,h, or --select it with the mouse")
         if self.truth is not None and len(self.box) > 1:
-            raise UserError("--truth is of one object; give one --box, or none")
+            raise UserError("--truth scores a single object; give at most one --box")
         if self.fps is not None and not 0 < self.fps <= 1000:
             raise UserError(f"--fps must be above 0 and at most 1000, not {self.fps}")
         if self.max_frames is not None and self.max_frames < 2:
@@ -61,10 +61,10 @@ class TrackOptions:
         check_output_folder(self.out)
 
     def boxes(self) -> list[list[float]]:
-        """The boxes of --box.
+        """The boxes given by --box.
 
         Raises:
-            UserError: if one isn't four numbers.
+            UserError: if one is not four numbers.
         """
         return [_four_numbers(text) for text in self.box]
 
@@ -75,5 +75,5 @@ def _four_numbers(text: str) -> list[float]:
     except ValueError:
         numbers = []
     if len(numbers) != 4:
-        raise UserError(f"--box {text}: four numbers with commas between them, x,y,w,h")
+        raise UserError(f"--box {text}: give four numbers separated by commas, x,y,w,h")
     return numbers

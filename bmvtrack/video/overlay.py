@@ -1,4 +1,4 @@
-"""What is drawn on the frames of a tracked video, and on its patches."""
+"""Drawing on the frames of a tracked video and on its patches."""
 
 from __future__ import annotations
 
@@ -31,17 +31,17 @@ _COLOURS: tuple[Colour, ...] = (
     (0, 158, 115),
     (0, 114, 178),
 )
-"""Okabe and Ito's, which colour-blind readers tell apart; the first is that of all predictions."""
+"""Okabe and Ito's palette for colour-blind readers; the first colour is that of all predictions."""
 _PATCH_SIDE = 256
 
 
 def colour_of(index: int) -> Colour:
-    """The colour of the index-th object of a video."""
+    """The colour of the object with this index."""
     return _COLOURS[index % len(_COLOURS)]
 
 
 def draw_first(frame: ByteArray, boxes: Mapping[int, FloatArray], text: str) -> ByteArray:
-    """A copy of the first frame with the boxes ``(5,)`` that were given."""
+    """A copy of the first frame with the given boxes ``(5,)``."""
     image = np.array(frame)
     for i, box in enumerate(boxes.values()):
         draw_box(image, box, colour_of(i))
@@ -52,13 +52,13 @@ def draw_first(frame: ByteArray, boxes: Mapping[int, FloatArray], text: str) -> 
 def draw_results(
     frame: ByteArray, results: Mapping[int, Result], true_box: FloatArray | None, text: str
 ) -> ByteArray:
-    """A copy of a frame with the mask, box and 2σ ellipse of the predicted centre of each object.
+    """A copy of a frame with each object's mask, box, and 2σ ellipse of its predicted centre.
 
     Args:
         frame: ``(H, W, 3)`` uint8 RGB.
-        results: by object id; of several the ids are written beside the boxes.
-        true_box: ``(5,)``, drawn green; None: nothing.
-        text: in the upper left corner.
+        results: results by object id; if there are several, the ids are written beside the boxes.
+        true_box: ``(5,)``, drawn in green; None: not drawn.
+        text: text in the upper left corner.
     """
     image = np.array(frame)
     colours = [colour_of(i) for i in range(len(results))]
@@ -77,7 +77,7 @@ def draw_results(
 
 
 def label_corner(rbbox: FloatArray, image: ByteArray) -> tuple[float, float]:
-    """Beside the topmost corner of a box, below the line of text at the top, inside the image."""
+    """A position beside the topmost corner of a box, below the line of text at the top, inside the image."""
     height, width = image.shape[:2]
     corners = geometry.corners(rbbox)
     x, y = corners[corners[:, 1].argmin()]
@@ -88,13 +88,13 @@ def label_corner(rbbox: FloatArray, image: ByteArray) -> tuple[float, float]:
 def patch_picture(
     frame: ByteArray, rbbox: FloatArray, probabilities: FloatArray | None, colour: Colour
 ) -> ByteArray:
-    """What the network saw through a box, and beside it the mask and the box itself.
+    """The patch that the network saw through a box, and beside it the same patch with mask and box.
 
     Args:
         frame: ``(H, W, 3)`` uint8 RGB.
-        rbbox: ``(5,)`` that the frame was seen through.
-        probabilities: ``(S, S)`` of object; None: there is no mask.
-        colour: of mask and box.
+        rbbox: ``(5,)`` box that the frame was seen through.
+        probabilities: ``(S, S)`` probabilities of the object; None: there is no mask.
+        colour: colour of the mask.
 
     Returns:
         ``(256, 512, 3)`` uint8 RGB.

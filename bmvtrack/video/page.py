@@ -1,4 +1,4 @@
-"""A tracked video as one HTML file: the video, its numbers over time, and the patches."""
+"""The HTML report of a tracked video, in one file: the video, plots over time, and the patches."""
 
 from __future__ import annotations
 
@@ -16,25 +16,25 @@ from bmvtrack.motion import PARAMETERS
 from bmvtrack.video.overlay import colour_of
 from bmvtrack.video.tracks import Position, TrackedVideo
 
-_DIGITS = 5  # significant, of what is plotted
+_DIGITS = 5  # significant digits of plotted values
 
 
 def report_page(video: TrackedVideo, clip: Path, patch_clips: Sequence[Path]) -> str:
-    """The page as text; it loads nothing from anywhere.
+    """The HTML of the page, which loads nothing from outside.
 
     Args:
-        video: what is plotted.
-        clip: MP4 with one frame for each tracked frame.
-        patch_clips: one such MP4 for each object.
+        video: the tracked video, whose values are plotted.
+        clip: MP4 with one frame per tracked frame.
+        patch_clips: one such MP4 per object.
 
     Returns:
-        HTML with all data as JSON in the element ``data``, MP4s in it as base64.
+        HTML with all data as JSON in the element ``data``, including the MP4s in base64.
     """
     data = page_data(video)
     data["clip"] = _base64(clip)
     for entry, path in zip(data["objects"], patch_clips, strict=True):
         entry["patches"] = _base64(path)
-    # A script element ends at "</", wherever it stands.
+    # "<" is escaped, because a script element ends at "</" even inside a JSON string.
     text = json.dumps(data, ensure_ascii=False, allow_nan=False).replace("<", "\\u003c")
     template = resources.files("bmvtrack.video").joinpath("report.html").read_text("utf-8")
     parts = {"@TITLE@": html.escape(video.name), "@DATA@": text}
@@ -42,7 +42,7 @@ def report_page(video: TrackedVideo, clip: Path, patch_clips: Sequence[Path]) ->
 
 
 def page_data(video: TrackedVideo) -> dict[str, Any]:
-    """What the page shows, but for the videos: numbers by frame, null where there are none."""
+    """The data of the page without the videos: values per frame, None where there is none."""
     return {
         "name": video.name,
         "fps": video.fps,

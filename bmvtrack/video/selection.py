@@ -1,4 +1,4 @@
-"""Drawing the first box with the mouse."""
+"""Selecting the first box with the mouse."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from bmvtrack.errors import UserError
 from bmvtrack.visualization import PREDICTED_COLOUR, draw_box, draw_text
 
 _TITLE = "Draw a box with the mouse; Enter: take it, Esc: cancel"
-_MOST_PIXELS = (1280, 720)  # of the window, which is as large as what it shows
-_LEAST_PIXELS = 3  # of a side: less is a click
+_MOST_PIXELS = (1280, 720)  # largest size of the window, which is that of the image in it
+_LEAST_PIXELS = 3  # shortest side of a box; anything less is a click
 _ENTER, _SPACE, _ESCAPE = (10, 13), 32, 27
-_MILLISECONDS = 20  # between two looks at the keyboard
+_MILLISECONDS = 20  # between two polls of the keyboard
 _PROBE = "import cv2; cv2.namedWindow('bmvtrack'); cv2.waitKey(1)"
 
 
 def select_box(frame: ByteArray) -> FloatArray:
-    """Let somebody draw a box on a frame.
+    """Let the user draw a box on a frame.
 
-    Not ``cv2.selectROI``: it opens its window again when that is closed, and is deaf to Ctrl-C.
+    ``cv2.selectROI`` is not used, because it reopens its window when it is closed and ignores Ctrl-C.
 
     Args:
         frame: ``(H, W, 3)`` uint8 RGB.
@@ -39,10 +39,10 @@ def select_box(frame: ByteArray) -> FloatArray:
     """
     if not can_open_windows():
         raise UserError(
-            "--select opens a window to draw in, and none can be opened here (no display, or an "
-            "OpenCV without windows); give --box x,y,w,h"
+            "--select needs a window to draw in, but none can be opened here (no display, or an "
+            "OpenCV without window support); give --box x,y,w,h"
         )
-    # OpenCV's Qt misses fonts that it has no use for.
+    # OpenCV's Qt warns about missing fonts that it does not need.
     os.environ.setdefault("QT_LOGGING_RULES", "default.warning=false")
     height, width = frame.shape[:2]
     scale = max(1.0, width / _MOST_PIXELS[0], height / _MOST_PIXELS[1])
@@ -55,19 +55,19 @@ def select_box(frame: ByteArray) -> FloatArray:
 
 
 def can_open_windows() -> bool:
-    """Whether OpenCV has a display here.
+    """Whether OpenCV can open windows here.
 
-    Tried in a process of its own: without a display, OpenCV's window library ends the process.
+    This is tried in a subprocess, because without a display OpenCV's window library ends the process.
     """
     done = subprocess.run([sys.executable, "-c", _PROBE], capture_output=True, check=False)
     return done.returncode == 0
 
 
 class _Mouse:
-    """Draws a box from where the left button goes down to where it goes up.
+    """A mouse callback that draws a box from where the left button is pressed to where it is released.
 
     Args:
-        size: width and height of the picture, which the box does not leave.
+        size: width and height of the image, to which the box is clipped.
     """
 
     def __init__(self, size: tuple[int, int]) -> None:
@@ -86,7 +86,7 @@ class _Mouse:
 
     @property
     def box(self) -> FloatArray | None:
-        """``(4,)`` x, y, w, h; None while there is none to speak of."""
+        """``(4,)`` x, y, w, h; None while there is no box or it is too small."""
         corners = np.clip(self._corners, 0, self._size)
         low, size = corners.min(axis=0), np.ptp(corners, axis=0)
         return np.concatenate([low, size]) if (size >= _LEAST_PIXELS).all() else None
@@ -113,5 +113,5 @@ def _drawn(shown: ByteArray) -> FloatArray:
 def _is_open() -> bool:
     try:
         return bool(cv2.getWindowProperty(_TITLE, cv2.WND_PROP_VISIBLE) >= 1)
-    except cv2.error:  # of Qt, when its last window is closed
+    except cv2.error:  # raised by Qt when its last window is closed
         return False

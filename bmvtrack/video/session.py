@@ -1,4 +1,4 @@
-"""Tracking a video from end to end: frames in, a video with boxes, their numbers and a page out."""
+"""Tracking a video from end to end: from frames to an overlay video, CSV, JSON and an HTML report."""
 
 from __future__ import annotations
 
@@ -31,17 +31,17 @@ from bmvtrack.video.truth import TrueBox, Truth
 
 
 def track_video(options: TrackOptions, console: Console | None = None) -> TrackedVideo:
-    """Follow objects in a video, and write what :class:`TrackOptions` says.
+    """Track objects in a video and write the files described in :class:`TrackOptions`.
 
     Args:
-        options: what to follow, and where.
-        console: to say what was done on; None: a new one on stdout.
+        options: what to track, and where to write.
+        console: console for the final message; None: a new one on stdout.
 
     Raises:
-        UserError: if an option, the video, a box, the truth or the weights are not as they should
-            be; nothing is written then.
-        KeyboardInterrupt: after Ctrl-C, when everything so far is written. A camera has no other
-            end, so there it is not raised.
+        UserError: if an option, the video, a box, the truth or the weights are invalid; nothing is written
+            then.
+        KeyboardInterrupt: after Ctrl-C, once everything so far is written. It is not raised for a camera,
+            where Ctrl-C is the normal way to stop.
     """
     options.check()
     session = _Session(options)
@@ -64,7 +64,7 @@ def track_video(options: TrackOptions, console: Console | None = None) -> Tracke
             contents["html"] = report_page(video, clip, patches)
         for suffix, text in contents.items():
             write_text(stem.with_name(f"{stem.name}.{suffix}"), text)
-        if not options.report:  # a page of an earlier run would be of another track
+        if not options.report:  # a report left by an earlier run would show another track
             stem.with_name(f"{stem.name}.html").unlink(missing_ok=True)
         (console or Console()).print(
             _outcome(video, stem, ["mp4", *contents]), soft_wrap=True, markup=False
@@ -76,10 +76,10 @@ def track_video(options: TrackOptions, console: Console | None = None) -> Tracke
 
 @contextmanager
 def stop_on_interrupt() -> Iterator[Callable[[], bool]]:
-    """Ctrl-C asks to stop, and a second one insists: it is raised at once. In the main thread only.
+    """Make Ctrl-C a request to stop; a second Ctrl-C raises KeyboardInterrupt. Only in the main thread.
 
     Yields:
-        A function that says whether somebody asked.
+        A function that returns whether a stop was requested.
     """
     asked = False
 
@@ -97,12 +97,12 @@ def stop_on_interrupt() -> Iterator[Callable[[], bool]]:
 
 
 class _Session:
-    """An opened source, a tracker started in its first frame, and what is known of the video.
+    """An opened source, a tracker initialised in its first frame, and the tracked video so far.
 
     Attributes:
-        boxes: ``(5,)`` in the first frame, by object id.
-        video: grows while tracking.
-        ends_by_itself: no camera.
+        boxes: ``(5,)`` boxes in the first frame, by object id.
+        video: the tracked video, which grows during tracking.
+        ends_by_itself: whether the source ends, unlike a camera.
     """
 
     def __init__(self, options: TrackOptions) -> None:
@@ -136,10 +136,10 @@ class _Session:
         self._total = min(lengths, default=None)
 
     def run(self, clips: VideoWriters, stopped: Callable[[], bool]) -> None:
-        """Track to the end, or until somebody asks to stop.
+        """Track to the end, or until a stop is requested.
 
         Raises:
-            UserError: if there is but one frame.
+            UserError: if there is only one frame.
         """
         with progress_bar() as progress:
             task = progress.add_task("tracking", total=self._total, completed=1)
@@ -159,10 +159,10 @@ class _Session:
             )
 
     def frame_rate(self) -> float:
-        """Frames per second of what was tracked, after :meth:`run`: those of the video.
+        """The frame rate of the tracked video, after :meth:`run`: that of the source.
 
-        A camera does not wait: it drops frames while others are tracked and drawn. Its rate is that of
-        the frames that were taken, unless the options tell one.
+        A camera drops frames while others are tracked and drawn, so its rate is that of the frames that
+        were processed, unless the options give one.
         """
         frames = len(self.video.frames) - 1
         return round(frames / self._seconds, 3) if self._timed else self.video.fps
@@ -203,10 +203,10 @@ class _Session:
 def _outcome(video: TrackedVideo, stem: Path, suffixes: list[str]) -> str:
     objects = "1 object" if len(video.objects) == 1 else f"{len(video.objects)} objects"
     parts = [
-        f"{objects} followed through {len(video.frames)} frames, {video.speed:.0f} a second",
+        f"tracked {objects} through {len(video.frames)} frames at {video.speed:.0f} frames/s",
     ]
     if video.skipped:
-        parts.append(f"{len(video.skipped)} frames skipped (damaged, or not of the first's size)")
+        parts.append(f"{len(video.skipped)} frames skipped (damaged, or not the size of the first)")
     if video.unscored:
         frames = "frame" if video.unscored == 1 else "frames"
         parts.append(f"{video.unscored} {frames} not scored: there are fewer true masks")

@@ -1,4 +1,4 @@
-"""Where frames come from: a video file, a camera, or a folder of images."""
+"""Sources of frames: a video file, a camera, or a folder of images."""
 
 from __future__ import annotations
 
@@ -17,22 +17,21 @@ from bmvtrack.errors import UserError
 from bmvtrack.files import folder_name, numbered_files
 
 DEFAULT_FPS = 25.0
-_PLAUSIBLE_FPS = (1.0, 1000.0)  # some cameras and streams say 0, or their clock's rate
+_PLAUSIBLE_FPS = (1.0, 1000.0)  # some cameras and streams report 0, or their clock rate
 _IMAGES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 _MOST_FAILURES = 100
-"""Frames in a row that cannot be decoded before a file counts as at its end."""
+"""Number of consecutive undecodable frames after which a video counts as ended."""
 
 
 class VideoSource(ABC):
-    """Frames in order, numbered from 0. Those that cannot be decoded are skipped.
+    """Frames in order, numbered from 0; undecodable frames and those of another size are skipped.
 
     Attributes:
-        name: fit for a file name.
+        name: name of the source, usable as a file name.
         fps: frames per second.
-        length: number of frames as far as known beforehand, else None.
-        live: frames come when they come, and without end: a camera.
-        skipped: numbers of the frames left out so far: undecodable, or of another size than the
-            first.
+        length: number of frames if known in advance, otherwise None.
+        live: whether the source is a camera, which delivers frames in real time and without end.
+        skipped: numbers of the frames skipped so far: undecodable, or of another size than the first.
     """
 
     def __init__(self, name: str, fps: float, length: int | None, live: bool = False) -> None:
@@ -40,7 +39,7 @@ class VideoSource(ABC):
         self.skipped: list[int] = []
 
     def __iter__(self) -> Iterator[tuple[int, ByteArray]]:
-        """Number and frame ``(H, W, 3)``, uint8 RGB, of each frame that can be decoded."""
+        """Number and frame ``(H, W, 3)``, uint8 RGB, of each frame that is not skipped."""
         shape = None
         for number, frame in enumerate(self._read()):
             if frame is None or shape not in (None, frame.shape):
@@ -55,9 +54,9 @@ class VideoSource(ABC):
 
 
 class CapturedVideo(VideoSource):
-    """A video file or a camera, by OpenCV.
+    """A video file or a camera, read with OpenCV.
 
-    A damaged picture that the decoder makes something of is not told from a sound one.
+    A damaged frame that the decoder can still decode is not recognised as damaged.
 
     Args:
         video: a file, or the index of a camera.
@@ -72,7 +71,7 @@ class CapturedVideo(VideoSource):
         self._capture = _opened_quietly(video)
         if not self._capture.isOpened():
             raise UserError(
-                f"cannot open camera {video}: none is there, or another program has it"
+                f"cannot open camera {video}: there is none, or another program is using it"
                 if live
                 else f"cannot read {video} as a video: it is damaged or of an unknown format"
             )
@@ -92,7 +91,7 @@ class CapturedVideo(VideoSource):
             while failed < _MOST_FAILURES:
                 decoded, frame = self._capture.read()
                 if not decoded:
-                    failed += 1  # damaged if another frame follows, else the end
+                    failed += 1  # damaged if another frame follows, otherwise the end
                     continue
                 yield from repeat(None, failed)
                 failed = 0
@@ -105,25 +104,25 @@ class FrameFolder(VideoSource):
     """A folder of images, in the order of the numbers in their names.
 
     Args:
-        folder: with .jpg, .png, .bmp, .webp or .tif files; others are ignored.
+        folder: folder with .jpg, .png, .bmp, .webp or .tif files; others are ignored.
         fps: frames per second; None: 25.
 
     Attributes:
-        paths: of the images.
+        paths: paths of the images.
 
     Raises:
-        UserError: if there are no images, or two of one name.
+        UserError: if there are no images, or two with the same name.
     """
 
     def __init__(self, folder: Path, fps: float | None = None) -> None:
         self.paths = numbered_files(folder, _IMAGES)
         if not self.paths:
-            raise UserError(f"no images in {folder}: it holds no file ending in {_IMAGES}")
+            raise UserError(f"no images in {folder}: no file in it ends in one of {_IMAGES}")
         twice = [one for one, next_ in pairwise(self.paths) if one.stem == next_.stem]
         if twice:
             raise UserError(
                 f"{folder} holds {twice[0].name} and another image of that name ({len(twice)} such pairs); "
-                "which of them is the frame? leave one kind"
+                "keep one file per frame"
             )
         super().__init__(folder_name(folder), fps or DEFAULT_FPS, len(self.paths))
 
@@ -136,18 +135,19 @@ class FrameFolder(VideoSource):
 
 
 def _opened_quietly(video: Path | int) -> cv2.VideoCapture:
-    """Without complaints of damaged frames, which are counted, or of a camera that isn't there.
+    """Open a video without warnings about damaged frames, which are counted, or about a missing camera.
 
     Raises:
-        UserError: if the file's name is not UTF-8, on which OpenCV crashes.
+        UserError: if the file's name is not valid UTF-8, which would crash OpenCV.
     """
-    # Absolute: FFmpeg takes what stands before a colon for a protocol.
+    # Absolute, because FFmpeg takes whatever precedes a colon for a protocol.
     name = video if isinstance(video, int) else str(video.absolute())
     try:
         str(name).encode()
     except UnicodeEncodeError as error:
         raise UserError(
-            f"OpenCV opens no file whose name is not UTF-8: rename {os.path.basename(str(name))!a}"
+            "OpenCV cannot open files whose name is not valid UTF-8: rename "
+            f"{os.path.basename(str(name))!a}"
         ) from error
     os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
     logging = cv2.utils.logging
@@ -160,7 +160,7 @@ def _opened_quietly(video: Path | int) -> cv2.VideoCapture:
 
 
 def open_source(video: str, fps: float | None = None) -> VideoSource:
-    """The source that a person named.
+    """Open the source that the user named.
 
     Args:
         video: a file, a folder of images, or the index of a camera.
@@ -176,4 +176,4 @@ def open_source(video: str, fps: float | None = None) -> VideoSource:
         return CapturedVideo(path, fps)
     if video.isdecimal():
         return CapturedVideo(int(video), fps)
-    raise UserError(f"no video {video}: neither a file, nor a folder of images, nor a camera index")
+    raise UserError(f"no video {video}: it is not a file, a folder of images or a camera index")

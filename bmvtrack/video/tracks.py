@@ -1,9 +1,9 @@
-"""What is kept of a tracked video: a line a frame and object, as CSV and as JSON.
+"""The results of a tracked video, one line per frame and object, as CSV and as JSON.
 
-All pixels are those of the frame. Boxes are ``x, y, w, h`` of the upper left corner, axis-aligned;
-rotated boxes are centre, size and angle in radians. The motion's mean and covariance are those of
-:class:`bmvtrack.tracker.Result`. In an object's first frame there is only the box that was given.
-Seconds are the frame's number over the video's frames per second; where these vary (phones), only on average.
+All coordinates are in pixels of the frame. Boxes are ``x, y, w, h`` with the upper left corner,
+axis-aligned; rotated boxes are centre, size and angle in radians. The motion's mean and covariance are those
+of :class:`bmvtrack.tracker.Result`. In an object's first frame there is only the given box. Seconds are the
+frame number divided by the video's frame rate; where that varies (phones), they are right only on average.
 """
 
 from __future__ import annotations
@@ -30,16 +30,16 @@ _COLUMNS = (
 
 @dataclass(frozen=True)
 class Position:
-    """Where one object is in one frame.
+    """The position of one object in one frame.
 
     Attributes:
-        frame: its number.
+        frame: number of the frame.
         box: x, y, w, h.
         rbbox: rotated box.
         score: see :func:`bmvtrack.tracker.confidence`; None in the first frame.
         mean: five numbers; None in the first frame.
-        covariance: five rows of five; None in the first frame.
-        iou: with the truth; None in the first frame, without truth, and where there is no object.
+        covariance: five rows of five numbers; None in the first frame.
+        iou: IoU with the truth; None in the first frame, without truth, and where there is no object.
     """
 
     frame: int
@@ -52,12 +52,12 @@ class Position:
 
     @classmethod
     def given(cls, frame: int, rbbox: FloatArray) -> Position:
-        """In the frame that tracking starts from."""
+        """The position in the frame that tracking starts from."""
         return cls(frame, corner_and_size(geometry.bounds(rbbox)).tolist(), rbbox.tolist())
 
     @classmethod
     def found(cls, frame: int, result: Result, iou: FrameIoU | None) -> Position:
-        """In a later one."""
+        """The position in a later frame."""
         return cls(
             frame,
             result.box.tolist(),
@@ -71,17 +71,17 @@ class Position:
 
 @dataclass
 class TrackedVideo:
-    """A video, and where its objects are.
+    """A video and the positions of its objects.
 
     Attributes:
-        name: of the video.
+        name: name of the video.
         size: width and height in pixels.
-        fps: of the video.
-        weights: that the tracker was loaded from.
-        objects: positions by object id, one for each tracked frame, the same frames for all.
-        skipped: numbers of the frames that could not be decoded.
+        fps: frames per second of the video.
+        weights: weights that the tracker was loaded from.
+        objects: positions by object id, one per tracked frame, in the same frames for all objects.
+        skipped: numbers of the skipped frames: undecodable, or of another size than the first.
         speed: frames tracked per second, without reading and drawing; 0 before the first.
-        unscored: tracked frames that a shorter truth says nothing of.
+        unscored: number of tracked frames beyond the end of the truth.
     """
 
     name: str
@@ -95,16 +95,16 @@ class TrackedVideo:
 
     @property
     def frames(self) -> list[int]:
-        """Numbers of the tracked frames, the first one with the given boxes included."""
+        """Numbers of the tracked frames, including the first one with the given boxes."""
         positions = next(iter(self.objects.values()))
         return [position.frame for position in positions]
 
     def to_csv(self) -> str:
-        """A line a frame and object; what does not apply is empty."""
+        """One line per frame and object; values that do not apply are empty."""
         return csv_text([_COLUMNS, *self._rows()])
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything, as ``json`` can write it; positions are those of :class:`Position`."""
+        """All results as JSON-serialisable values; the positions are the fields of :class:`Position`."""
         objects = [
             {"id": object_id, "positions": [asdict(position) for position in positions]}
             for object_id, positions in self.objects.items()
@@ -121,7 +121,7 @@ class TrackedVideo:
         }
 
     def mean_iou(self) -> FrameIoU | None:
-        """Over all frames but the first that have an object; None without truth."""
+        """Mean IoU over all frames with an object except the first; None without truth."""
         overlaps = [p.iou for positions in self.objects.values() for p in positions if p.iou]
         if not overlaps:
             return None

@@ -1,4 +1,4 @@
-"""True masks of the object of a video, to score its track by."""
+"""Ground-truth masks of the object in a video, for scoring its track."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ class FrameIoU:
     """IoU of an object's track with the truth in one frame, in [0, 1].
 
     Attributes:
-        rotated: of the rotated boxes.
-        axis_aligned: of the bounds of mask and track.
+        rotated: IoU of the rotated boxes.
+        axis_aligned: IoU of the axis-aligned bounds of the true mask and the track.
     """
 
     rotated: float
@@ -32,18 +32,18 @@ class FrameIoU:
 
 @dataclass(frozen=True, eq=False)
 class TrueBox:
-    """Where the object really is.
+    """The true position of the object.
 
     Attributes:
-        rbbox: ``(5,)`` rotated box of the mask.
-        limits: ``(4,)`` bounds of the mask.
+        rbbox: ``(5,)`` rotated box of the true mask.
+        limits: ``(4,)`` bounds of the true mask.
     """
 
     rbbox: FloatArray
     limits: FloatArray
 
     def overlap(self, result: Result) -> FrameIoU:
-        """How well a result lies on the object."""
+        """IoU of a result with the true position."""
         return FrameIoU(
             float(rotated_iou(result.rbbox, self.rbbox)),
             float(bounds_iou(result.limits, self.limits)),
@@ -51,11 +51,11 @@ class TrueBox:
 
 
 class Truth:
-    """A folder with a mask image for each frame of a video, in the order of their numbers.
+    """A folder with one mask image per frame of a video, in the order of their numbers.
 
     Args:
-        folder: of .png files, as in DAVIS.
-        source: that they belong to; a mask is found by the frame's number.
+        folder: folder of .png files, as in DAVIS.
+        source: video that they belong to; the k-th mask belongs to frame k.
 
     Raises:
         UserError: if there is no such folder, or no mask in it; if the video is a folder of frames,
@@ -68,14 +68,14 @@ class Truth:
         self._paths = numbered_files(folder, (".png",))
         if not self._paths:
             raise UserError(f"{folder} holds no .png masks")
-        if isinstance(source, FrameFolder):  # a video file only guesses how many frames it has
+        if isinstance(source, FrameFolder):  # a video file only estimates its length
             self._check_numbers(folder, source)
 
     def _check_numbers(self, folder: Path, source: FrameFolder) -> None:
         if len(source.paths) != len(self._paths):
             raise UserError(
                 f"{folder} holds {len(self._paths)} .png masks, but {source.name} has "
-                f"{len(source.paths)} frames; there must be one for each"
+                f"{len(source.paths)} frames; there must be one mask for each frame"
             )
         frames, masks = _numbers(source.paths), _numbers(self._paths)
         if frames is None or masks is None:
@@ -84,7 +84,7 @@ class Truth:
             if frame != mask:
                 raise UserError(
                     f"{self._paths[i]} would be the mask of {source.paths[i].name}, which has another "
-                    "number; there must be one for each frame"
+                    "number; there must be one mask for each frame"
                 )
 
     def mask(self, number: int) -> BoolArray:
@@ -94,7 +94,7 @@ class Truth:
             UserError: if there is none, or it cannot be read.
         """
         if number >= len(self):
-            raise UserError(f"there are {len(self)} true masks, and none of frame {number}")
+            raise UserError(f"there are {len(self)} true masks, but none for frame {number}")
         return read_mask(self._paths[number])
 
     def __len__(self) -> int:
@@ -102,10 +102,14 @@ class Truth:
         return len(self._paths)
 
     def box(self, number: int, size: tuple[int, int]) -> TrueBox | None:
-        """The true box of a frame of that width and height; None where there is no object, or no mask.
+        """The true box of a frame; None where there is no object or no mask.
+
+        Args:
+            number: number of the frame.
+            size: width and height of the frame.
 
         Raises:
-            UserError: if the mask cannot be read, or is of another size.
+            UserError: if the mask cannot be read, or differs in size from the frame.
         """
         if number >= len(self):
             return None
@@ -113,14 +117,14 @@ class Truth:
         if mask.shape[::-1] != size:
             raise UserError(
                 f"{self._paths[number]} is {mask.shape[1]}×{mask.shape[0]} but the frame is "
-                f"{size[0]}×{size[1]}; both must have one size"
+                f"{size[0]}×{size[1]}; both must have the same size"
             )
         rbbox = geometry.from_mask(mask)
         return None if rbbox is None else TrueBox(rbbox, geometry.mask_bounds(mask))
 
 
 def _numbers(paths: Sequence[Path]) -> list[int] | None:
-    """The numbers in files' names by which they differ; None if it is not clear which these are."""
+    """The numbers in which the file names differ; None if it is unclear which numbers these are."""
     digits = [[int(run) for run in re.findall(r"\d+", path.stem)] for path in paths]
     if len({len(runs) for runs in digits}) > 1:
         return None
