@@ -1,4 +1,4 @@
-"""Gymnasium environments: ``BMVTrack-v0``, one clip or many at a time."""
+"""Gymnasium environments: ``BMVTrack-v0``, for one clip or for many clips in parallel."""
 
 from envs.bmvtrack_env import BMVTrackEnv
 from envs.vector_env import BMVTrackVectorEnv

@@ -40,80 +40,81 @@ _OVERLAPS: dict[Reward, Callable[[FloatArray, FloatArray], FloatArray]] = {
 
 
 class BMVTrackEnv(gym.Env[Observation, NDArray[np.float32]]):
-    r"""Follow one object through a clip of video by moving a rotated box from frame to frame.
+    r"""Track one object through a video clip by moving a rotated box from frame to frame.
 
     ## Description
-    A sequence and a starting frame are drawn; the box starts at the truth. At every step the frozen
-    encoder looks at the *next* frame through the *present* box and predicts a mask and a
-    full-covariance Gaussian over the motion to the next box. The action is that motion.
+    A sequence and a starting frame are drawn; the box starts at the true box. At every step the frozen
+    encoder looks at the *next* frame through the *current* box and predicts a mask and a full-covariance
+    Gaussian over the motion to the next box. The action is that motion.
 
     ## Action space
     `Box(5,)` float32: the motion $v$ from box t to box t+1 (paper Eq. 4–5).
 
     | index | parameter | `frame` (default) | `object` |
     |---|---|---|---|
-    | 0 | Δs_x: factor on the side w | 0.1 … 4.6 | 0.1 … 4.6 |
-    | 1 | Δs_y: factor on the side h | 0.1 … 4.6 | 0.1 … 4.6 |
-    | 2 | sin θ: turn | ±0.8 | ±0.8 |
+    | 0 | Δs_x: scale factor of the side w | 0.1 … 4.6 | 0.1 … 4.6 |
+    | 1 | Δs_y: scale factor of the side h | 0.1 … 4.6 | 0.1 … 4.6 |
+    | 2 | sin θ: rotation | ±0.8 | ±0.8 |
     | 3 | Δx: translation | ±0.9 (of the frame's width) | ±1.8 (of √(w·h)) |
     | 4 | Δy: translation | ±1.4 (of the frame's height) | ±0.9 (of √(w·h)) |
 
-    In `frame` coordinates the origin is the frame's corner, so scale and turn move the box as well; in
-    `object` coordinates it is the box's centre. Actions outside the bounds are clipped; NaN is refused.
-    Where the bounds come from: `envs.state.ACTION_BOUNDS`.
+    In `frame` coordinates the origin is the frame's corner, so scaling and rotation move the box as well; in
+    `object` coordinates it is the box's centre. Actions outside the bounds are clipped; NaN raises an error.
+    `envs.state.ACTION_BOUNDS` documents how the bounds were chosen.
 
-    To stand still is (1, 1, 0, 0, 0): neither 0 nor the middle of the bounds, where agents that know nothing
-    of the prior begin; after one such step the IoU is mostly 0 in `frame` coordinates, 0.2 at most in
-    `object` ones. `envs.WhitenedActions` around the environment takes actions $u$ in units of the encoder's
-    Gaussian instead, $v = m + L u$: u = 0 is its mean.
+    The box stays in place with (1, 1, 0, 0, 0), which is neither 0 nor the middle of the bounds, where
+    agents without the prior start. After one step of such an agent the IoU is mostly 0 in `frame` coordinates
+    and at most 0.2 in `object` ones. The wrapper `envs.WhitenedActions` takes actions $u$ in units of the
+    encoder's Gaussian instead, $v = m + L u$; u = 0 is its mean.
 
     ## Observation space
-    A flat `Dict` of float32 boxes, of the next frame seen through the present box:
+    A flat `Dict` of float32 boxes that describe the next frame seen through the current box:
 
-    | key | shape | what |
+    | key | shape | content |
     |---|---|---|
     | `features` | F | pooled encoder features |
     | `prior_mean` | 5 | mean of the encoder's Gaussian, in the action's coordinates |
     | `prior_cholesky` | 15 | lower Cholesky factor of its covariance, row by row |
     | `mask_geometry` | 8 | moments of the predicted mask (`bmvtrack.masks.GEOMETRY`) |
-    | `mask_residual` | 5 | motion to the box of the mask, in units of the Gaussian: L⁻¹(v − m), ±10 at most |
-    | `box` | 6 | x/W, y/H, w/W, h/H, sin α, cos α of the present box |
-    | `previous_motion` | 5 | the last motion, in `object` coordinates; at rest after a reset |
+    | `mask_residual` | 5 | motion to the mask's box in units of the Gaussian, L⁻¹(v − m), clipped to ±10 |
+    | `box` | 6 | x/W, y/H, w/W, h/H, sin α, cos α of the current box |
+    | `previous_motion` | 5 | last motion, in `object` coordinates; (1, 1, 0, 0, 0) after a reset |
 
     ## Reward
-    The IoU of the new box with the true box, in [0, 1]: of the rotated rectangles, or of their
-    axis-aligned bounds. A frame without object gives 0 and is not scored.
+    The IoU of the new box with the true box, in [0, 1]: that of the rotated rectangles, or of their
+    axis-aligned bounds. A frame without an object gives 0 and is not scored.
 
     ## Starting state
-    A random sequence, and a random frame of it with an object and at least one frame to come.
-    `reset(options={"sequence": index or name, "start": frame})` chooses.
+    A random sequence, and a random frame of it with an object and at least one frame after it. Choose them
+    with `reset(options={"sequence": index or name, "start": frame})`.
 
     ## Episode end
     - *Truncated* after `clip_length` steps, or at the end of the sequence.
-    - *Terminated* when the target is lost for good: `lost_after` scored frames in a row with IoU 0.
+    - *Terminated* when the target is lost for good: `lost_after` consecutive scored frames with IoU 0.
 
     ## Arguments
 
-    | argument | default | what |
+    | argument | default | meaning |
     |---|---|---|
     | `sequences` | None | `VideoSequence`s, or data by name (`davis16:FOLDER`); None: synthetic, always new |
-    | `weights` | `"davis16-duts"` | encoder: name of bundled weights or a folder; or a `Perception` |
-    | `device` | `"cpu"` | of the encoder |
-    | `clip_length` | 32 | steps of an episode at most |
-    | `coordinates` | `"frame"` | of the action: `frame` or `object` |
-    | `reward` | `"rotated"` | IoU of `rotated` boxes or of `axis_aligned` bounds |
-    | `lost_after` | 10 | scored frames without overlap that end an episode; `math.inf`: never |
+    | `weights` | `"davis16-duts"` | encoder: name of bundled weights, a folder, or a `Perception` |
+    | `device` | `"cpu"` | device of the encoder |
+    | `clip_length` | 32 | maximum number of steps per episode |
+    | `coordinates` | `"frame"` | coordinates of the action: `frame` or `object` |
+    | `reward` | `"rotated"` | IoU of the `rotated` boxes or of their `axis_aligned` bounds |
+    | `lost_after` | 10 | consecutive scored frames without overlap that end an episode; `math.inf`: never |
     | `render_mode` | None | `rgb_array`, or `human` (a window) |
 
-    (`from bmvtrack.perception import Perception`: one that several environments share.)
+    A `Perception` (`from bmvtrack.perception import Perception`) can be shared by several environments.
 
     ## Info
     `sequence` (name), `frame` (index), `rbbox` and `truth` (`(5,)`), `iou` (NaN if not scored).
 
     ## Own frames
-    `VideoSequence("cup", len(frames), frames.__getitem__, None, boxes)` of `bmvtrack.data.sequence`: frames
-    `(H, W, 3)` uint8 RGB, all of one size; boxes `(T, 5)`: centre, width and height in pixels, angle in
-    radians, NaN where there is no object. Or, instead of None and boxes, a function from t to a boolean mask.
+    Use `VideoSequence("cup", len(frames), frames.__getitem__, None, boxes)` from `bmvtrack.data.sequence`.
+    Frames are `(H, W, 3)` uint8 RGB, all of the same size; boxes are `(T, 5)`: centre, width and height in
+    pixels, angle in radians, NaN where there is no object. Instead of None and boxes, you can pass a function
+    that maps t to a boolean mask.
 
     ## Example
     ```python
@@ -164,14 +165,14 @@ class BMVTrackEnv(gym.Env[Observation, NDArray[np.float32]]):
         """Start a clip; ``options`` may hold ``sequence`` (index or name) and ``start`` (frame).
 
         Raises:
-            UserError: on another option, or if the chosen sequence or start is not there, or has no
+            UserError: if there are other options, or the chosen sequence or start does not exist or has no
                 object.
         """
         options = options or {}
         unknown = options.keys() - {"sequence", "start"}
         if unknown:
             raise UserError(
-                f"unknown options of reset: {', '.join(sorted(unknown))}; there are sequence and start"
+                f"unknown options of reset: {', '.join(sorted(unknown))}; it takes sequence and start"
             )
         super().reset(seed=seed)
         clip = self.source.draw(self.np_random, options.get("sequence"), options.get("start"))
@@ -190,10 +191,10 @@ class BMVTrackEnv(gym.Env[Observation, NDArray[np.float32]]):
     def step(
         self, action: NDArray[np.float32]
     ) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
-        """Move the box by ``action`` and go to the next frame.
+        """Move the box by ``action`` and advance to the next frame.
 
         Raises:
-            ValueError: if the action is of another shape or contains NaN.
+            ValueError: if the action has another shape or contains NaN.
             gymnasium.error.ResetNeeded: before the first reset, and after the sequence's last frame.
         """
         sequence = self._current()
@@ -219,10 +220,10 @@ class BMVTrackEnv(gym.Env[Observation, NDArray[np.float32]]):
         return observation, reward, terminated, truncated, self._info()
 
     def render(self) -> ByteArray | None:
-        """The present frame with the true box, the predicted box, its mask and the IoU.
+        """Render the current frame with the true box, the predicted box, its mask and the IoU.
 
         Raises:
-            UserError: in ``human`` mode, where no window can be opened.
+            UserError: if no window can be opened in ``human`` mode.
         """
         if self.render_mode is None:
             gym.logger.warn("render() needs render_mode; gym.make(..., render_mode='rgb_array')")
@@ -246,7 +247,7 @@ class BMVTrackEnv(gym.Env[Observation, NDArray[np.float32]]):
         return None
 
     def close(self) -> None:
-        """Close the window, if there is one."""
+        """Close the window, if one is open."""
         if self._window is not None:
             import pygame
 
@@ -254,7 +255,7 @@ class BMVTrackEnv(gym.Env[Observation, NDArray[np.float32]]):
             self._window = self._clock = None
 
     def _look(self) -> Observation:
-        """Observe the next frame (the same one again at the end of the sequence)."""
+        """Observe the next frame (at the end of the sequence, the last one again)."""
         sequence = self._current()
         next_index = min(self.frame_index + 1, len(sequence) - 1)
         frame = sequence.frame(next_index)
@@ -283,7 +284,7 @@ class BMVTrackEnv(gym.Env[Observation, NDArray[np.float32]]):
 
         height, width = picture.shape[:2]
         try:
-            # Whoever closes its window closes those of all.
+            # pygame has one display: closing one environment's window closes those of all.
             if self._window is None or not pygame.display.get_init():
                 self._window = None
                 pygame.display.init()
@@ -304,10 +305,10 @@ class BMVTrackEnv(gym.Env[Observation, NDArray[np.float32]]):
 
 
 def true_motion(env: BMVTrackEnv) -> FloatArray:
-    """The action that would move the present box to the true one, in the environment's coordinates.
+    """The action that would move the current box to the true one, in the environment's coordinates.
 
     Args:
-        env: after a reset; the next frame must have an object.
+        env: environment after a reset; the next frame must have an object.
 
     Returns:
         ``(5,)`` float64.

@@ -1,4 +1,4 @@
-"""Which clips an environment plays: drawn at random, or a fixed list."""
+"""The clips that an environment plays: drawn at random, or from a fixed list."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from envs.state import check_count
 
 @dataclass(frozen=True)
 class Clip:
-    """A stretch of a sequence to track through.
+    """A part of a sequence to track through.
 
     Attributes:
-        sequence: it is part of.
-        start: frame whose true box is given.
-        last: frame that ends it.
+        sequence: the sequence that it is part of.
+        start: first frame, whose true box is given.
+        last: last frame.
     """
 
     sequence: VideoSequence
@@ -35,15 +35,15 @@ class Clip:
 
 
 class ClipSource:
-    """Draws clips from sequences; without any, each clip is of a new synthetic sequence.
+    """Draws clips from sequences or, without any, from new synthetic sequences.
 
     Args:
-        sequences: to draw from, or data by name (``davis16:FOLDER``); None: synthetic ones.
-        length: steps of a clip at most.
+        sequences: sequences to draw from, or data by name (``davis16:FOLDER``); None: a new synthetic
+            sequence for every clip.
+        length: maximum number of steps per clip.
 
     Raises:
-        UserError: if no sequence has two frames, data is not as it should be, or length is not
-            positive.
+        UserError: if no sequence has two frames, the data is invalid, or ``length`` is not positive.
     """
 
     def __init__(self, sequences: Sequence[VideoSequence] | str | None, length: int) -> None:
@@ -51,7 +51,8 @@ class ClipSource:
         self.sequences = _given(sequences)
         if self.sequences is not None and not any(len(s) > 1 for s in self.sequences):
             raise UserError(
-                "no sequence has two frames: there is nothing to track (cutouts:FOLDER makes some of stills)"
+                "no sequence has two frames, so there is nothing to track (cutouts:FOLDER makes sequences "
+                "of stills)"
             )
         self.length = length
 
@@ -61,15 +62,15 @@ class ClipSource:
         sequence: int | str | None = None,
         start: int | None = None,
     ) -> Clip:
-        """A clip; what is not chosen is random.
+        """Draw a clip; the sequence and start are random unless given.
 
         Args:
-            rng: of everything random.
-            sequence: index or name; of synthetic sequences, the seed.
-            start: frame with an object, and another frame after it.
+            rng: random generator.
+            sequence: index or name; for synthetic sequences, the seed.
+            start: first frame; it needs an object and a frame after it.
 
         Raises:
-            UserError: if the chosen sequence or start is not there, or has no object.
+            UserError: if the chosen sequence or start does not exist or has no object.
         """
         if not isinstance(sequence, str):
             sequence = _whole_number("sequence", sequence)
@@ -83,22 +84,22 @@ class ClipSource:
         elif start not in starts:
             raise UserError(
                 f"sequence {chosen.name!r} cannot start at frame {start}: "
-                "there is no object, or no frame after it"
+                "there is no object in it, or no frame after it"
             )
         return self._clip(chosen, start)
 
     def spread(self, count: int) -> list[Clip]:
-        """Clips spread evenly over the sequences, from evenly spread starts.
+        """Clips spread evenly over the sequences, with evenly spread starts.
 
         Args:
-            count: of clips.
+            count: number of clips.
 
         Raises:
-            UserError: if there are no sequences to spread them over, or none that can be started.
+            UserError: if there are no sequences, or a clip can start in none of them.
         """
         if self.sequences is None:
             raise UserError(
-                "clips are spread over sequences, and None means new ones for each clip: give a list, or "
+                "clips are spread over sequences, but None means new ones for each clip: give a list, or "
                 'data by name, like "synthetic"'
             )
         rounds = -(-count // len(self._usable))
@@ -112,10 +113,10 @@ class ClipSource:
 
     @cached_property
     def _usable(self) -> list[VideoSequence]:
-        """Given sequences that a clip can start in; reads all their boxes."""
+        """The given sequences in which a clip can start; reads all their boxes."""
         usable = [s for s in self.sequences or () if usable_starts(s).size]
         if not usable:
-            raise UserError("no sequence has an object in a frame that another one follows")
+            raise UserError("no sequence has an object in a frame with another frame after it")
         return usable
 
     def _clip(self, sequence: VideoSequence, start: int) -> Clip:
@@ -124,7 +125,7 @@ class ClipSource:
     def _sequence(self, rng: np.random.Generator, wanted: int | str | None) -> VideoSequence:
         if self.sequences is None:
             if isinstance(wanted, str):
-                raise UserError("synthetic sequences are chosen by number, not by name")
+                raise UserError("synthetic sequences are chosen by number (the seed), not by name")
             seed = rng.integers(2**31) if wanted is None else wanted
             return synthetic_sequence(int(seed))
         if wanted is None:
@@ -133,16 +134,16 @@ class ClipSource:
             if wanted in (i, sequence.name):
                 return sequence
         raise UserError(
-            f"no sequence {wanted!r}; there are {len(self.sequences)}: "
+            f"no sequence {wanted!r}; the {len(self.sequences)} sequences are: "
             f"{', '.join(s.name for s in self.sequences[:20])}"
         )
 
 
 def _given(sequences: Any) -> list[VideoSequence] | None:
-    """Sequences as a list.
+    """The given sequences as a list.
 
     Raises:
-        UserError: if they are none.
+        UserError: if they are not sequences.
     """
     if sequences is None:
         return None
@@ -153,17 +154,17 @@ def _given(sequences: Any) -> list[VideoSequence] | None:
     wrong = [s for s in given if not several or not isinstance(s, VideoSequence)]
     if wrong:
         raise UserError(
-            "sequences are a list of VideoSequence, or data by name, like davis16:FOLDER, not "
+            "sequences must be a list of VideoSequence, or data by name, like davis16:FOLDER, not "
             f"{type(wrong[0]).__name__}"
         )
     return given
 
 
 def _whole_number(option: str, value: Any) -> int | None:
-    """An option of ``reset``.
+    """Check an option of ``reset``.
 
     Raises:
-        UserError: if it is no whole number.
+        UserError: if it is not an integer.
     """
     if value is None:
         return None
@@ -172,23 +173,24 @@ def _whole_number(option: str, value: Any) -> int | None:
             raise TypeError
         return operator.index(value)
     except TypeError:
-        raise UserError(f"the option {option} of reset is a whole number, not {value!r}") from None
+        raise UserError(f"the option {option} of reset must be an integer, not {value!r}") from None
 
 
 def usable_starts(sequence: VideoSequence) -> NDArray[np.intp]:
-    """Frames with an object and a frame after them."""
+    """Frames that have an object and a frame after them."""
     return np.flatnonzero(sequence.present[:-1])
 
 
 def assign_clips(clips: Sequence[Clip], players: int) -> list[Iterator[Clip]]:
-    """Clips shared out among players, who play theirs in endless rounds.
+    """Distribute clips over players, each of which plays its clips in an endless cycle.
 
-    Each gets a stretch of them, as many as the others or, the last ones, one more: as many as
-    Stable-Baselines3's ``evaluate_policy`` waits for, so that an evaluation plays every clip once.
+    Each player gets consecutive clips, equally many except that the last players may get one more. These
+    are the numbers of episodes that Stable-Baselines3's ``evaluate_policy`` waits for, so an evaluation
+    plays every clip once.
 
     Args:
-        clips: at least as many as players.
-        players: how many there are.
+        clips: at least as many clips as players.
+        players: number of players.
     """
     ends = np.cumsum([0, *((len(clips) + i) // players for i in range(players))])
     return [cycle(clips[start:end]) for start, end in pairwise(ends.tolist())]

@@ -1,4 +1,4 @@
-"""The agent's view of a percept, and what its action does: shared by environments and tracker."""
+"""The agent's observations and the effect of its actions, shared by environments and tracker."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Observation = dict[str, NDArray[np.float32]]
 Reward = Literal["rotated", "axis_aligned"]
 
 OVERLAP_OF_LOST = 1e-6
-"""IoU below which a frame counts as lost; not 0, which rounding would decide."""
+"""IoU below which a frame counts as lost; not 0, because of rounding errors."""
 _MOST_RESIDUAL = 10.0  # standard deviations
 ACTION_BOUNDS: dict[Coordinates, tuple[tuple[float, ...], tuple[float, ...]]] = {
     "object": ((0.1, 0.1, -0.8, -1.8, -0.9), (4.6, 4.6, 0.8, 1.8, 0.9)),
@@ -33,18 +33,18 @@ ACTION_BOUNDS: dict[Coordinates, tuple[tuple[float, ...], tuple[float, ...]]] = 
 }
 """Lowest and highest action.
 
-The 0.1 and 99.9 percentiles of motion one to five frames apart (9,854 pairs of the DAVIS16 training
-split, each relabelled to the smallest turn), rounded outwards to a decimal, symmetric where a change of
-label or a mirror image makes them so. ``object``: 0.123 0.249 −0.698 −1.710 −0.855 to 4.590 2.722 0.707
+These are the 0.1 and 99.9 percentiles of motion one to five frames apart (9,854 pairs of the DAVIS16 training
+split, each relabelled to the smallest rotation), rounded outwards to one decimal, and made symmetric where a
+change of label or mirroring implies it. ``object``: 0.123 0.249 −0.698 −1.710 −0.855 to 4.590 2.722 0.707
 1.105 0.848; ``frame``: translations −0.801 −1.307 to 0.667 1.282.
 """
 
 
 def check_choices(coordinates: str, reward: str, lost_after: float) -> None:
-    """Refuse arguments that no environment takes.
+    """Check arguments common to all environments.
 
     Raises:
-        UserError: naming the argument and what it may be.
+        UserError: if one is invalid; it names the argument and the values it may take.
     """
     if coordinates not in COORDINATES:
         raise UserError(f"coordinates must be one of {COORDINATES}, not {coordinates!r}")
@@ -55,14 +55,14 @@ def check_choices(coordinates: str, reward: str, lost_after: float) -> None:
 
 
 def check_count(name: str, value: Any) -> None:
-    """Refuse an argument that is not a whole number from 1 on.
+    """Check that an argument is an integer and at least 1.
 
     Raises:
-        UserError: naming it.
+        UserError: if it is not; it names the argument.
     """
     whole = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
     if not whole or value < 1:
-        raise UserError(f"{name} must be at least 1, a whole number, not {value!r}")
+        raise UserError(f"{name} must be at least 1 and an integer, not {value!r}")
 
 
 def action_space(coordinates: Coordinates) -> spaces.Box:
@@ -97,11 +97,11 @@ def observe(
     """The observations of B frames, on the percept's device.
 
     Args:
-        percept: of the frames through ``boxes``.
+        percept: percept of the frames seen through ``boxes``.
         boxes: ``(B, 5)`` float64 boxes t.
-        previous_motion: ``(B, 5)`` that led to boxes t, in ``object`` coordinates.
+        previous_motion: ``(B, 5)`` motion that led to boxes t, in ``object`` coordinates.
         sizes: ``(B, 2)`` width and height of the frames.
-        coordinates: of the action; the posterior is pushed forward to them.
+        coordinates: coordinates of the action; the posterior is transformed to them.
 
     Returns:
         See :func:`observation_space`, with a leading axis B; float32, every value finite.
@@ -121,18 +121,18 @@ def numbers_of(
     sizes: torch.Tensor,
     coordinates: Coordinates,
 ) -> list[torch.Tensor]:
-    """What of an observation is worked out of a percept.
+    """The parts of an observation that are computed from a percept.
 
     Args:
-        mean: of the posterior.
-        covariance: of the posterior.
+        mean: mean of the posterior.
+        covariance: covariance of the posterior.
         boxes: see :func:`observe`.
-        by_mask: ``(B, 5)`` boxes t+1 of the mask.
+        by_mask: ``(B, 5)`` boxes t+1 according to the mask.
         sizes: see :func:`observe`.
         coordinates: see :func:`observe`.
 
     Returns:
-        float32 mean, packed Cholesky factor, residual of the mask, box.
+        Mean, packed Cholesky factor, residual of the mask, and box, as float32.
     """
     width, height = sizes.to(boxes).unbind(-1)
     if coordinates == "frame":
@@ -149,7 +149,7 @@ def numbers_of(
 def as_observation(
     percept: Percept, numbers: Sequence[torch.Tensor], previous_motion: torch.Tensor
 ) -> dict[str, torch.Tensor]:
-    """The observations of B frames, of what :func:`numbers_of` gives and the rest."""
+    """The observations of B frames, from the result of :func:`numbers_of` and the remaining parts."""
     mean, factor, residual, relative = numbers
     values = {
         "features": percept.features,
@@ -160,7 +160,7 @@ def as_observation(
         "box": relative,
         "previous_motion": previous_motion.float(),
     }
-    # Copies of what was made in inference mode: who learns from observations may need gradients.
+    # Tensors made in inference mode are copied, because training on observations may need gradients.
     return {
         name: value.clone() if value.is_inference() else value for name, value in values.items()
     }
@@ -176,11 +176,11 @@ def observe_one(
     """:func:`observe` of one frame, in NumPy.
 
     Args:
-        percept: a batch of one.
+        percept: percept of a batch of one.
         rbbox: ``(5,)`` box t.
-        previous_motion: ``(5,)``.
+        previous_motion: ``(5,)`` motion that led to box t.
         size: width and height of the frame.
-        coordinates: of the action.
+        coordinates: coordinates of the action.
     """
     like = percept.mean
     batch = observe(
@@ -194,15 +194,15 @@ def observe_one(
 
 
 def checked_action(action: NDArray[Any]) -> FloatArray:
-    """One action as float64.
+    """Check one action and convert it to float64.
 
     Raises:
-        ValueError: if it is of another shape than ``(5,)`` or contains NaN.
+        ValueError: if its shape is not ``(5,)`` or it contains NaN.
     """
     action = np.asarray(action, dtype=np.float64)
     if action.shape != (5,):
         raise ValueError(
-            f"an action is five numbers (Δs_x, Δs_y, sin θ, Δx, Δy), not an array of shape "
+            f"an action must be five numbers (Δs_x, Δs_y, sin θ, Δx, Δy), not an array of shape "
             f"{action.shape}"
         )
     if np.isnan(action).any():
@@ -220,14 +220,14 @@ def move(
     height: float | Array,
     coordinates: Coordinates,
 ) -> tuple[Array, Array]:
-    """Apply actions: clipped to their bounds, and the boxes kept near the frame.
+    """Apply actions, clipped to their bounds, and keep the boxes near the frame.
 
     Args:
         rbbox: ``(..., 5)`` boxes t, float64.
         action: ``(..., 5)`` float64; infinite values are clipped like any other.
-        width: of the frame; a number, or ``(...)`` where frames differ.
-        height: of the frame.
-        coordinates: of the action.
+        width: width of the frame; a number, or ``(...)`` if frames differ.
+        height: height of the frame.
+        coordinates: coordinates of the action.
 
     Returns:
         Boxes t+1 ``(..., 5)`` and the motion to them in ``object`` coordinates ``(..., 5)``.
@@ -243,9 +243,9 @@ def moved(
     height: float | Array,
     coordinates: Coordinates,
 ) -> Array:
-    """The boxes of :func:`move` alone."""
+    """The boxes of :func:`move`, without the motion."""
     xp = namespace(rbbox, action)
-    # Number by number: an array of bounds would be copied to the device, which waits.
+    # Component by component: copying an array of bounds to the device would synchronise.
     bounds = zip(*ACTION_BOUNDS[coordinates], strict=True)
     clipped = xp.stack(
         [xp.clip(action[..., i], low, high) for i, (low, high) in enumerate(bounds)], axis=-1

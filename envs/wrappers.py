@@ -1,4 +1,4 @@
-"""The environments as agents and wrappers of others want them."""
+"""Wrappers that adapt the environments to other libraries' agents and wrappers."""
 
 from __future__ import annotations
 
@@ -24,19 +24,20 @@ class WhitenedActions(
 ):
     """Actions u in units of the encoder's Gaussian: the box moves by m + L u.
 
-    m and L are ``prior_mean`` and ``prior_cholesky`` of the observation before. With u = 0 the box goes where
-    the encoder would have it. So any agent starts there that acts around 0 or around the middle of its
-    bounds, as those of Stable-Baselines3 do; in the environment's own units both miss the object, or most of
-    it, at once.
+    m and L are ``prior_mean`` and ``prior_cholesky`` of the previous observation. With u = 0 the box moves as
+    the encoder predicts. Agents that initially act around 0 or around the middle of their bounds, as those of
+    Stable-Baselines3 do, therefore start from the encoder's prediction; in the environment's own units they
+    lose the object, or most of it, at once.
 
-    One clip at a time; with ``gym.make_vec``: ``vectorization_mode="sync", wrappers=[WhitenedActions]``.
+    The wrapper takes a single environment; for ``gym.make_vec`` use
+    ``vectorization_mode="sync", wrappers=[WhitenedActions]``.
 
     Args:
-        env: ``BMVTrack-v0``, with observations as they are.
+        env: ``BMVTrack-v0`` with unmodified observations.
         reach: bound of each u_i, in standard deviations.
 
     Raises:
-        UserError: if observations have no prior, or ``reach`` is not positive.
+        UserError: if the observations lack the prior, or ``reach`` is not positive.
     """
 
     def __init__(self, env: gym.Env[Any, Any], reach: float = _REACH) -> None:
@@ -45,7 +46,7 @@ class WhitenedActions(
         known = getattr(env.observation_space, "spaces", {})
         if not {"prior_mean", "prior_cholesky"} <= known.keys():
             raise UserError(
-                "observations have no prior: put WhitenedActions around BMVTrack-v0 itself, and other "
+                "the observations lack the prior: put WhitenedActions around BMVTrack-v0 itself, and other "
                 "wrappers around it"
             )
         if not 0 < reach < np.inf:
@@ -71,7 +72,7 @@ class WhitenedActions(
             action: u, ``(5,)``; clipped to its bounds.
 
         Raises:
-            ValueError: if it is of another shape, or contains NaN.
+            ValueError: if it has another shape or contains NaN.
         """
         if self._prior is None:
             raise gym.error.ResetNeeded("call reset() before step()")
@@ -83,16 +84,16 @@ class WhitenedActions(
         return observation, reward, terminated, truncated, info
 
     def _keep(self, observation: Observation) -> None:
-        """Copies: whoever gets the observation may change it."""
+        """Keep a copy of the prior, because the caller may modify the observation."""
         self._prior = observation["prior_mean"].copy(), observation["prior_cholesky"].copy()
 
 
 class ToNumpy(VectorWrapper[Any, Any, Any, Any]):
-    """All that a vector environment returns as NumPy arrays, infos included.
+    """Converts everything that a vector environment returns to NumPy arrays, infos included.
 
     Gymnasium's vector wrappers (``RecordEpisodeStatistics``, ``NormalizeReward``, ``DictInfoToList``) work
-    on arrays: put them around this one. (Its own ``ArrayConversion`` takes no array of names in infos.)
-    Whoever learns on the device is better off without.
+    on arrays: put them around this one. (Gymnasium's ``ArrayConversion`` cannot handle the array of names in
+    the infos.) Agents that learn on the device should not use it.
     """
 
     def reset(self, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
@@ -108,7 +109,7 @@ class ToNumpy(VectorWrapper[Any, Any, Any, Any]):
 
 
 def _to_numpy(value: Any) -> Any:
-    """Tensors in it as arrays; the environment hands out nothing that it goes on from."""
+    """Convert tensors to arrays; no copies are needed, as the environment never reuses what it returns."""
     if isinstance(value, dict):
         return {name: _to_numpy(part) for name, part in value.items()}
     return value.cpu().numpy() if isinstance(value, torch.Tensor) else value
