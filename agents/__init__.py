@@ -1,1 +1,1 @@
-"""Soft actor-critic around the latent prior."""
+"""Soft actor-critic with the latent prior."""

@@ -1,4 +1,4 @@
-"""Speed on this machine: training, environment, agent and tracking, each beside what it competes with."""
+"""Benchmark of training, environment, agent and tracking on this machine, each against its alternative."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ Part = Literal["training", "environment", "agent", "tracking"]
 Unit = Literal["per_second", "bytes"]
 _CLIP_LENGTH = 32  # of the environments
 _SINGLE = "SyncVectorEnv"
-_IN_TURN = 64  # environments; of more a step takes too long for turns
+_IN_TURN = 64  # most environments to measure in turns; with more, a step takes too long
 
 
 @dataclass(frozen=True)
@@ -57,51 +57,51 @@ class BenchmarkOptions:
     device: str = "auto"
     """`auto`, `cpu` or `cuda`"""
     seconds: float = 5.0
-    """spent on each measurement, after a warm-up"""
+    """time for each measurement, after a warm-up"""
     mode: Mode = "tracking"
-    """of pretraining, with all that pretrain_vae.py's modes set"""
+    """mode of pretraining, with its defaults as in pretrain_vae.py"""
     architecture: Architecture = "resnet-unet"
-    """of the network that is trained: `resnet-unet`, `beta-mvae` or `beta-mvunet`"""
+    """architecture of the pretrained network: `resnet-unet`, `beta-mvae` or `beta-mvunet`"""
     width: int | None = None
-    """of the network that is trained; default by architecture"""
+    """width of the pretrained network; default by architecture"""
     input_size: int | None = None
-    """of the network that is trained; default by mode"""
+    """input size of the pretrained network; default by mode"""
     batch_size: int = 32
-    """of pretraining"""
+    """batch size of pretraining"""
     precision: Literal["auto", "32-true", "bf16-mixed"] = "auto"
-    """of pretraining, as of pretrain_vae.py"""
+    """precision of pretraining, as in pretrain_vae.py"""
     compile: bool = False
-    """compile the network that is trained, as pretrain_vae.py does"""
+    """compile the pretrained network, as in pretrain_vae.py"""
     train_data: tuple[str, ...] = ("synthetic",)
-    """to pretrain on, named as for pretrain_vae.py"""
+    """data for pretraining, named as for pretrain_vae.py"""
     data: str = "synthetic"
-    """sequences that environments and agent see: `synthetic` or davis16:FOLDER"""
+    """sequences for the environments and the agent: `synthetic` or davis16:FOLDER"""
     environments: tuple[int, ...] = (1, 16, 64, 256, 1024)
-    """numbers N of environments side by side"""
+    """numbers N of parallel environments to measure"""
     most_single: int = 256
-    """of these, most that single environments are stepped for in turn, which takes long for many"""
+    """largest N for which N single environments are stepped as well, which is slow for many"""
     profile: bool = False
-    """also print which operators pretraining spends its time in"""
+    """also print the operators that take most of pretraining's time"""
     max_minutes: float | None = None
-    """stop after the measurement that is under way then"""
+    """stop after this many minutes, once the current measurement is done"""
     out: Path | None = None
-    """JSON file to write, anew after each measurement"""
+    """JSON file to write; it is updated after each measurement"""
 
 
 class TimeIsUp(Exception):
-    """``--max-minutes`` are over."""
+    """The time limit ``--max-minutes`` is reached."""
 
 
 class Measured:
-    """What was measured, by name. It is said and written at once: a run that is cut short loses nothing.
+    """The measurements by name; each is printed and written at once, so an interrupted run loses nothing.
 
     Args:
-        device: that it was measured on.
+        device: device of the measurements.
         out: JSON file to write, or None.
-        end: by the monotonic clock, when no more is to be measured.
+        end: time by the monotonic clock after which nothing more is measured.
 
     Raises:
-        TimeIsUp: by :meth:`note`, after that.
+        TimeIsUp: by :meth:`note`, after ``end``.
     """
 
     def __init__(self, device: str, out: Path | None, end: float) -> None:
@@ -115,7 +115,7 @@ class Measured:
         self._console.print(f"{self._machine}; torch {torch.__version__}")
 
     def note(self, name: str, value: float, unit: Unit = "per_second") -> None:
-        """Add a number."""
+        """Add a measurement."""
         self._values[unit][name] = value
         shown = f"{value:,.1f} per second" if unit == "per_second" else f"{value:,} bytes"
         self._console.print(f"{name:<52}{shown:>28}", highlight=False)
@@ -127,22 +127,22 @@ class Measured:
 
 
 def run_benchmark(options: BenchmarkOptions) -> None:
-    """Measure, and print each number as it comes; if asked for, write them as JSON.
+    """Run the benchmark, print each measurement as it is done and, if asked for, write them as JSON.
 
     Raises:
-        UserError: on an option that cannot be, before anything is measured.
+        UserError: if an option is invalid, before anything is measured.
     """
     if options.seconds <= 0:
         raise UserError(f"--seconds must be positive, not {options.seconds}")
     if not options.parts or not options.environments or min(options.environments) < 1:
-        raise UserError("--parts and --environments need at least one each, and numbers from 1 on")
+        raise UserError("--parts and --environments need at least one each, and N at least 1")
     check_minutes(options.max_minutes)
     check_choice(options.device)
     device = str(checked_device(options.device))
     measured = Measured(device, options.out, deadline(options.max_minutes))
     try:
         for part in options.parts:
-            # Training and Stable-Baselines3 set these for the whole process, later parts included.
+            # Training and Stable-Baselines3 change these for the whole process, hence for later parts.
             torch.set_float32_matmul_precision("highest")
             torch.backends.cudnn.deterministic = torch.backends.cudnn.benchmark = False
             PARTS[part](options, device, measured)
@@ -176,8 +176,8 @@ def measure_training(options: BenchmarkOptions, device: str, measured: Measured)
 
 
 def measure_environments(options: BenchmarkOptions, device: str, measured: Measured) -> None:
-    """Steps/s with boxes at rest: N single environments in turn, and N stepped together, these also with
-    the encoder in bfloat16; bytes of their frames."""
+    """Steps/s with boxes that do not move: N single environments stepped one after the other, and one vector
+    environment of N, also with the encoder in bfloat16; bytes of its frames."""
     perception = Perception.load(options.weights, device)
     reduced = Perception(perception.network, device, "bfloat16")
     sequences = benchmark_sequences(options)
@@ -202,7 +202,7 @@ def measure_environments(options: BenchmarkOptions, device: str, measured: Measu
             steps[name] = partial(environment.step, at_rest)
             warm_up = 3 if count <= _IN_TURN else 1
             if device == "cuda" and name != _SINGLE:
-                warm_up = _CLIP_LENGTH + 1  # when the first clips end, the most memory is asked for
+                warm_up = _CLIP_LENGTH + 1  # peak memory is reached when the first clips end
             for _ in range(warm_up):
                 environment.step(at_rest)
         rounds = 10 if count <= _IN_TURN else 1
@@ -213,15 +213,15 @@ def measure_environments(options: BenchmarkOptions, device: str, measured: Measu
 
 
 def measure_agent(options: BenchmarkOptions, device: str, measured: Measured) -> None:
-    """Updates/s of the same networks by Stable-Baselines3's loop and by ours, on a GPU also without its
-    graph; whole training; replay."""
+    """Updates/s of the same networks with Stable-Baselines3's loop and with ours, on a GPU also without its
+    CUDA graph; steps/s of whole training; bytes of a transition in the replay buffer."""
     perception = Perception.load(options.weights, device)
     sequences = benchmark_sequences(options)
     with tempfile.TemporaryDirectory() as folder:
         train = TrainOptions(out=Path(folder), learning_starts=256)
         model = make_model(train, make_environments(train, perception, sequences), device)
         assert isinstance(model, LatentPriorSAC)
-        # Fills the buffer, warms up with one round of updates, logs to the temporary folder.
+        # Fills the buffer, warms up with one round of updates, and logs to the temporary folder.
         model.learn(train.learning_starts + train.environments)
         updates: dict[str, Callable[[], object]] = {
             "Stable-Baselines3's update, updates/s": partial(SAC.train, model, 1, train.batch_size),
@@ -254,7 +254,7 @@ def benchmark_sequences(options: BenchmarkOptions) -> list[VideoSequence]:
 
 
 def measure_tracking(options: BenchmarkOptions, device: str, measured: Measured) -> None:
-    """Frames of one stream, read beforehand, of the encoder alone and of the agent."""
+    """Frames/s of one stream of preloaded frames, for the encoder alone and for the agent."""
     sequence = synthetic_sequences(1, seed=901)[0].in_memory()
     factories = {
         "prior": learned_tracker("prior", options.weights, device),

@@ -1,6 +1,7 @@
-"""The command ``bmvtrack``: a word each for what the scripts do, over the same functions.
+"""The command ``bmvtrack``, whose subcommands call the same functions as the scripts.
 
-What a word needs is imported when it is called, so that ``bmvtrack --help`` need not wait for torch.
+The modules of a subcommand are imported only when it is called, so that ``bmvtrack --help`` need not wait
+for torch.
 """
 
 from __future__ import annotations
@@ -18,14 +19,14 @@ from bmvtrack.errors import run_script
 
 @dataclass(frozen=True)
 class Command:
-    """A word after ``bmvtrack``.
+    """A subcommand of ``bmvtrack``.
 
     Args:
-        summary: what it does, in a line.
-        details: what it needs and writes, in a paragraph.
-        examples: of what may follow the word.
-        options: its dataclass of options, as ``module:name``.
-        function: that takes these options, as ``module:name``.
+        summary: what it does, in one line.
+        details: what it needs and writes, in one paragraph.
+        examples: example arguments.
+        options: dataclass of its options, as ``module:name``.
+        function: function that takes these options, as ``module:name``.
     """
 
     summary: str
@@ -35,17 +36,17 @@ class Command:
     function: str
 
     def help(self, word: str) -> str:
-        """What ``bmvtrack WORD --help`` says above the options."""
+        """The text above the options in ``bmvtrack WORD --help``."""
         examples = [f"    bmvtrack {word} {example}".rstrip() for example in self.examples]
         return "\n\n".join([f"{self.summary}.", self.details, "\n".join(examples)])
 
 
 COMMANDS = {
     "track": Command(
-        "Follow objects in a video of your own",
+        "Track objects in your own video",
         "The video is a file, a folder of images, or the index of a camera. Writes to --out:\n"
-        "NAME-tracked.mp4 with box, mask and uncertainty drawn in, boxes as .csv and .json and, with\n"
-        "--report, a page to look at as .html. Ctrl-C ends the video where it is.",
+        "NAME-tracked.mp4 with box, mask and uncertainty overlaid, the boxes as .csv and .json and, with\n"
+        "--report, an HTML report as .html. Ctrl-C stops and keeps everything so far.",
         (
             "clip.mp4 --box 120,80,64,48 --report",
             "clip.mp4 --box 120,80,64,48 --box 300,90,50,40",
@@ -57,7 +58,7 @@ COMMANDS = {
     ),
     "evaluate": Command(
         "Score trackers by IoU, on real or synthetic sequences",
-        "On DAVIS16, OTB, VOT or, if not told otherwise, synthetic sequences. Prints tables and writes\n"
+        "The sequences are those of DAVIS16, OTB or VOT or, by default, synthetic. Prints tables and writes\n"
         "to --out: summary.json, results/TRACKER/SEQUENCE.csv, success.png and precision.png;\n"
         "with --video also videos/TRACKER/SEQUENCE.mp4, with --failures failures/failures.md.",
         (
@@ -70,8 +71,8 @@ COMMANDS = {
     ),
     "pretrain": Command(
         "Train an encoder: from frames to masks and motion (paper §3–4)",
-        "Without --data on synthetic sequences. Writes to --out: best and last, folders of weights,\n"
-        "and a checkpoint from which --resume goes on.",
+        "Without --data, it trains on synthetic sequences. Writes to --out: the folders of weights best and\n"
+        "last, and checkpoints from which --resume continues.",
         (
             "",
             "--data duts:DUTS-TR davis16:DAVIS:train --shares 3 1",
@@ -81,9 +82,9 @@ COMMANDS = {
         "bmvtrack.training:pretrain",
     ),
     "train": Command(
-        "Train an agent that starts as the encoder's own Gaussian",
-        "Without --data on synthetic sequences. Writes to --out: best and last, folders of weights with\n"
-        "encoder and agent, and a checkpoint from which --resume goes on.",
+        "Train an agent whose policy starts as the encoder's Gaussian",
+        "Without --data, it trains on synthetic sequences. Writes to --out: the folders of weights best and\n"
+        "last, with encoder and agent, and checkpoints from which --resume continues.",
         (
             "",
             "--weights runs/pretrain/best --data davis16:DAVIS:train",
@@ -102,8 +103,8 @@ COMMANDS = {
     ),
     "benchmark": Command(
         "Measure the speed of this machine",
-        "Pretraining, environments, agent and tracking, each beside what it competes with. Compare\n"
-        "numbers of one run, as ratios.",
+        "Measures pretraining, environments, agent and tracking, each against its alternative. Compare only\n"
+        "numbers of the same run, as ratios.",
         ("", "--parts environment --environments 1 16 64 256 --device cuda"),
         "agents.benchmark:BenchmarkOptions",
         "agents.benchmark:run_benchmark",
@@ -112,23 +113,23 @@ COMMANDS = {
 
 
 def main() -> None:
-    """Run the command that the first argument names on the others; exit with the shell's status.
+    """Run the command named by the first argument with the remaining arguments, and exit with its status.
 
-    0 where all went well, 2 where the user can mend something, 130 after Ctrl-C, 141 where nobody
-    reads the output any more.
+    The status is 0 on success, 2 after an error that the user can fix, 130 after Ctrl-C, and 141 if the
+    output pipe was closed.
     """
     word = parser().parse_args(sys.argv[1:2] or ["--help"]).command
     run_script(lambda: run_command(word, sys.argv[2:]))
 
 
 def parser() -> argparse.ArgumentParser:
-    """Parses the first argument alone; the others belong to the command."""
+    """The parser of the first argument; the others belong to the command."""
     lines = [f"  {word:<11}{command.summary}" for word, command in COMMANDS.items()]
-    more = "bmvtrack COMMAND --help says more; python -m bmvtrack says what is installed."
+    more = "bmvtrack COMMAND --help shows a command's options; python -m bmvtrack shows what is installed."
     result = argparse.ArgumentParser(
         "bmvtrack",
         usage="%(prog)s [-h] [--version] COMMAND ...",
-        description="A visual tracker that draws its actions from a learned Gaussian.",
+        description="A visual tracker that samples its actions from a learned Gaussian.",
         epilog="\n".join(["commands:", *lines, "", more]),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -142,7 +143,7 @@ def run_command(word: str, arguments: list[str]) -> None:
 
     Raises:
         UserError: if the function does.
-        SystemExit: if the arguments are no options of the command, or ask for help.
+        SystemExit: if the arguments are not valid options of the command, or ask for help.
     """
     from bmvtrack.console import parse_options
 

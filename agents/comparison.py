@@ -1,4 +1,4 @@
-"""Several ways to learn, on the same states, clips, budget and seeds: what the latent prior buys."""
+"""Comparison of training methods on the same states, clips, budget and seeds, to measure the latent prior."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from bmvtrack.perception import Perception
 from envs.clips import Clip, ClipSource
 from envs.vector_env import BMVTrackVectorEnv
 
-# As Stable-Baselines3 would set them.
+# The defaults of Stable-Baselines3.
 _DEFAULTS = {"learning_rate": 3e-4, "actor_hidden": (256, 256), "critic_hidden": (256, 256)}
 Method = Literal[
     "latent prior",
@@ -49,21 +49,21 @@ METHODS: dict[Method, dict[str, Any]] = {
     "plain SAC, frame": {"policy": "plain", "coordinates": "frame", **_DEFAULTS},
     "plain SAC, object": {"policy": "plain", "coordinates": "object", **_DEFAULTS},
 }
-"""What differs from one method to the next."""
+"""The options in which the methods differ."""
 UNTRAINED = "untrained prior"
 _NEVER = 10**9
 
 
 @dataclass(frozen=True)
 class Curve:
-    """How one run went.
+    """The learning curve of one run.
 
     Attributes:
         method: a key of :data:`METHODS`.
-        seed: of the run.
+        seed: seed of the run.
         steps: ``(K,)`` environment steps at each evaluation, from 0 on.
         overlaps: ``(K, C)`` mean IoU over the scored frames of each test clip.
-        sequences: names of the sequences that the C clips are of.
+        sequences: names of the sequences of the C clips.
     """
 
     method: str
@@ -86,22 +86,21 @@ def compare(
     """Train methods with every seed; each run is kept in ``options.out`` and not repeated.
 
     Args:
-        options: of every run, with one name of data; method and seed are filled in,
-            ``validate_every`` spaces the evaluations.
-        seeds: one run of each method for each.
-        training: sequences to learn on; mirrored for every method if ``options`` say so.
-        test: sequences to evaluate on, to their end, deterministically.
-        test_clips: clips spread over them.
-        console: for progress.
-        max_minutes: no further run is started after this time.
-        methods: any of :data:`METHODS`, to train; those of the others that the folder holds are shown, too.
+        options: options of every run, with one data set; method and seed are filled in, and
+            ``validate_every`` is the number of steps between evaluations.
+        seeds: seeds; each method is run once per seed.
+        training: training sequences; mirrored for every method according to ``options``.
+        test: test sequences; clips run to their end, with deterministic actions.
+        test_clips: number of clips, spread over the test sequences.
+        console: console for progress messages.
+        max_minutes: no further run is started after this many minutes.
+        methods: methods to train; runs of other methods that the folder holds are returned as well.
 
     Returns:
-        A curve for each run that there is.
+        A curve for each finished run.
 
     Raises:
-        UserError: on options that cannot be, or if the folder holds runs with other options, or that
-            were judged on other clips.
+        UserError: if an option is invalid, or the folder holds runs with other options or other test clips.
     """
     device = resolved_device(options.device)
     perception = Perception.load(options.weights, device, options.precision)
@@ -110,7 +109,7 @@ def compare(
     (source,) = options.data
     training = with_mirrors(options, source, training)
     end = deadline(max_minutes)
-    # Every method once, then the next seed: a part is a fair comparison, too.
+    # Every method once, then the next seed: so an unfinished comparison is fair, too.
     others = tuple(method for method in METHODS if method not in methods)
     every = [(seed, method) for seed in seeds for method in methods + others]
     runs = [(method, replace(options, seed=seed, **METHODS[method])) for seed, method in every]
@@ -121,7 +120,7 @@ def compare(
         path = options.out / f"{method.replace(', ', '-').replace(' ', '-')}-{run.seed}.json"
         curve = _stored(path, run, clips)
         if curve is None and method in methods and time.monotonic() < end:
-            gc.collect()  # model, callbacks and environments refer to each other: a run's frames
+            gc.collect()  # model, callbacks and environments form cycles that keep frames
             curve = _train(method, run, perception, training, clips, console)
             _store(path, run, clips, curve)
         if curve is not None:
@@ -132,14 +131,14 @@ def compare(
 def clip_overlaps(
     act: Callable[[dict[str, torch.Tensor]], torch.Tensor], environment: BMVTrackVectorEnv
 ) -> FloatArray:
-    """Mean IoU of each clip of an environment that plays one clip in each of its places.
+    """Mean IoU of each clip in a vector environment that plays one clip per sub-environment.
 
     Args:
-        act: observations → actions ``(N, 5)``.
-        environment: with ``clips``, as many as environments.
+        act: maps observations to actions ``(N, 5)``.
+        environment: environment with as many ``clips`` as sub-environments.
 
     Returns:
-        ``(N,)`` over the scored frames; NaN where there is none.
+        ``(N,)`` means over the scored frames; NaN where there is none.
     """
     observations, _ = environment.reset()
     count = environment.num_envs
@@ -149,7 +148,7 @@ def clip_overlaps(
         observations, _, terminated, truncated, info = environment.step(act(observations))
         ended = (terminated | truncated).cpu().numpy()
         iou = info["iou"].cpu().numpy()
-        if ended.any():  # the info is of the next clip there
+        if ended.any():  # there, the info belongs to the next clip
             iou = np.where(ended, info["final_info"]["iou"].cpu().numpy(), iou)
         scored = playing & np.isfinite(iou)
         total[scored] += iou[scored]
@@ -159,7 +158,7 @@ def clip_overlaps(
 
 
 class _Evaluations(BaseCallback):
-    """Overlaps on the test clips before the first step and every so many."""
+    """Evaluates the overlaps on the test clips before the first step and at regular intervals."""
 
     def __init__(self, environment: BMVTrackVectorEnv, every: int, say: Callable[[str], None]):
         super().__init__()
@@ -199,7 +198,7 @@ def _train(
     model = make_model(options, environments, str(perception.device))
     evaluation = BMVTrackVectorEnv(
         len(clips),
-        weights=Perception(perception.network, perception.device),  # float32, whatever learns
+        weights=Perception(perception.network, perception.device),  # always float32
         coordinates=options.coordinates,
         lost_after=_NEVER,
         cache_bytes=options.cache_bytes,
@@ -225,7 +224,7 @@ def _actions_of(model: SAC) -> Callable[[dict[str, torch.Tensor]], torch.Tensor]
 
 
 def _played(clips: Sequence[Clip]) -> list[list[Any]]:
-    """What tells test clips from others, as JSON."""
+    """The identity of the test clips, as JSON values."""
     return [[clip.sequence.name, clip.start, clip.last] for clip in clips]
 
 
@@ -247,10 +246,10 @@ def _stored(path: Path, options: TrainOptions, clips: Sequence[Clip]) -> Curve |
         values = json.loads(path.read_text(encoding="utf-8"))
         expected = options.fixed() | {"steps": options.steps}
         if values["options"] != json.loads(json.dumps(expected)):
-            raise UserError(f"{path} is of a run with other options; give another --out")
+            raise UserError(f"{path} holds a run with other options; give another --out")
         if values.get("clips") != _played(clips):
             raise UserError(
-                f"{path} was judged on other test clips, or does not say on which; give another --out"
+                f"{path} was evaluated on other test clips, or does not say on which; give another --out"
             )
         overlaps = np.array(values["overlaps"], dtype=np.float64)
         steps, names = np.array(values["steps"]), tuple(clip.sequence.name for clip in clips)

@@ -1,7 +1,7 @@
-"""What a comparison of ways to learn shows: curves with bands, and a table.
+"""The output of a comparison of training methods: curves with bands, and a table.
 
-Intervals are 95 % bootstrap ones over sequences and seeds, drawn apart from each other: a seed that
-turned out well did so on all sequences, and one that is hard is hard for all seeds.
+The 95 % intervals are bootstrapped over sequences and seeds, which are resampled independently: a good seed
+is good on all sequences, and a hard sequence is hard for all seeds.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ _OURS, _YARDSTICK = "latent prior", "plain SAC, frame"
 
 
 def crossed_bootstrap(scores: FloatArray, seed: int = 0) -> Estimate:
-    """The mean and its 95 % percentile interval, sequences and seeds drawn with replacement.
+    """The mean and its 95 % percentile interval, with sequences and seeds drawn with replacement.
 
     Args:
         scores: ``(sequences, seeds)``.
-        seed: of the resampling.
+        seed: seed of the resampling.
 
     Raises:
-        ValueError: if there are none.
+        ValueError: if there are no scores.
     """
     if not scores.size:
         raise ValueError("a bootstrap needs at least one sequence and one seed")
@@ -51,10 +51,10 @@ def crossed_bootstrap(scores: FloatArray, seed: int = 0) -> Estimate:
 
 
 def plot_curves(curves: Sequence[Curve], path: Path) -> None:
-    """Mean IoU on the test clips over steps: mean over seeds, with 95 % bands.
+    """Plot the mean IoU on the test clips over steps: the mean over seeds, with 95 % bands.
 
     Args:
-        curves: of one budget.
+        curves: curves of the same budget.
         path: PNG to write.
     """
     figure = Figure(figsize=(6, 4.2), layout="constrained")
@@ -80,10 +80,10 @@ def plot_curves(curves: Sequence[Curve], path: Path) -> None:
 
 
 def rows(curves: Sequence[Curve], path: Path) -> list[tuple[str, ...]]:
-    """One row a method, as in :data:`COLUMNS`, with 95 % intervals; also written as CSV.
+    """One row per method, with the columns :data:`COLUMNS` and 95 % intervals; also written as CSV.
 
     Args:
-        curves: of one budget.
+        curves: curves of the same budget.
         path: CSV to write.
     """
     methods = _by_method(curves)
@@ -114,7 +114,7 @@ def _by_method(curves: Sequence[Curve]) -> dict[str, list[Curve]]:
 
 
 def _scores(runs: Sequence[Curve], k: int) -> FloatArray:
-    """Of the k-th evaluation: ``(sequences, seeds)``, means over clips; what has no score is left out."""
+    """Scores of the k-th evaluation, ``(sequences, seeds)``: means over clips, without unscored ones."""
     overlaps = np.stack([run.overlaps[k] for run in runs], axis=1)  # (clips, seeds)
     scored = np.isfinite(overlaps).all(axis=1)
     names = np.array(runs[0].sequences)
@@ -124,13 +124,13 @@ def _scores(runs: Sequence[Curve], k: int) -> FloatArray:
 
 
 def _untrained(curves: Sequence[Curve]) -> FloatArray | None:
-    """The latent prior before its first step, ``(sequences, 1)``: the same for every seed."""
+    """Scores of the latent prior before its first step, ``(sequences, 1)``: the same for every seed."""
     runs = [curve for curve in curves if curve.method == _OURS]
     return _scores(runs[:1], 0) if runs else None
 
 
 def _against_ours(runs: Sequence[Curve], ours: Sequence[Curve]) -> str:
-    """Of the seeds that both have; empty if there are none."""
+    """The difference from the latent prior on the seeds that both have; empty if there are none."""
     common = {run.seed for run in runs} & {run.seed for run in ours}
     if runs is ours or not common:
         return ""
@@ -139,7 +139,7 @@ def _against_ours(runs: Sequence[Curve], ours: Sequence[Curve]) -> str:
 
 
 def _difference(scores: FloatArray, others: FloatArray) -> str:
-    """Of scores on the same sequences, paired by seed where there are several."""
+    """The difference of scores on the same sequences, paired by seed if there are several."""
     return _shown(crossed_bootstrap(scores - others), signed=True)
 
 

@@ -1,4 +1,4 @@
-"""The evaluation of trackers on sequences with true boxes, from options to tables and files."""
+"""Evaluation of trackers on sequences with true boxes, from options to tables and files."""
 
 from __future__ import annotations
 
@@ -42,47 +42,48 @@ class EvaluationOptions:
     """Evaluate trackers on DAVIS16, OTB, VOT or synthetic sequences."""
 
     root: Path | None = None
-    """DAVIS16 folder, with JPEGImages and Annotations in it."""
+    """DAVIS16 folder that contains JPEGImages and Annotations."""
     split: Literal["train", "val", "trainval"] | None = None
-    """Split that ImageSets lists; all sequences of the folder if not given."""
+    """Split from the folder's ImageSets; default: all sequences of the folder."""
     data: str = "synthetic"
-    """Instead of --root: `synthetic`, otb:FOLDER, vot:FOLDER or davis16:FOLDER[:SPLIT]. OTB and VOT
-    have no masks, so the axis-aligned truth is the bounds of the true box, which are larger than the
-    object where the box is tilted: on VOT look at the rotated columns."""
+    """Instead of --root: `synthetic`, otb:FOLDER, vot:FOLDER or davis16:FOLDER[:SPLIT]. OTB and VOT have no
+    masks, so the axis-aligned truth is the bounds of the true box, which are larger than the object where
+    the box is tilted. On VOT, use the rotated columns."""
     sequences: tuple[str, ...] = ()
-    """Only these sequences of the folder."""
+    """Evaluate only these sequences of the folder."""
     upside_down: bool = False
-    """Show the sequences upside down: to choose between weights on sequences that they were trained
-    on, which they err on then as on new ones."""
+    """Flip the sequences upside down. Networks err on their own training sequences, flipped, as they do on
+    new ones, so weights can be selected on them."""
     trackers: tuple[TrackerName, ...] = ("agent", "prior", "mask", "static", "oracle")
-    """agent; the encoder alone, by its posterior mean (prior), its mask, or halfway (both); static
-    never moves; oracle moves truly; csrt, kcf, mil and mosse are OpenCV's. Differences are from the first."""
+    """`agent`: the trained agent; `prior`, `mask`, `both`: the encoder alone, moving the box by its posterior
+    mean, to its mask, or halfway between; `static`: never moves; `oracle`: moves by the true motion; `csrt`,
+    `kcf`, `mil`, `mosse`: OpenCV's. Differences are from the first tracker."""
     protocol: Protocol = "ope"
-    """One pass; from starts along each sequence (tre); from shifted and scaled boxes (sre)."""
+    """`ope`: one pass; `tre`: several starts along each sequence; `sre`: shifted and scaled first boxes."""
     segments: int = 10
-    """Starts per sequence of tre."""
+    """Number of starts per sequence for `tre`."""
     weights: str = DEFAULT_WEIGHTS
-    """Bundled weights by name, or a folder: of agent, prior and mask. A folder that train_sac.py
-    wrote (best, last) holds all three; one that pretrain_vae.py wrote has no agent."""
+    """Name of bundled weights, or a folder, for `agent`, `prior`, `mask` and `both`. A folder written by
+    train_sac.py (best, last) serves all of them; one written by pretrain_vae.py has no agent."""
     device: str = "cpu"
-    """cpu or cuda: for the networks."""
+    """Device of the networks: cpu or cuda."""
     synthetic_count: int = 10
     """Number of synthetic sequences."""
     seed: int = 900
-    """Of the synthetic sequences and of the bootstrap."""
+    """Random seed of the synthetic sequences and of the bootstrap."""
     out: Path = Path("runs/evaluation")
     """Folder to write to."""
     video: bool = False
-    """Write an overlay of each tracker's first run on each sequence."""
+    """Write an overlay video of each tracker's first run on each sequence."""
     failures: bool = False
-    """Write a page of the runs with an AO under 0.5, again the first on each sequence: the frame in
+    """Write a page of the runs with an AO below 0.5 (only the first run on each sequence): the frame in
     which the track breaks, IoU over time, and pictures of the frames around the break."""
 
     def check(self) -> None:
-        """Refuse what cannot be run before anything is.
+        """Check the options before anything is run.
 
         Raises:
-            UserError: naming the option.
+            UserError: if an option is invalid; it names the option.
         """
         if not self.trackers:
             raise UserError(
@@ -92,9 +93,9 @@ class EvaluationOptions:
         if self.root is not None and not synthetic:
             raise UserError("--root and --data both say what to evaluate on; give one of them")
         if self.split is not None and self.root is None:
-            raise UserError("--split chooses from a DAVIS16 folder: give --root")
+            raise UserError("--split selects from a DAVIS16 folder: give --root")
         if self.sequences and self.root is None and synthetic:
-            raise UserError("--sequences chooses from a folder: give --root or --data")
+            raise UserError("--sequences selects from a folder: give --root or --data")
         if self.segments < 1:
             raise UserError(f"--segments must be at least 1, not {self.segments}")
         if self.seed < 0:
@@ -103,7 +104,7 @@ class EvaluationOptions:
 
     @property
     def dataset(self) -> str:
-        """What the report calls the data."""
+        """The name of the data in the report."""
         kind, where = sources.parse(self.data)
         if self.root is not None:
             name = self.root.resolve().name + (f", {self.split}" if self.split else "")
@@ -118,10 +119,10 @@ def run_evaluation(options: EvaluationOptions) -> None:
     """Check everything, run the trackers on one CPU thread, print tables and write the report.
 
     Writes to ``options.out``: summary.json, results/TRACKER/SEQUENCE.csv, success.png,
-    precision.png and, if wanted, videos/TRACKER/SEQUENCE.mp4 and failures/failures.md.
+    precision.png and, if asked for, videos/TRACKER/SEQUENCE.mp4 and failures/failures.md.
 
     Raises:
-        UserError: if options, weights or data are not as they should be.
+        UserError: if options, weights or data are invalid.
     """
     options.check()
     factories = tracker_factories(options)
@@ -156,7 +157,7 @@ def run_evaluation(options: EvaluationOptions) -> None:
 
 
 def tracker_factories(options: EvaluationOptions) -> dict[str, TrackerFactory]:
-    """The factories of the trackers asked for, by name; networks are loaded here, once.
+    """The factories of the requested trackers by name; networks are loaded here, once.
 
     Raises:
         UserError: if weights or one of OpenCV's trackers are missing.
@@ -174,10 +175,10 @@ def tracker_factories(options: EvaluationOptions) -> dict[str, TrackerFactory]:
 
 
 def load_sequences(options: EvaluationOptions) -> list[VideoSequence]:
-    """The sequences that the options name, as they are to be shown.
+    """The sequences that the options name, flipped if asked for.
 
     Raises:
-        UserError: if data or sequences are missing, or not as they should be.
+        UserError: if data or sequences are missing or invalid.
     """
     sequences = _named_sequences(options)
     return [upside_down(sequence) for sequence in sequences] if options.upside_down else sequences

@@ -1,4 +1,4 @@
-"""How optimisers are stepped: little around each step, and their numbers where a CUDA graph can read them."""
+"""Optimiser steps with little overhead, and optimiser state where a CUDA graph can read it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch.optim.adam import adam
 
 
 def minimize(optimizer: torch.optim.Optimizer, loss: torch.Tensor) -> None:
-    """One step; gradients of anything else that the loss depends on are not worked out."""
+    """Do one step, computing only the gradients of this optimiser's parameters."""
     parameters = parameters_of(optimizer)
     for parameter, gradient in zip(parameters, torch.autograd.grad(loss, parameters), strict=True):
         parameter.grad = gradient
@@ -18,8 +18,8 @@ def minimize(optimizer: torch.optim.Optimizer, loss: torch.Tensor) -> None:
 
 
 def take_step(optimizer: torch.optim.Optimizer) -> None:
-    """``optimizer.step()``, for torch's own Adam by :func:`adam_step`."""
-    if type(optimizer) is torch.optim.Adam:  # others may step in another way
+    """Do ``optimizer.step()``; for torch's Adam, :func:`adam_step`."""
+    if type(optimizer) is torch.optim.Adam:  # subclasses may step differently
         adam_step(optimizer)
     else:
         optimizer.step()
@@ -27,11 +27,11 @@ def take_step(optimizer: torch.optim.Optimizer) -> None:
 
 @torch.no_grad()
 def adam_step(optimizer: torch.optim.Adam) -> None:
-    """``optimizer.step()`` with less around it, which for networks this small takes longer than the step.
+    """Do ``optimizer.step()`` without its overhead, which exceeds the step itself for networks this small.
 
-    Without a GPU, ``Optimizer.step`` searches the machine for one at each call. The first step, which
-    makes the state, is left to it, and so is decoupled weight decay, which older torch lacks. Hooks of
-    steps are not called.
+    Without a GPU, ``Optimizer.step`` searches the machine for one at each call. It still does the first
+    step, which creates the state, and steps with decoupled weight decay, which older versions of torch lack.
+    Step hooks are not called.
     """
     started = all(optimizer.state.get(parameter) for parameter in parameters_of(optimizer))
     if not started or any(group.get("decoupled_weight_decay") for group in optimizer.param_groups):
@@ -62,14 +62,15 @@ def adam_step(optimizer: torch.optim.Adam) -> None:
 
 
 def parameters_of(optimizer: torch.optim.Optimizer) -> list[torch.Tensor]:
-    """All that it changes, in its order."""
+    """All parameters of the optimiser, in its order."""
     return [parameter for group in optimizer.param_groups for parameter in group["params"]]
 
 
 def fuse(optimizer: torch.optim.Optimizer) -> None:
-    """Have an Adam count its steps on the device, too, in one kernel with all else.
+    """Make an Adam optimiser fused, with its step counts on the device.
 
-    Stable-Baselines3's of the temperature does not, nor does one after a checkpoint of a CPU was loaded.
+    Stable-Baselines3's optimiser of the temperature is not, nor is one that was loaded from a checkpoint made
+    on a CPU.
     """
     for group in optimizer.param_groups:
         group["fused"] = True
@@ -83,9 +84,9 @@ def fuse(optimizer: torch.optim.Optimizer) -> None:
 def rates_on_device(
     optimizers: Sequence[torch.optim.Optimizer], rates: Sequence[torch.Tensor]
 ) -> Iterator[None]:
-    """Where fused Adams read their learning rates from tensors, and can be captured.
+    """A context in which fused Adams read their learning rates from tensors and can be captured.
 
-    Anywhere else rates are numbers, as Stable-Baselines3 sets them and checkpoints hold them.
+    Outside it, the rates are numbers, as Stable-Baselines3 sets them and checkpoints store them.
     """
     pairs = [
         (group, rate)

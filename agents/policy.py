@@ -1,12 +1,12 @@
 """A Gaussian policy with full covariance, centred on the encoder's Gaussian.
 
 With the prior N(m, LLᵀ) of the state, the action is a = m + L(δ + T u), u ~ N(0, I), T lower triangular.
-At the start δ = 0 and T = I: the untrained agent *is* the prior. In whitened coordinates L cancels, and
+Initially δ = 0 and T = I, so the untrained agent *is* the prior. In whitened coordinates L cancels, and
 
     KL(π ‖ prior) = ½(‖T‖²_F + |δ|² − 5 − 2 Σ log T_ii).
 
-``action_log_prob`` returns this KL in the place where SAC expects log π; with a target entropy of −KL_target
-SAC's update then minimises α·KL − Q and tunes α so that KL meets its target.
+``action_log_prob`` returns this KL where SAC expects log π; with a target entropy of −KL_target, SAC's update
+then minimises α·KL − Q and tunes α so that KL reaches its target.
 """
 
 from __future__ import annotations
@@ -30,21 +30,21 @@ from bmvtrack.errors import UserError
 
 Observations = dict[str, torch.Tensor]
 Inputs = Literal["moments", "all"]
-"""What an agent makes use of: everything, or neither the encoder's features nor where the box is."""
+"""The observations that an agent uses: ``all``, or ``moments``, without encoder features and box."""
 _NO_MOMENTS = ("box", "features")
-_MOST_WHITE = 10.0  # of a whitened action or suggestion
-_MOST_INPUT = 5.0  # of anything but features: log-areas of empty masks and the like
+_MOST_WHITE = 10.0  # bound of a whitened action or suggestion
+_MOST_INPUT = 5.0  # bound of all inputs, for log-areas of empty masks and the like
 
 
 class StateExtractor(BaseFeaturesExtractor):
-    """The ``Dict`` observation as one vector. Nothing in it is learned.
+    """Concatenates the ``Dict`` observation to one vector; it has no learned parameters.
 
     Args:
-        observation_space: of ``BMVTrack-v0``.
-        inputs: ``moments``: posterior, mask geometry and motion, but neither the encoder's pooled
-            features nor the box. They say next to nothing about where the posterior's mean is
-            wrong, and an agent that sees them knows its training sequences apart and learns them
-            by heart (docs/experiments.md). ``all``: these too, features layer-normalised.
+        observation_space: observation space of ``BMVTrack-v0``.
+        inputs: ``moments``: posterior, mask geometry and motion, but neither the encoder's pooled features
+            nor the box. These two say next to nothing about where the posterior's mean is wrong, but let an
+            agent recognise its training sequences and memorise them (docs/experiments.md). ``all``: these
+            two as well, with the features layer-normalised.
     """
 
     def __init__(self, observation_space: spaces.Dict, inputs: Inputs = "moments") -> None:
@@ -55,7 +55,7 @@ class StateExtractor(BaseFeaturesExtractor):
         super().__init__(observation_space, sum(sizes[name] for name in self.names))
 
     def forward(self, observations: Observations) -> torch.Tensor:
-        """``(B, F')``, keys in alphabetical order."""
+        """The vectors ``(B, F')``, with the keys in alphabetical order."""
         parts = [
             functional.layer_norm(observations[name], observations[name].shape[-1:])
             if name == "features"
@@ -66,11 +66,11 @@ class StateExtractor(BaseFeaturesExtractor):
 
 
 class ScaledPrior(nn.Module):
-    """The prior of each state in Stable-Baselines3's scaled actions, where bounds are ±1.
+    """The prior of each state in Stable-Baselines3's scaled actions, whose bounds are ±1.
 
     Args:
-        action_space: with finite bounds.
-        correlated: False removes the covariance's off-diagonals, to see what they are worth.
+        action_space: action space with finite bounds.
+        correlated: False removes the covariance's off-diagonals, for comparison.
     """
 
     low: torch.Tensor
@@ -89,18 +89,17 @@ class ScaledPrior(nn.Module):
         mean = (observations["prior_mean"] - self.low) * self.rate - 1
         factor = gaussian.unpack_lower(observations["prior_cholesky"])
         if not self.correlated:
-            factor = torch.diag_embed(factor.norm(dim=-1))  # L_i· has the length σ_i
+            factor = torch.diag_embed(factor.norm(dim=-1))  # the norm of row i of L is σ_i
         return mean, self.rate[:, None] * factor
 
     def state(self, observations: Observations, extractor: nn.Module) -> State:
-        """What actor and critics are told, all of it in units of this prior.
+        """The inputs of actor and critics, in units of this prior.
 
-        The observation has the mask's motion whitened by the whole factor L. Without correlations
-        actions are whitened by the standard deviations alone, and so is that motion: L r, divided by
-        them.
+        In the observation, the mask's motion is whitened by the full factor L. Without correlations, actions
+        are whitened by the standard deviations only, and so is this motion: L r divided by them.
 
         Args:
-            observations: of ``BMVTrack-v0``.
+            observations: observations of ``BMVTrack-v0``.
             extractor: a :class:`StateExtractor`.
         """
         suggestion = observations["mask_residual"]
@@ -114,18 +113,18 @@ class ScaledPrior(nn.Module):
 
 
 class LatentPriorActor(Actor):
-    """The policy π(a | s) = N(m + Lδ, LTTᵀLᵀ); see the module.
+    """The policy π(a | s) = N(m + Lδ, LTTᵀLᵀ); see the module's docstring.
 
     Args:
-        args: of Stable-Baselines3's :class:`~stable_baselines3.sac.policies.Actor`.
-        correlated: see :class:`ScaledPrior`; without it, T is diagonal as well.
-        kwargs: as ``args``.
+        args: positional arguments of Stable-Baselines3's :class:`~stable_baselines3.sac.policies.Actor`.
+        correlated: see :class:`ScaledPrior`; if False, T is diagonal as well.
+        kwargs: its keyword arguments.
     """
 
     def __init__(self, *args: Any, correlated: bool = True, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.prior = ScaledPrior(self.action_space, correlated)
-        # What Stable-Baselines3 makes of its squashed diagonal Gaussian is not of use here.
+        # The layers of Stable-Baselines3's squashed diagonal Gaussian are not used here.
         del self.latent_pi, self.mu, self.log_std
         dimension = get_action_dim(self.action_space)
         self.head = (
@@ -138,7 +137,7 @@ class LatentPriorActor(Actor):
         return super()._get_constructor_parameters() | {"correlated": self.prior.correlated}
 
     def state(self, observations: Observations) -> State:
-        """What this actor, and the critics, are told of observations."""
+        """The inputs of this actor and of the critics for observations."""
         return self.prior.state(observations, self.features_extractor)
 
     def residual(self, state: State) -> Residual:
@@ -147,7 +146,7 @@ class LatentPriorActor(Actor):
         return Residual.of(shift, packed, self.prior.correlated)
 
     def forward(self, obs: Any, deterministic: bool = False) -> torch.Tensor:
-        """Scaled actions ``(B, 5)``; not squashed, so some lie outside ±1."""
+        """Scaled actions ``(B, 5)``; they are not squashed, so some may lie outside ±1."""
         residual = self.residual(self.state(obs))
         white = residual.shift
         if not deterministic:
@@ -155,7 +154,7 @@ class LatentPriorActor(Actor):
         return gaussian.unwhiten(white, *self.prior(obs))
 
     def action_log_prob(self, obs: Any) -> tuple[torch.Tensor, torch.Tensor]:
-        """Scaled actions ``(B, 5)``, and KL(π ‖ prior) ``(B,)`` in the place of log π."""
+        """Scaled actions ``(B, 5)``, and KL(π ‖ prior) ``(B,)`` in place of log π."""
         residual = self.residual(self.state(obs))
         white = residual.draw(torch.randn_like(residual.shift))
         return gaussian.unwhiten(white, *self.prior(obs)), residual.kl()
@@ -175,7 +174,7 @@ class TwinNetwork(nn.Module):
         self.weights, self.biases = nn.ParameterList(), nn.ParameterList()
         self.gains, self.offsets = nn.ParameterList(), nn.ParameterList()
         for before, after in pairwise(sizes):
-            bound = before**-0.5  # as of nn.Linear
+            bound = before**-0.5  # as in nn.Linear
             self.weights.append(torch.empty(2, before, after).uniform_(-bound, bound))
             self.biases.append(torch.empty(2, 1, after).uniform_(-bound, bound))
         for size in hidden:
@@ -194,19 +193,19 @@ class TwinNetwork(nn.Module):
 
 
 class LatentPriorCritic(BaseModel):
-    """Two estimates of Q(s, a), of the action in units of the policy's residual.
+    """Two estimates of Q(s, a), with the action in units of the policy's residual.
 
-    Beside the state they see the whitened action u = L⁻¹(a − m), how far it is from the motion s that the
-    mask suggests and from tanh s, and the squares of all three: Q is roughly a bowl whose bottom lies
-    between them.
+    Besides the state, their inputs are the whitened action u = L⁻¹(a − m), its differences from the motion s
+    that the mask suggests and from tanh s, and the squares of all three: Q is roughly a bowl whose minimum
+    lies between them.
 
     Args:
-        observation_space: of the environment.
-        action_space: of the environment.
+        observation_space: observation space of the environment.
+        action_space: action space of the environment.
         net_arch: sizes of the hidden layers.
-        features_extractor: of the state.
+        features_extractor: extractor of the state.
         correlated: see :class:`ScaledPrior`.
-        kwargs: of Stable-Baselines3's ``BaseModel``.
+        kwargs: arguments of Stable-Baselines3's ``BaseModel``.
     """
 
     def __init__(
@@ -226,7 +225,7 @@ class LatentPriorCritic(BaseModel):
         self.twins = TwinNetwork(features_extractor.features_dim + 6 * dimension, net_arch)
 
     def forward(self, obs: Any, actions: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Q values of scaled actions ``(B, 5)``: one ``(B, 1)`` for each critic."""
+        """Q values of scaled actions ``(B, 5)``, ``(B, 1)`` for each critic."""
         assert self.features_extractor is not None
         state = self.prior.state(obs, self.features_extractor)
         return tuple(self.values(state, gaussian.whiten(actions, *self.prior(obs))).unbind(0))
@@ -245,9 +244,9 @@ class LatentPriorPolicy(SACPolicy):
     """SAC's policy with the actor and critics above.
 
     Args:
-        args: of ``SACPolicy``.
+        args: positional arguments of ``SACPolicy``.
         correlated: see :class:`ScaledPrior`.
-        kwargs: as ``args``.
+        kwargs: its keyword arguments.
 
     Raises:
         UserError: if the features extractor has parameters.
@@ -264,8 +263,8 @@ class LatentPriorPolicy(SACPolicy):
         super().__init__(*args, **kwargs)
         if any(True for _ in self.actor.features_extractor.parameters()):
             raise UserError(
-                "actor and critics share what the features extractor says, so it must have nothing "
-                "to learn; take StateExtractor"
+                "actor and critics share the output of the features extractor, so it must not have "
+                "parameters; use StateExtractor"
             )
 
     def _get_constructor_parameters(self) -> dict[str, Any]:

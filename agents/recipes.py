@@ -1,7 +1,7 @@
-"""How the bundled weights come about: the stages of their training, one after the other.
+"""The recipe of the bundled weights: the stages of their training, one after the other.
 
-Ten stages of the encoder. The fifth, of 128×128 pixels, and the tenth, of 192×192, follow boxes and have an
-agent each; the ninth, of 256×256, is for masks.
+The encoder is trained in ten stages. The fifth (128×128 pixels) and the tenth (192×192) are for tracking
+and have an agent each; the ninth (256×256) is for masks.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from bmvtrack.training import PretrainOptions, pretrain
 from bmvtrack.training.checkpoint import checkpoint_step, checkpoints
 
 Stage = PretrainOptions | TrainOptions
-_RESULTS = {  # stages whose last step is bundled, and its name
+_RESULTS = {  # stages whose last weights are bundled, and the names of these
     "small-agent": "davis16-duts-small",
     "ninth": MASK_WEIGHTS,
     "agent": DEFAULT_WEIGHTS,
@@ -33,26 +33,27 @@ _RESULTS = {  # stages whose last step is bundled, and its name
 
 @dataclass(frozen=True)
 class RecipeOptions:
-    """Train the bundled weights anew from their data, stage by stage."""
+    """Retrain the bundled weights from their training data, stage by stage."""
 
     davis: Path
     """DAVIS16 folder; its split `train` is used, at 400 pixels"""
     duts: Path
-    """folder of DUTS-TR, with DUTS-TR-Image and DUTS-TR-Mask in it"""
+    """folder of DUTS-TR that contains DUTS-TR-Image and DUTS-TR-Mask"""
     out: Path = Path("runs/retrained")
-    """folder for the stages, and for the bundled weights anew, by their names, as soon as they are done"""
+    """folder for the stages; each set of retrained weights is copied into it under its bundled name as soon
+    as it is finished"""
     effort: float = 1.0
-    """share of the steps of every stage: a small one tries the whole path first"""
+    """fraction of the steps of every stage; a small value tests the whole pipeline first"""
     device: str = "auto"
     """`auto`, `cpu` or `cuda`"""
     max_minutes: float | None = None
-    """stop after this time; the same command goes on"""
+    """stop after this many minutes; repeat the same command to continue"""
 
     def check(self) -> None:
-        """Refuse what cannot be.
+        """Check the options.
 
         Raises:
-            UserError: naming the option.
+            UserError: if an option is invalid; it names the option.
         """
         if not 0 < self.effort <= 1:
             raise UserError(f"--effort must lie in (0, 1], not {self.effort}")
@@ -60,9 +61,9 @@ class RecipeOptions:
 
 
 def recipe(options: RecipeOptions) -> dict[str, Stage]:
-    """Encoders for real video in ten rounds, each from one before it, and the agents of two of them.
+    """The ten stages of the encoder for real video, each starting from an earlier one, and two agents.
 
-    In bfloat16 where the device has instructions for it, otherwise in float32.
+    They train in bfloat16 if the device has instructions for it, otherwise in float32.
     """
     reduced = knows_bfloat16(resolved_device(options.device))
     video = f"davis16:{options.davis}:train"
@@ -74,7 +75,7 @@ def recipe(options: RecipeOptions) -> dict[str, Stage]:
         steps=6800,
         validate_every=400,
         precision="bf16-mixed" if reduced else "32-true",
-        class_weights="balanced",  # as the first four were; later ones have masks to the size
+        class_weights="balanced",  # in the first four stages; the later ones have masks of the right size
     )
     second = replace(
         first,
@@ -100,7 +101,7 @@ def recipe(options: RecipeOptions) -> dict[str, Stage]:
         shares=(2, 1),
         steps=7000,
         start_from=options.out / "third" / "best",
-        whole_images=0.35,  # what stands out in a whole image had been lost in the third
+        whole_images=0.35,  # the third stage had unlearned saliency in whole images
         seed=3,
     )
     fifth = replace(
@@ -109,7 +110,7 @@ def recipe(options: RecipeOptions) -> dict[str, Stage]:
         start_from=options.out / "fourth" / "best",
         whole_images=0.5,
         class_weights="none",
-        box_threshold=0.125,  # by tracks on training data upside down
+        box_threshold=0.125,  # chosen by tracking training data upside down
         seed=4,
     )
     sixth = replace(
@@ -130,7 +131,7 @@ def recipe(options: RecipeOptions) -> dict[str, Stage]:
     )
     eighth = replace(
         seventh,
-        input_size=192,  # the most that follows boxes at twice CSRT's rate on a CPU
+        input_size=192,  # the largest that tracks at twice CSRT's frame rate on a CPU
         batch_size=16,
         steps=3200,
         validate_every=800,
@@ -161,9 +162,9 @@ def recipe(options: RecipeOptions) -> dict[str, Stage]:
     )
     small_agent = TrainOptions(
         data=(video, "synthetic"),
-        mirror="upside-down",  # the encoder errs on what it has not seen as it will elsewhere
+        mirror="upside-down",  # there the encoder errs as it does on new data
         weights=str(options.out / "fifth" / "best"),
-        clip_length=96,  # mistakes of clips of 32 steps cost too little of them
+        clip_length=96,  # in clips of 32 steps, mistakes cost too little
         validate_every=10_000,
         cache_gigabytes=2.0,
         precision="bfloat16" if reduced else "float32",
@@ -185,13 +186,13 @@ def recipe(options: RecipeOptions) -> dict[str, Stage]:
 
 
 def retrain(options: RecipeOptions, console: Console | None = None) -> Path | None:
-    """Run the stages that are not done yet; called again, it goes on where it stopped.
+    """Run the stages that are not done yet; a repeated call continues where the last one stopped.
 
     Returns:
-        The folder with encoder and agent of the default; None if the time was up before.
+        The folder with encoder and agent of the default weights; None if the time was up before.
 
     Raises:
-        UserError: on options or data that are not as they should be.
+        UserError: if options or data are invalid.
     """
     options.check()
     console = console or Console()
@@ -199,14 +200,14 @@ def retrain(options: RecipeOptions, console: Console | None = None) -> Path | No
     for name, stage in recipe(options).items():
         minutes = (end - time.monotonic()) / 60
         if minutes <= 0:
-            console.print("time is up; the same command goes on")
+            console.print("time is up; repeat the same command to continue")
             return None
         console.rule(name)
         stage = _fitted(stage, options, name, minutes)
         if not _is_done(stage):
             _run(stage, console)
         if not _is_done(stage):
-            console.print("time is up; the same command goes on")
+            console.print("time is up; repeat the same command to continue")
             return None
         if name in _RESULTS:
             result = options.out / _RESULTS[name]
@@ -216,7 +217,7 @@ def retrain(options: RecipeOptions, console: Console | None = None) -> Path | No
 
 
 def _fitted(stage: Stage, options: RecipeOptions, name: str, minutes: float) -> Stage:
-    """A stage with the effort, place and time of this call."""
+    """A stage with the effort, output folder and time limit of this call."""
     out = options.out / name
     return replace(
         stage,
@@ -229,7 +230,7 @@ def _fitted(stage: Stage, options: RecipeOptions, name: str, minutes: float) -> 
 
 
 def _is_done(stage: Stage) -> bool:
-    """Whether a stage has a checkpoint of its last step, which is written after its weights."""
+    """Whether a stage has the checkpoint of its last step, which is written after its weights."""
     there = checkpoints(stage.out / "checkpoints")
     return bool(there) and checkpoint_step(there[-1]) >= stage.steps
 

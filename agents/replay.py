@@ -1,4 +1,4 @@
-"""Replay on the device: what the agent has seen, as tensors where it learns."""
+"""A replay buffer that keeps its transitions as tensors on the training device."""
 
 from __future__ import annotations
 
@@ -17,26 +17,26 @@ from bmvtrack.arrays import BoolArray, FloatArray
 from bmvtrack.devices import free_memory, to_device
 from bmvtrack.errors import UserError
 
-_HALF = "features"  # layer-normalised by the encoder: three decimal digits are plenty
-_FINAL_SHARE = 32  # transitions for each episode's last observation, at first
+_HALF = "features"  # layer-normalised by the encoder, so three decimal digits are enough
+_FINAL_SHARE = 32  # initially, one slot for a last observation per this many transitions
 Tables = dict[torch.dtype, torch.Tensor]
-"""All that observations hold in one number format, side by side: gathered at once."""
-_MANY = 2**62  # of so many numbers, remainders are as good as uniform
+"""The parts of observations with the same dtype side by side, so that they are gathered at once."""
+_MANY = 2**62  # remainders of random numbers in this range are practically uniform
 
 
 class TensorReplayBuffer(ReplayBuffer):
     """Transitions with ``Dict`` observations as tensors on one device, each observation stored once.
 
-    A transition's next observation is the observation of the next row; only where an episode ended
-    is it kept apart, because the next row belongs to another episode. Encoder features are in half
-    precision. Sampling does not wait for the device, and on a GPU can be part of a CUDA graph. A transition
-    that a time limit cut short bootstraps; one that lost its target does not.
+    A transition's next observation is the observation in the next row. Only where an episode ended is it
+    stored separately, because the next row belongs to another episode. Encoder features are stored in half
+    precision. Sampling does not synchronise with the device, and on a GPU it can be part of a CUDA graph.
+    Transitions truncated by a time limit bootstrap; those that lost the target do not.
 
-    Takes the arguments of Stable-Baselines3's ``ReplayBuffer``; give it to ``SAC`` as
+    It takes the arguments of Stable-Baselines3's ``ReplayBuffer``; pass it to ``SAC`` as
     ``replay_buffer_class``.
 
     Raises:
-        UserError: if it would not fit into the memory that is left.
+        UserError: if it would not fit into the free memory.
     """
 
     actions: torch.Tensor  # type: ignore[assignment]
@@ -55,10 +55,10 @@ class TensorReplayBuffer(ReplayBuffer):
     ) -> None:
         if optimize_memory_usage:
             raise UserError(
-                "each observation is stored once already: leave optimize_memory_usage out"
+                "each observation is already stored only once: omit optimize_memory_usage"
             )
         rows = max(buffer_size // n_envs, 1)
-        super(ReplayBuffer, self).__init__(  # not ReplayBuffer's own: it allocates arrays
+        super(ReplayBuffer, self).__init__(  # skips ReplayBuffer's, which allocates arrays
             rows, observation_space, action_space, device, n_envs=n_envs
         )
         self.optimize_memory_usage = False  # Stable-Baselines3 would cut the last episode short
@@ -66,7 +66,7 @@ class TensorReplayBuffer(ReplayBuffer):
         self._sizes = {name: space.shape[0] for name, space in observation_space.spaces.items()}  # type: ignore[index]
         finals = rows * n_envs // _FINAL_SHARE + n_envs
         self._check_memory((rows + 1) * n_envs, finals)
-        # One row more than transitions: the newest one's next observation.
+        # One row more than transitions, for the newest one's next observation.
         self._tables = self._empty(rows + 1, n_envs)
         self._finals = self._empty(finals)
         shape = rows + 1, n_envs
@@ -76,24 +76,24 @@ class TensorReplayBuffer(ReplayBuffer):
         self.final_slots = torch.full(shape, -1, dtype=torch.long, device=self.device)
         self._host_slots = np.full(shape, -1)
         self._free = list(range(finals))
-        self._led_to: dict[str, FloatArray] | None = None  # by the newest row
-        # What `pos` and `full` say, where a CUDA graph can read it; rows and environments as one.
+        self._led_to: dict[str, FloatArray] | None = None  # next observations of the newest row
+        # `pos` and `full` in a form that a CUDA graph can read, with rows and environments flattened.
         self._oldest = torch.zeros((), dtype=torch.long, device=self.device)
         self._count = torch.ones((), dtype=torch.long, device=self.device)
 
     @property
     def observations(self) -> dict[str, torch.Tensor]:  # type: ignore[override]
-        """Views ``(rows, n_envs, …)`` of what is stored."""
+        """Views ``(rows, n_envs, …)`` of the stored observations."""
         return self._named(self._tables)
 
     @property
     def finals(self) -> dict[str, torch.Tensor]:
-        """Last observations of episodes, by slot; views."""
+        """Views of the last observations of episodes, by slot."""
         return self._named(self._finals)
 
     @property
     def tensors(self) -> list[torch.Tensor]:
-        """All that is on the device; growth and :meth:`load_state` put others in their place."""
+        """All tensors on the device; growth and :meth:`load_state` replace them."""
         return [
             *self._tables.values(),
             *self._finals.values(),
@@ -103,7 +103,7 @@ class TensorReplayBuffer(ReplayBuffer):
 
     @property
     def bytes_per_transition(self) -> int:
-        """Of one transition, last observations of episodes not counted."""
+        """Bytes of one transition, not counting the last observations of episodes."""
         return self._observation_bytes() + self._scalar_bytes()
 
     @property
@@ -120,10 +120,10 @@ class TensorReplayBuffer(ReplayBuffer):
         done: BoolArray,
         infos: list[dict[str, Any]],
     ) -> None:
-        """Store one step of all environments: ``(n_envs, …)`` each, in scaled actions.
+        """Store one step of all environments, ``(n_envs, …)`` each, with scaled actions.
 
-        Where ``obs`` is not what the step before led to, after a reset, that one keeps its own next
-        observation.
+        Where ``obs`` is not the previous step's next observation (after a reset), that next observation is
+        stored separately.
         """
         self._part_from(obs)
         row, following = self.pos, (self.pos + 1) % (self.buffer_size + 1)
@@ -154,12 +154,12 @@ class TensorReplayBuffer(ReplayBuffer):
         self._led_to = next_obs
 
     def _part_from(self, obs: dict[str, FloatArray]) -> None:
-        """Keep next observations of the newest row apart, where ``obs`` is to take their place."""
+        """Store next observations of the newest row separately where ``obs`` would overwrite them."""
         if not self.size():
             return
         newest = (self.pos - 1) % (self.buffer_size + 1)
         parted = self._host_slots[newest] < 0
-        if self._led_to is not None:  # a buffer that was loaded does not know
+        if self._led_to is not None:  # unknown after loading
             same = [(obs[name] == self._led_to[name]).all(axis=1) for name in self._sizes]
             parted &= ~np.logical_and.reduce(same)
         ended = np.flatnonzero(parted)
@@ -171,43 +171,43 @@ class TensorReplayBuffer(ReplayBuffer):
             self._keep_finals(where, self.pos, which)
 
     def _keep_finals(self, where: torch.Tensor, row: int, which: torch.Tensor) -> None:
-        """Copy observations of a row, of the environments ``which``, to slots ``where``."""
+        """Copy the observations of environments ``which`` in a row to the slots ``where``."""
         for dtype, table in self._tables.items():
             self._finals[dtype][where] = table[row, which]
 
     def reset(self) -> None:
-        """Forget all transitions."""
+        """Delete all transitions."""
         self._go_to(0, False)
 
     def _go_to(self, pos: int, full: bool) -> None:
-        """Say where the next row goes, without waiting for the device."""
+        """Set the position of the next row, without synchronising with the device."""
         self.pos, self.full = pos, full
         self._oldest.fill_(self._oldest_row() * self.n_envs)
         self._count.fill_(max(self.size(), 1) * self.n_envs)
 
     def _oldest_row(self) -> int:
-        """Row `pos` is the newest next observation."""
+        """The oldest row; row ``pos`` holds the newest next observation."""
         return self.pos + 1 if self.full else 0
 
     def size(self) -> int:
-        """Rows that hold transitions."""
+        """The number of rows that hold transitions."""
         return self.buffer_size if self.full else self.pos
 
     def sample(self, batch_size: int, env: VecNormalize | None = None) -> DictReplayBufferSamples:  # type: ignore[override]
         """Transitions drawn uniformly with replacement, float32, on the device.
 
         Raises:
-            UserError: with a ``VecNormalize``, which works on arrays: normalise in the network instead.
+            UserError: if a ``VecNormalize`` is given, which works on arrays.
         """
         if env is not None:
-            raise UserError("the replay buffer on the device takes no VecNormalize")
+            raise UserError("TensorReplayBuffer takes no VecNormalize; normalise in the network")
         by_host = self.device.type == "cpu"
         return self._transitions(
             self._draw(batch_size) if by_host else self._draw_by_device(batch_size)
         )
 
     def state(self) -> dict[str, Any]:
-        """Contents as tensors and numbers, for a checkpoint: copies, as files hold all that a view is of."""
+        """The contents as tensors and numbers, for a checkpoint; copied, as a saved view holds its base."""
         used = self._used_rows()
         return {
             "observations": {k: v[:used].clone() for k, v in self.observations.items()},
@@ -222,20 +222,19 @@ class TensorReplayBuffer(ReplayBuffer):
         """The inverse of :meth:`state`.
 
         Raises:
-            UserError: if the state is of a buffer of another size or other observations.
+            UserError: if the state belongs to a buffer of another size or with other observations.
         """
         stored, used = state["observations"], len(state["actions"])
         shapes = {name: value.shape[1:] for name, value in stored.items()}
         expected = {name: value.shape[1:] for name, value in self.observations.items()}
         if state["capacity"] != self.buffer_size or shapes != expected:
             raise UserError(
-                f"the checkpoint's replay buffer holds {state['capacity']} steps of other "
-                f"environments or observations than this one of {self.buffer_size}; resume with "
-                "the same options"
+                f"the checkpoint's replay buffer, of {state['capacity']} steps, differs from this one, of "
+                f"{self.buffer_size}, in size, environments or observations; resume with the same options"
             )
         for name, rows in self.observations.items():
             rows[:used] = stored[name].to(self.device)
-        self.final_slots.fill_(-1)  # those of rows that are not loaded
+        self.final_slots.fill_(-1)  # for rows that are not loaded
         for name in _ROWS:
             getattr(self, name)[:used] = state[name].to(self.device)
         finals = state["finals"]
@@ -250,7 +249,7 @@ class TensorReplayBuffer(ReplayBuffer):
         self._free = [slot for slot in range(count) if slot not in taken]
 
     def _draw(self, count: int) -> torch.Tensor:
-        """Where transitions are, drawn uniformly: row times environments plus environment."""
+        """Uniformly drawn indices of transitions: row times number of environments plus environment."""
         offsets = torch.randint(self.size(), (count,), device=self.device)
         rows = (self._oldest_row() + offsets) % (self.buffer_size + 1)
         return rows * self.n_envs + torch.randint(self.n_envs, (count,), device=self.device)
@@ -282,7 +281,7 @@ class TensorReplayBuffer(ReplayBuffer):
         return self.buffer_size + 1 if self.full else self.pos + 1
 
     def _take(self, count: int) -> list[int]:
-        """Free slots for last observations; there are always as many as asked for."""
+        """Take free slots for last observations; the storage grows if there are not enough."""
         if count > len(self._free):
             old = len(next(iter(self._finals.values())))
             self._check_memory(0, old)
@@ -304,7 +303,7 @@ class TensorReplayBuffer(ReplayBuffer):
         return [name for name in self._sizes if _dtype(name) is dtype]
 
     def _named(self, tables: Tables) -> dict[str, torch.Tensor]:
-        """Columns of tables by what they hold; views."""
+        """Views of the tables' columns, by observation name."""
         columns: dict[str, torch.Tensor] = {}
         for dtype, table in tables.items():
             names = self._names(dtype)
@@ -313,7 +312,7 @@ class TensorReplayBuffer(ReplayBuffer):
         return columns
 
     def _upload(self, columns: Sequence[NDArray[Any]]) -> Sequence[torch.Tensor]:
-        """Arrays ``(n_envs, …)`` in one transfer; as float64, in which slots are exact, too."""
+        """Upload arrays ``(n_envs, …)`` in one transfer, as float64, which represents slots exactly."""
         together = torch.from_numpy(np.concatenate(columns, axis=1, dtype=np.float64))
         parts: Sequence[torch.Tensor] = to_device(together, self.device).split(
             [column.shape[1] for column in columns], dim=1
@@ -331,7 +330,7 @@ class TensorReplayBuffer(ReplayBuffer):
         left = free_memory(self.device)
         if needed > left:
             raise UserError(
-                f"a replay buffer of {transitions:,} transitions takes {needed:,} bytes, and "
+                f"a replay buffer of {transitions:,} transitions takes {needed:,} bytes, but only "
                 f"{left:,} are left on {self.device}; use a smaller --buffer-size"
             )
 

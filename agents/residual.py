@@ -1,4 +1,4 @@
-"""What a policy says in units of the encoder's Gaussian, N(δ, TTᵀ), and the two ways to come to it."""
+"""A policy in units of the encoder's Gaussian, N(δ, TTᵀ), and the two heads that compute it."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ _FIRST_LOG_REACH = 0.7  # two standard deviations
 
 @dataclass(frozen=True)
 class State:
-    """What actor and critics are told of B observations, the same for all of them.
+    """The inputs of actor and critics for B observations.
 
     Attributes:
-        inputs: ``(B, F')`` of the extractor.
+        inputs: ``(B, F')`` output of the extractor.
         suggestion: ``(B, 5)`` motion to the box of the mask, whitened by the prior.
     """
 
@@ -30,7 +30,7 @@ class State:
 
     @classmethod
     def cat(cls, parts: Sequence[State]) -> State:
-        """Several batches as one."""
+        """Concatenate several batches."""
         inputs, suggestions = zip(*((part.inputs, part.suggestion) for part in parts), strict=True)
         return cls(torch.cat(inputs), torch.cat(suggestions))
 
@@ -41,8 +41,8 @@ class Residual:
 
     Attributes:
         shift: δ ``(B, 5)``.
-        log_diagonal: log T_ii ``(B, 5)``, or ``(1, 5)`` where T is one for all states.
-        below: the rest of T, strictly lower triangular ``(B, 5, 5)`` or ``(1, 5, 5)``; None: T is
+        log_diagonal: log T_ii ``(B, 5)``, or ``(1, 5)`` if T is the same for all states.
+        below: the rest of T, strictly lower triangular, ``(B, 5, 5)`` or ``(1, 5, 5)``; None if T is
             diagonal.
     """
 
@@ -52,16 +52,16 @@ class Residual:
 
     @classmethod
     def of(cls, shift: torch.Tensor, packed: torch.Tensor, correlated: bool) -> Residual:
-        """From a head's output, kept where a policy is sane.
+        """Create the residual from a head's output, limited to a safe range.
 
         Args:
-            shift: ``(B, 5)``; bends towards ±6.
-            packed: ``(B, 15)`` or ``(1, 15)`` lower triangle of T, of its diagonal the logarithm.
-            correlated: False leaves out what is below the diagonal.
+            shift: ``(B, 5)``; saturates smoothly at ±6.
+            packed: ``(B, 15)`` or ``(1, 15)`` lower triangle of T, with its diagonal in logarithms.
+            correlated: False drops the entries below the diagonal.
         """
         raw = gaussian.unpack_lower(packed)
         log_diagonal = raw.diagonal(dim1=-2, dim2=-1)
-        # Clamped for whoever acts; what lies beyond still has a gradient, or it would stay there.
+        # Clamped in the forward pass only: values out of range keep their gradient, or they would stay there.
         beyond = (log_diagonal.clamp(*_LOG_SCALE) - log_diagonal).detach()
         return cls(
             _MOST_SHIFT * torch.tanh(shift / _MOST_SHIFT),
@@ -76,7 +76,7 @@ class Residual:
         return diagonal if self.below is None else diagonal + self.below
 
     def draw(self, noise: torch.Tensor) -> torch.Tensor:
-        """Whitened actions δ + T u ``(B, 5)`` of standard normal noise u ``(B, 5)``."""
+        """Whitened actions δ + T u ``(B, 5)`` for standard normal noise u ``(B, 5)``."""
         drawn = torch.addcmul(self.shift, self.log_diagonal.exp(), noise)
         return drawn if self.below is None else gaussian.unwhiten(noise, drawn, self.below)
 
@@ -88,15 +88,15 @@ class Residual:
 
 
 class MaskHead(nn.Module):
-    """How far each parameter follows the mask's suggestion of that parameter; T is one for all states.
+    """Learns how far each motion parameter follows the mask's suggestion, and one T for all states.
 
-    δ_i = g_i c_i tanh(s_i / c_i), where s is what the mask suggests, in units of the prior: a share g of
-    what it suggests, up to about c standard deviations. Twenty-five numbers, and δ is odd in s: a scene
-    and its mirror image are corrected alike, so what is learned on a few sequences holds on others
-    (docs/experiments.md).
+    δ_i = g_i c_i tanh(s_i / c_i), where s is the mask's suggestion in units of the prior: δ is a share g of
+    the suggestion, up to about c standard deviations. The head has only 25 parameters, and δ is odd in s, so
+    that a scene and its mirror image are corrected alike; what it learns on a few sequences therefore
+    generalises to others (docs/experiments.md).
 
     Args:
-        dimension: of an action.
+        dimension: dimension of an action.
     """
 
     def __init__(self, dimension: int) -> None:
@@ -113,12 +113,12 @@ class MaskHead(nn.Module):
 
 
 class NetworkHead(nn.Module):
-    """δ and T from everything that the agent is told, by a multilayer perceptron.
+    """Computes δ and T from all of the agent's inputs with a multilayer perceptron.
 
     Args:
         inputs: number of inputs.
         hidden: sizes of the hidden layers, at least one.
-        dimension: of an action.
+        dimension: dimension of an action.
     """
 
     def __init__(self, inputs: int, hidden: Sequence[int], dimension: int) -> None:

@@ -1,4 +1,4 @@
-"""Soft actor-critic around the latent prior: Stable-Baselines3's, with KL for −entropy."""
+"""Soft actor-critic with the latent prior: Stable-Baselines3's SAC with KL in place of −entropy."""
 
 from __future__ import annotations
 
@@ -28,31 +28,32 @@ from bmvtrack.motion import COORDINATES
 from envs.state import action_space
 
 Report = tuple[tuple[str, ...], torch.Tensor]
-"""Names of losses and the like, and as many numbers on the device."""
+"""Names of losses and other metrics, and their values on the device."""
 
 
 class LatentPriorSAC(SAC):
-    """SAC whose policy is the prior at first and is held near it by KL (as in SPiRL).
+    """SAC whose policy starts as the prior and is kept near it by a KL term (as in SPiRL).
 
-    The update is Stable-Baselines3's, number for number, without its waits for the device: losses stay
-    there until :meth:`train` is done. The actor may learn more slowly than the critics: the gain of a
-    better action is small beside what a half-learned critic gets wrong.
+    The update is numerically that of Stable-Baselines3, without its synchronisation with the device: losses
+    stay there until :meth:`train` is done. The actor may learn more slowly than the critics, because the gain
+    from a better action is small compared to the errors of a half-trained critic.
 
     Args:
         policy: ``LatentPriorPolicy``.
-        env: ``BMVTrack-v0``, or anything with its observations.
-        target_kl: nats that the policy may spend on leaving the prior; the temperature is tuned to it.
-        learning_rate: of critics and temperature.
-        actor_learning_rate: of the actor, a number or a function of the share of training that
-            remains; None: the same as of the critics.
-        truth_share: of the environments that act by the true motion plus the prior's noise, so that
-            part of the buffer shows what good tracking is worth. Needs environments with a
+        env: ``BMVTrack-v0``, or any environment with its observations.
+        target_kl: nats by which the policy may deviate from the prior; the temperature is tuned to it.
+        learning_rate: learning rate of critics and temperature.
+        actor_learning_rate: learning rate of the actor, a number or a function of the remaining share of
+            training; None: that of the critics.
+        truth_share: share of the environments that act by the true motion plus the prior's noise, so that
+            part of the buffer shows the value of good tracking. It needs environments with a
             ``true_motion`` method.
-        graphed: on a GPU, with :class:`TensorReplayBuffer` and targets that follow at each step, have a
-            gradient step launched as one CUDA graph, after the first few and wherever it is captured
-            anew. What it does must then not wait for the device (a features extractor of one's own, for
-            example), and the numbers that networks of one's own take for granted must not change.
-        kwargs: of Stable-Baselines3's ``SAC``. The warm-up (``learning_starts``) draws from the prior.
+        graphed: on a GPU, with :class:`TensorReplayBuffer` and target networks updated at every step, launch
+            gradient steps as one CUDA graph, except for the first few and those after which it is captured
+            again. Custom parts of a step, such as a features extractor, must then not synchronise with the
+            device, and numbers that custom networks treat as constants must not change.
+        kwargs: arguments of Stable-Baselines3's ``SAC``. The warm-up (``learning_starts``) draws from the
+            prior.
     """
 
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {"LatentPriorPolicy": LatentPriorPolicy}
@@ -74,7 +75,7 @@ class LatentPriorSAC(SAC):
     ) -> None:
         self.target_kl, self.truth_share, self.graphed = target_kl, truth_share, graphed
         self._launcher: Launcher[Report] | None = None
-        self._rates: list[torch.Tensor] = []  # of learning, for the graph
+        self._rates: list[torch.Tensor] = []  # learning rates, for the graph
         self.actor_learning_rate = (
             learning_rate if actor_learning_rate is None else actor_learning_rate
         )
@@ -87,35 +88,35 @@ class LatentPriorSAC(SAC):
         super()._setup_model()
 
     def _check(self) -> None:
-        """Refuse what would make the prior another one, or what this agent has no use for.
+        """Check for settings that would change the prior, or that this agent does not support.
 
         Raises:
-            UserError: saying what, and what to do instead.
+            UserError: if there are any; it says which, and what to do instead.
         """
         if self.action_space not in [action_space(coordinates) for coordinates in COORDINATES]:
             raise UserError(
-                "actions must be those of BMVTrack-v0, in which the prior is told: leave out wrappers "
-                "that rescale them"
+                "the action space must be that of BMVTrack-v0, because the prior is given in its units: "
+                "remove wrappers that rescale actions"
             )
         moments = getattr(self.observation_space, "spaces", {}).get("prior_mean")
         if moments is None or moments.shape != (5,):
             raise UserError(
-                "observations must be those of BMVTrack-v0, one frame's: leave out wrappers that stack or "
+                "observations must be those of BMVTrack-v0, of a single frame: remove wrappers that stack or "
                 "flatten them"
             )
         normalize = self._vec_normalize_env
         if normalize is not None and normalize.norm_obs and normalize.norm_obs_keys != ["features"]:
             raise UserError(
-                "VecNormalize would make another prior of what is observed: give it norm_obs=False"
+                "VecNormalize would change the prior in the observations: give it norm_obs=False"
             )
         if normalize is not None and issubclass(
             self.replay_buffer_class or ReplayBuffer, TensorReplayBuffer
         ):
             raise UserError(
-                "TensorReplayBuffer takes no VecNormalize: rewards lie in [0, 1] already"
+                "TensorReplayBuffer takes no VecNormalize; remove it: rewards already lie in [0, 1]"
             )
         if self.use_sde or self.n_steps > 1:
-            raise UserError("use_sde and n_steps are not for the latent prior: leave them out")
+            raise UserError("the latent prior does not support use_sde and n_steps: omit them")
         if not 0 <= self.truth_share <= 1:
             raise UserError(f"truth_share must lie in [0, 1], not {self.truth_share}")
 
@@ -123,23 +124,23 @@ class LatentPriorSAC(SAC):
         assert self.env is not None
         if self.truth_share and not (self._followers and self.env.has_attr("true_motion")):
             raise UserError(
-                f"truth_share {self.truth_share} of {self.n_envs} environments is none of them, or "
-                "they do not know the truth; StableBaselinesEnv over BMVTrackVectorEnv does"
+                f"truth_share {self.truth_share} of {self.n_envs} environments rounds to none, or they have "
+                "no true_motion method; use more environments, and StableBaselinesEnv over BMVTrackVectorEnv"
             )
         return super()._setup_learn(*args, **kwargs)
 
     def set_env(self, env: GymEnv, force_reset: bool = True) -> None:
-        """See ``SAC``; refuses what a new agent would."""
+        """See ``SAC``; checks the environment as for a new agent."""
         super().set_env(env, force_reset)
         self._check()
 
     @property
     def _followers(self) -> int:
-        """Environments that act by the truth."""
+        """The number of environments that act by the true motion."""
         return round(self.truth_share * self.n_envs)
 
     def train(self, gradient_steps: int, batch_size: int = 64) -> None:
-        """See ``SAC``; logs the KL to the prior as well."""
+        """See ``SAC``; also logs the KL to the prior."""
         if not self.policy.training:
             self.policy.set_training_mode(True)
         actor, *others = self._optimizers
@@ -152,7 +153,7 @@ class LatentPriorSAC(SAC):
         if graphed:
             self._prepare_graph()
         elif self.ent_coef_optimizer is not None:
-            fuse(self.ent_coef_optimizer)  # as the others are from the start
+            fuse(self.ent_coef_optimizer)  # the others are fused from the start
         names: tuple[str, ...] = ()
         sums = torch.zeros((), device=self.device)
         for step in range(gradient_steps):
@@ -165,20 +166,20 @@ class LatentPriorSAC(SAC):
             sums = sums + values
         self._n_updates += gradient_steps
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
-        means = sums.div(gradient_steps).tolist()  # waits once
+        means = sums.div(gradient_steps).tolist()  # the only synchronisation
         for name, mean in zip(names, means, strict=True):
             self.logger.record(f"train/{name}", mean)
 
     @property
     def _optimizers(self) -> list[torch.optim.Optimizer]:
-        """Of actor, critics and, if it is tuned, temperature."""
+        """The optimisers of actor, critics and, if it is tuned, temperature."""
         optimizers = [self.actor.optimizer, self.critic.optimizer]
         if self.ent_coef_optimizer is not None:
             optimizers.append(self.ent_coef_optimizer)
         return optimizers
 
     def _gradient_step(self, batch_size: int, update_target: bool = True) -> Report:
-        """Draw a batch and learn from it."""
+        """Draw a batch and do one update with it."""
         assert self.replay_buffer is not None
         batch = self.replay_buffer.sample(batch_size, env=self._vec_normalize_env)
         report = self.update(cast("DictReplayBufferSamples", batch))
@@ -196,7 +197,7 @@ class LatentPriorSAC(SAC):
         )
 
     def _prepare_graph(self) -> None:
-        """Put learning rates, and all of the optimisers' states, where a graph can read them."""
+        """Move learning rates and all optimiser states to where a graph can read them."""
         if self._launcher is None:
             self._launcher = Launcher(self.device)
             self._rates = [torch.zeros((), device=self.device) for _ in self._optimizers]
@@ -205,7 +206,7 @@ class LatentPriorSAC(SAC):
             rate.fill_(optimizer.param_groups[0]["lr"])
 
     def _launch(self, batch_size: int) -> Report:
-        """A gradient step on a GPU: after a few plain ones, a graph of it."""
+        """A gradient step on a GPU: first eagerly a few times, then as a CUDA graph."""
         assert self._launcher is not None
         return self._launcher.run(
             partial(self._capturable_step, batch_size),
@@ -218,7 +219,7 @@ class LatentPriorSAC(SAC):
             return self._gradient_step(batch_size)
 
     def _tensors(self) -> list[torch.Tensor]:
-        """All that a gradient step reads or writes, and that loading or growing may replace."""
+        """All tensors that a gradient step reads or writes and that loading or growth may replace."""
         assert isinstance(self.replay_buffer, TensorReplayBuffer)
         tensors = [*self.replay_buffer.tensors, *self._rates, *self.critic_target.parameters()]
         if self.ent_coef_optimizer is None:
@@ -229,7 +230,7 @@ class LatentPriorSAC(SAC):
         return tensors
 
     def _hyperparameters(self) -> list[object]:
-        """Of all optimisers, but for their rates."""
+        """The hyperparameters of all optimisers, except for their learning rates."""
         return [
             value
             for optimizer in self._optimizers
@@ -242,13 +243,13 @@ class LatentPriorSAC(SAC):
         return [*super()._excluded_save_params(), "_launcher", "_rates"]
 
     def update(self, batch: DictReplayBufferSamples) -> dict[str, torch.Tensor]:
-        """One gradient step of temperature, critics and actor, as in ``SAC.train``.
+        """Do one gradient step of temperature, critics and actor, as in ``SAC.train``.
 
         Returns:
             Losses, temperature and KL to the prior, each a scalar tensor on the device.
         """
         now, then = map(self.actor.state, (batch.observations, batch.next_observations))
-        # Drawn one after the other, as in SAC.train; the rest is one pass through the actor.
+        # The noise is drawn in two calls, as in SAC.train; the rest is one pass through the actor.
         noise = torch.cat([torch.randn_like(batch.actions) for _ in (now, then)])
         residual = self.actor.residual(State.cat([now, then]))
         (white, next_white), (kl, next_kl) = (
@@ -275,7 +276,7 @@ class LatentPriorSAC(SAC):
         }
 
     def _update_temperature(self, kl: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        """The temperature before, and a step of it towards the target KL if it is tuned."""
+        """Update the temperature towards the target KL if it is tuned; return it as it was before."""
         if self.ent_coef_optimizer is None or self.log_ent_coef is None:
             return self.ent_coef_tensor, {"ent_coef": self.ent_coef_tensor}
         log_temperature = self.log_ent_coef.detach()
@@ -289,7 +290,7 @@ class LatentPriorSAC(SAC):
 
     @torch.no_grad()
     def _update_target(self) -> None:
-        """Polyak averaging, all parameters at once."""
+        """Polyak averaging of all parameters at once."""
         target: list[torch.Tensor] = list(self.critic_target.parameters())
         torch._foreach_lerp_(target, parameters_of(self.critic.optimizer), self.tau)
 
@@ -303,7 +304,7 @@ class LatentPriorSAC(SAC):
         return action, scaled
 
     def _follow_the_truth(self, action: FloatArray, scaled: FloatArray, count: int) -> None:
-        """Replace the first ``count`` actions, in place, where there is an object to follow."""
+        """Replace the first ``count`` actions, in place, where there is an object to track."""
         assert self.env is not None
         assert isinstance(self._last_obs, dict)
         truth = self.env.env_method("true_motion")[0][:count].cpu().float()

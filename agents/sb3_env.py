@@ -1,4 +1,4 @@
-"""The vector environment as Stable-Baselines3 wants it: its own four-tuple API, NumPy arrays."""
+"""Adapter of the vector environment to Stable-Baselines3, with its four-tuple API and NumPy arrays."""
 
 from __future__ import annotations
 
@@ -22,21 +22,21 @@ class StableBaselinesEnv(VecEnv):
     """A ``VecEnv`` over :class:`~envs.vector_env.BMVTrackVectorEnv`.
 
     ``step`` returns observations, rewards, dones and infos; where an episode ended, the info has
-    ``terminal_observation`` and ``TimeLimit.truncated``. Works under ``VecMonitor``, ``VecNormalize`` and
+    ``terminal_observation`` and ``TimeLimit.truncated``. It works with ``VecMonitor``, ``VecNormalize`` and
     ``EvalCallback``.
 
     Args:
-        environment: to adapt.
+        environment: the vector environment.
 
     Raises:
-        UserError: if it is a single one.
+        UserError: if ``environment`` is a single environment.
     """
 
     def __init__(self, environment: BMVTrackVectorEnv) -> None:
         if not hasattr(environment, "num_envs"):
             raise UserError(
-                "StableBaselinesEnv takes many environments together, as gym.make_vec makes them; "
-                "Stable-Baselines3 takes a single one as it is"
+                "StableBaselinesEnv takes a vector environment, as gym.make_vec makes them; "
+                "pass a single environment to Stable-Baselines3 directly"
             )
         self.environment = environment
         self.render_mode = None
@@ -47,7 +47,7 @@ class StableBaselinesEnv(VecEnv):
         )
 
     def reset(self) -> Arrays:
-        """First observations, ``(N, …)`` each; uses the seeds given to ``seed`` once."""
+        """Reset all environments, with the seeds from ``seed`` once; return observations, ``(N, …)`` each."""
         seeds = self._seeds if any(seed is not None for seed in self._seeds) else None
         observations, info = self.environment.reset(seed=seeds, options=self._options[0] or None)
         self._reset_seeds()
@@ -60,7 +60,7 @@ class StableBaselinesEnv(VecEnv):
         self._actions = actions
 
     def step_wait(self) -> VecEnvStepReturn:
-        """Step with the actions kept."""
+        """Step with the actions from :meth:`step_async`."""
         observations, rewards, terminated, truncated, info = self.environment.step(self._actions)
         ended, timed_out = terminated.cpu().numpy(), truncated.cpu().numpy()
         done = ended | timed_out
@@ -81,19 +81,19 @@ class StableBaselinesEnv(VecEnv):
         self.environment.close()
 
     def get_attr(self, attr_name: str, indices: VecEnvIndices = None) -> list[Any]:
-        """The environment's attribute, once for each index: the N share it.
+        """The environment's attribute, once per index, as the N environments share it.
 
         Raises:
-            AttributeError: if it has none of that name.
+            AttributeError: if there is no such attribute.
         """
         value = getattr(self.environment, attr_name)
         return [value for _ in self._get_indices(indices)]
 
     def set_attr(self, attr_name: str, value: Any, indices: VecEnvIndices = None) -> None:
-        """Set an attribute of the environment, for all N together.
+        """Set an attribute for all N environments together.
 
         Raises:
-            ValueError: if only some are to get it.
+            ValueError: if ``indices`` selects only some of them.
         """
         self._refuse_some(indices)
         setattr(self.environment, attr_name, value)
@@ -101,17 +101,17 @@ class StableBaselinesEnv(VecEnv):
     def env_method(
         self, method_name: str, *args: Any, indices: VecEnvIndices = None, **kwargs: Any
     ) -> list[Any]:
-        """Call a method of the environment once; its result for each of the N.
+        """Call a method of the environment once and return its result N times.
 
         Raises:
-            ValueError: if only some are to be called.
+            ValueError: if ``indices`` selects only some of them.
         """
         self._refuse_some(indices)
         result = getattr(self.environment, method_name)(*args, **kwargs)
         return [result] * self.num_envs
 
     def env_is_wrapped(self, wrapper_class: Any, indices: VecEnvIndices = None) -> list[bool]:
-        """No wrapper of single environments is ever there."""
+        """Always False, as there are no wrappers of single environments."""
         return [False for _ in self._get_indices(indices)]
 
     def _refuse_some(self, indices: VecEnvIndices) -> None:
@@ -120,7 +120,7 @@ class StableBaselinesEnv(VecEnv):
 
 
 def _arrays(tensors: dict[str, torch.Tensor]) -> Arrays:
-    """Tensors of one device as arrays, in one transfer."""
+    """Convert tensors on one device to arrays in one transfer."""
     widths = [value.shape[1] for value in tensors.values()]
     together = torch.cat(list(tensors.values()), dim=1).cpu()
     parts: Sequence[torch.Tensor] = together.split(widths, dim=1)
@@ -128,7 +128,7 @@ def _arrays(tensors: dict[str, torch.Tensor]) -> Arrays:
 
 
 def _per_environment(info: dict[str, Any]) -> list[dict[str, Any]]:
-    """A batched info as one of each environment."""
+    """Split a batched info into one per environment."""
     columns = [
         value.cpu().numpy() if isinstance(value, torch.Tensor) else value
         for value in (info[name] for name in _PER_EPISODE)

@@ -1,4 +1,4 @@
-"""Agents on disk: actors as safetensors and JSON, training states without pickles."""
+"""Saving and loading of agents: actors as safetensors and JSON, training states without pickle."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ ACTORS: dict[PolicyName, Callable[..., Actor]] = {
 
 @dataclass(frozen=True)
 class StoredActor:
-    """An actor and what it was trained for.
+    """A loaded actor.
 
     Attributes:
-        actor: in evaluation mode.
-        coordinates: of its actions.
+        actor: the actor, in evaluation mode.
+        coordinates: coordinates of its actions.
     """
 
     actor: Actor
@@ -46,13 +46,13 @@ class StoredActor:
 
 
 def save_actor(actor: Actor, policy: PolicyName, coordinates: Coordinates, folder: Path) -> None:
-    """Write ``agent.safetensors`` and ``agent.json`` into ``folder``, each whole.
+    """Write ``agent.safetensors`` and ``agent.json`` to ``folder``, each atomically.
 
     Args:
-        actor: of a trained agent.
-        policy: which of :data:`ACTORS` it is.
-        coordinates: of its actions.
-        folder: made if missing; other files in it (an encoder's) are left alone.
+        actor: actor of a trained agent.
+        policy: its key in :data:`ACTORS`.
+        coordinates: coordinates of its actions.
+        folder: folder to write to; created if missing, and other files in it (an encoder's) are left alone.
     """
     config = {
         "policy": policy,
@@ -70,10 +70,10 @@ def save_actor(actor: Actor, policy: PolicyName, coordinates: Coordinates, folde
 
 
 def load_actor(folder: Path) -> StoredActor:
-    """What :func:`save_actor` wrote.
+    """Load an actor written by :func:`save_actor`.
 
     Raises:
-        UserError: if a file is missing or damaged, or the two do not fit each other.
+        UserError: if a file is missing or damaged, or the two do not match.
     """
     config_path, weights_path = folder / "agent.json", folder / "agent.safetensors"
     for path in (config_path, weights_path):
@@ -109,12 +109,12 @@ def make_actor(
     net_arch: list[int],
     inputs: Inputs = "moments",
 ) -> Actor:
-    """An untrained actor: of ``latent-prior``, the prior itself.
+    """Create an untrained actor; that of ``latent-prior`` is the prior itself.
 
     Args:
-        policy: which of :data:`ACTORS`.
-        coordinates: of its actions.
-        features: F of the encoder.
+        policy: a key of :data:`ACTORS`.
+        coordinates: coordinates of its actions.
+        features: F, the encoder's number of features.
         net_arch: sizes of the hidden layers.
         inputs: see :class:`~agents.policy.StateExtractor`.
     """
@@ -144,13 +144,13 @@ def restore_training_state(model: SAC, state: dict[str, Any]) -> None:
     """The inverse of :func:`training_state`.
 
     Raises:
-        UserError: if the state is of another policy, network or buffer.
+        UserError: if the state belongs to another policy, network or buffer.
     """
     try:
         model.set_parameters(state["parameters"], exact_match=True, device=model.device)
     except (ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split())
-        raise UserError(f"the checkpoint is of another policy or encoder: {reason}") from error
+        raise UserError(f"the checkpoint belongs to another policy or encoder: {reason}") from error
     if model.log_ent_coef is not None and state["log_ent_coef"] is not None:
         with torch.no_grad():
             model.log_ent_coef.copy_(state["log_ent_coef"])

@@ -1,4 +1,4 @@
-"""A trained agent as a tracker: what the environment does, without the truth."""
+"""A trained agent as a tracker: it moves boxes as the environment does, without the ground truth."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from envs.state import checked_action, moved, observe
 
 
 class AgentMover:
-    """Moves boxes by an agent's mean actions: a :data:`~bmvtrack.movers.Mover`.
+    """A :data:`~bmvtrack.movers.Mover` that moves boxes by an agent's mean actions.
 
     Args:
-        perception: the encoder the agent was trained with.
+        perception: the encoder that the agent was trained with.
         stored: the agent.
 
     Raises:
-        UserError: if encoder and agent do not fit.
+        UserError: if encoder and agent do not match.
     """
 
     def __init__(self, perception: Perception, stored: StoredActor) -> None:
@@ -37,7 +37,7 @@ class AgentMover:
         if expected != perception.feature_count:
             raise UserError(
                 f"the agent was trained on an encoder with {expected} features, not "
-                f"{perception.feature_count}; give the weights that belong together"
+                f"{perception.feature_count}; give an encoder and an agent that belong together"
             )
 
     @torch.inference_mode()
@@ -50,7 +50,7 @@ class AgentMover:
     ) -> torch.Tensor:
         """Boxes t+1."""
         state = observe(percept, boxes, previous_motion, sizes, self.coordinates)
-        # What the actor's predict does, without its way there through NumPy.
+        # As in the actor's predict, but without the conversion of observations to NumPy.
         on_host = {name: value.cpu() for name, value in state.items()}
         scaled = self.actor(on_host, deterministic=True)
         actions = [checked_action(action) for action in self.actor.unscale_action(scaled.numpy())]
@@ -61,23 +61,23 @@ class AgentMover:
 
 
 def load_agent_mover(folder: Path, perception: Perception) -> Mover:
-    """:class:`AgentMover` of the agent in a folder.
+    """The :class:`AgentMover` of the agent in a folder.
 
     Raises:
-        UserError: if there is none, or it does not fit the encoder.
+        UserError: if there is no agent, or it does not match the encoder.
     """
     return AgentMover(perception, load_actor(folder))
 
 
 def agent_tracker(weights: str | Path = DEFAULT_WEIGHTS, device: str = "cpu") -> TrackerFactory:
-    """A factory of trackers that move by an agent.
+    """The factory of a tracker that is moved by an agent.
 
     Args:
-        weights: a folder with encoder and agent, or bundled weights by name.
-        device: of the encoder.
+        weights: a folder with encoder and agent, or the name of bundled weights.
+        device: device of the encoder.
 
     Raises:
-        UserError: if weights are missing or do not fit each other.
+        UserError: if weights are missing or do not match.
     """
     folder = weights_folder(weights)
     perception = Perception.load(folder, device)

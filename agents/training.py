@@ -35,19 +35,18 @@ from bmvtrack.training.checkpoint import check_run_folder, resumed_state, save_c
 from envs.clips import Clip, ClipSource
 from envs.vector_env import BMVTrackVectorEnv
 
-# Encoders are trained with seeds that are multiples of a thousand: on their own sequences they err less.
+# Offsets from the encoders' seeds, which are multiples of 1000: encoders err less on their own sequences.
 TRAINING_SEED, _VALIDATION_SEED = 400, 500
 
 
 def train_agent(options: TrainOptions, console: Console | None = None) -> float:
-    """Train; leaves ``best`` and ``last`` (encoder and agent), checkpoints and logs in ``out``.
+    """Train an agent and write ``best`` and ``last`` (encoder and agent), checkpoints and logs to ``out``.
 
     Returns:
-        Mean reward per step of the best evaluation.
+        Mean reward per clip (the sum over its steps) of the best evaluation.
 
     Raises:
-        UserError: on options, weights or data that are not as they should be, before anything is
-            written.
+        UserError: if options, weights or data are invalid, before anything is written.
     """
     options.check()
     console = console or Console()
@@ -69,7 +68,7 @@ def _train(
     prints: Sequence[str],
     console: Console,
 ) -> float:
-    """From the last checkpoint or the start to the last step; see :func:`train_agent`."""
+    """Train from the last checkpoint, or from scratch, to the last step; see :func:`train_agent`."""
     best = float("-inf")
     if options.resume:
         state = resumed_state(options.out / "checkpoints", options.fixed())
@@ -101,13 +100,13 @@ def _train(
     untrained = None
     if options.resume:
         _recall_evaluations(evaluator, model.num_timesteps)
-        # Other clips and other noise than at the start.
+        # For other clips and noise than at the start.
         model.set_random_seed(_seed_from(options, model.num_timesteps))
-    else:  # the agent to beat is the one that has learned nothing
+    else:  # the untrained agent is the one to beat
         keeper.init_callback(model)
         untrained = _mean_reward(model, evaluation, options.validation_clips)
         evaluator.best_mean_reward = untrained
-        console.print(f"untrained: {evaluator.best_mean_reward:.2f} a clip")
+        console.print(f"untrained: {evaluator.best_mean_reward:.2f} per clip")
         keeper.export("best")
     write_json(options.out / "options.json", options.fixed())
     model.learn(
@@ -119,12 +118,12 @@ def _train(
     )
     keeper.save()
     if model.num_timesteps < options.steps:
-        console.print(f"time is up at step {model.num_timesteps}; go on with --resume")
+        console.print(f"time is up at step {model.num_timesteps}; continue with --resume")
     if model.num_timesteps <= options.learning_starts:
         console.print(f"nothing was learned: updates start after {options.learning_starts} steps")
     reward = float(evaluator.best_mean_reward)
     console.print(
-        f"best evaluation: {reward:.2f} a clip (sum of IoU over up to {options.clip_length} steps)"
+        f"best evaluation: {reward:.2f} per clip (sum of IoU over up to {options.clip_length} steps)"
         + (", before the first step" if reward == untrained else "")
     )
     written = f"written to {options.out / 'best'} and {options.out / 'last'}"
@@ -133,7 +132,7 @@ def _train(
 
 
 def make_model(options: TrainOptions, environments: VecEnv, device: str) -> SAC:
-    """An untrained agent."""
+    """Create an untrained agent."""
     policy: dict[str, Any] = {
         "net_arch": {"pi": _actor_hidden(options), "qf": list(options.critic_hidden)},
         "features_extractor_class": StateExtractor,
@@ -168,17 +167,17 @@ def make_model(options: TrainOptions, environments: VecEnv, device: str) -> SAC:
 
 
 def _seed_from(options: TrainOptions, step: int) -> int:
-    """Of all random numbers from a step on, as NumPy wants it; environment i has that one and i more."""
+    """The random seed from a step on, in NumPy's range; environment i uses this seed plus i."""
     return (SEED_STRIDE * options.seed + step) % 2**32
 
 
 def _actor_hidden(options: TrainOptions) -> list[int]:
-    """Without hidden layers an actor of Stable-Baselines3 would be linear: it gets its own default."""
+    """The actor's hidden layers; that of ``plain`` would be linear without, so it gets SB3's default."""
     return list(options.actor_hidden or ((256, 256) if options.policy == "plain" else ()))
 
 
 class _Keeper(BaseCallback):
-    """Checkpoints, the agents ``best`` and ``last``, and the end of the time."""
+    """Writes checkpoints and the agents ``best`` and ``last``, and stops when the time is up."""
 
     def __init__(self, options: TrainOptions, perception: Perception, data: Sequence[str]) -> None:
         super().__init__()
@@ -206,7 +205,7 @@ class _Keeper(BaseCallback):
         save_checkpoint(self.options.out / "checkpoints", self.model.num_timesteps, state)
 
     def export(self, name: str) -> None:
-        """Write encoder and agent into one folder: all that tracking needs."""
+        """Write encoder and agent to one folder, which is all that tracking needs."""
         assert isinstance(self.model, SAC)
         actor, options = self.model.actor, self.options
         with atomic_folder(options.out / name) as folder:
@@ -227,13 +226,13 @@ class _Best(BaseCallback):
 
 
 class _Report(BaseCallback):
-    """Says what each evaluation found."""
+    """Prints the result of each evaluation."""
 
     parent: EvalCallback
 
     def _on_step(self) -> bool:
-        # Not by our console: for what is printed plainly, the bar on the terminal makes room.
-        text = f"step {self.num_timesteps}: {self.parent.last_mean_reward:.2f} a clip"
+        # Not on our console: the progress bar makes room only for plain prints.
+        text = f"step {self.num_timesteps}: {self.parent.last_mean_reward:.2f} per clip"
         print(text, flush=True)
         return True
 
@@ -244,7 +243,7 @@ def _mean_reward(model: SAC, environment: VecEnv, clips: int) -> float:
 
 
 def _recall_evaluations(evaluator: EvalCallback, step: int) -> None:
-    """Those up to a step, which would be overwritten otherwise."""
+    """Load the evaluations up to a step, which would be overwritten otherwise."""
     assert evaluator.log_path is not None
     path = Path(evaluator.log_path).with_suffix(".npz")
     if not path.is_file():
@@ -254,14 +253,14 @@ def _recall_evaluations(evaluator: EvalCallback, step: int) -> None:
             kept = stored["timesteps"] <= step
             names = ("timesteps", "results", "ep_lengths")
             steps, results, lengths = (stored[name][kept].tolist() for name in names)
-    except DAMAGED:  # EvalCallback does not write it whole; it is only the curve
+    except DAMAGED:  # EvalCallback does not write it atomically; only the curve is lost
         return
     evaluator.evaluations_timesteps, evaluator.evaluations_results = steps, results
     evaluator.evaluations_length = lengths
 
 
 def training_and_validation(options: TrainOptions) -> tuple[list[VideoSequence], list[Clip]]:
-    """Sequences to train on, and clips of other ones; as many clips of each of the data."""
+    """Training sequences, and validation clips of other sequences, equally many of each data set."""
     training: list[VideoSequence] = []
     held_out: list[list[VideoSequence]] = []
     for source in options.data:
@@ -287,7 +286,7 @@ def _for_validation(source: str, options: TrainOptions) -> list[VideoSequence]:
 def _split(
     source: str, usable: list[VideoSequence], options: TrainOptions
 ) -> tuple[list[VideoSequence], list[VideoSequence]]:
-    """Sequences to train on and those that are held out; of data that is made, further ones."""
+    """Training and held-out sequences; for generated data, the held-out ones are generated in addition."""
     if sources.parse(source)[0] in sources.MADE:
         return usable, _for_validation(source, options)
     if len(usable) < 2:
@@ -304,13 +303,13 @@ def _split(
 def with_mirrors(
     options: TrainOptions, source: str, training: Sequence[VideoSequence], first: bool = False
 ) -> list[VideoSequence]:
-    """The views of sequences that ``options`` want.
+    """The mirrored views of sequences that ``options`` ask for.
 
     Args:
-        options: of the training.
-        source: name of the data; sequences that are made, as many as one asks for, stay as they are.
+        options: options of the training.
+        source: name of the data; generated sequences are not mirrored, since more can be generated.
         training: its sequences.
-        first: only one view of each, the one that is mirrored least.
+        first: only one view of each sequence, the least mirrored one.
     """
     if sources.parse(source)[0] in sources.MADE:
         return list(training)
@@ -319,21 +318,23 @@ def with_mirrors(
 
 
 def _usable(source: str, count: int, seed: int) -> list[VideoSequence]:
-    """The sequences of a source that can be tracked through; reads all masks, and frames of files.
+    """The sequences of a source that are suitable for tracking; reads all masks, and frames from files.
 
     Args:
         source: data by name.
-        count: of sequences, where they are made.
-        seed: of these.
+        count: number of sequences, if they are generated.
+        seed: seed of generated sequences.
     """
     sequences = sources.load_sequences(source, synthetic_count=count, seed=seed)
     read = track(sequences, f"reading {source}")
     usable = [s for s in read if len(s) > 1 and s.present[:-1].any()]
     if sources.parse(source)[0] not in sources.MADE:
         for sequence in track(usable, f"checking {source}"):
-            sequence.check_frame_sizes()  # now, and not in the middle of a run
+            sequence.check_frame_sizes()  # now, rather than in the middle of a run
     if not usable:
-        raise UserError(f"{source} has no sequence that can be tracked through")
+        raise UserError(
+            f"{source} has no usable sequence: none has an object in a frame with another after it"
+        )
     return usable
 
 
@@ -343,13 +344,13 @@ def make_environments(
     sequences: list[VideoSequence] | None = None,
     clips: Sequence[Clip] | None = None,
 ) -> VecEnv:
-    """Environments side by side, for Stable-Baselines3, with the sums of rewards in their infos.
+    """Create parallel environments for Stable-Baselines3, with the sums of rewards in their infos.
 
     Args:
-        options: of the training.
-        perception: the encoder they share.
-        sequences: to draw clips from.
-        clips: instead, to be played in turn after each reset.
+        options: options of the training.
+        perception: the encoder that they share.
+        sequences: sequences to draw clips from.
+        clips: alternatively, clips to play in turn after each reset.
     """
     environment = BMVTrackVectorEnv(
         min(options.environments, len(clips)) if clips else options.environments,

@@ -141,7 +141,7 @@ def test_an_extractor_that_learns_is_refused(env: BMVTrackEnv) -> None:
             super().__init__(space)
             self.scale = torch.nn.Parameter(torch.ones(1))
 
-    with pytest.raises(UserError, match="must have nothing to learn"):
+    with pytest.raises(UserError, match="must not have parameters"):
         agent(env, policy_kwargs={"net_arch": [16], "features_extractor_class": Learning})
 
 
@@ -185,14 +185,14 @@ def test_what_would_make_another_prior_is_refused(perception: Perception) -> Non
         coordinates="object",
     )
     for env, options, message in (
-        (RescaleAction(single, -1.0, 1.0), {}, "leave out wrappers that rescale them"),
+        (RescaleAction(single, -1.0, 1.0), {}, "remove wrappers that rescale actions"),
         (VecNormalize(environment), {}, "give it norm_obs=False"),
         (VecNormalize(environment, norm_obs=False), {}, "TensorReplayBuffer takes no VecNormalize"),
-        (environment, {"use_sde": True}, "not for the latent prior"),
-        (VecFrameStack(environment, 2), {}, "leave out wrappers that stack or flatten them"),
-        (environment, {"truth_share": 0.1}, "of 2 environments is none of them"),
+        (environment, {"use_sde": True}, "does not support use_sde"),
+        (VecFrameStack(environment, 2), {}, "remove wrappers that stack or flatten them"),
+        (environment, {"truth_share": 0.1}, "of 2 environments rounds to none"),
         (environment, {"truth_share": 1.5}, r"must lie in \[0, 1\]"),
-        (single, {"truth_share": 1.0}, "do not know the truth"),
+        (single, {"truth_share": 1.0}, "have no true_motion"),
     ):
         with pytest.raises(UserError, match=message):
             agent(env, **options).learn(1)

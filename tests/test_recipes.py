@@ -86,7 +86,7 @@ def test_retraining_stops_and_goes_on(
     short = replace(options, effort=0.1)
     console = Console(record=True, width=200)
     assert retrain(replace(short, max_minutes=1e-4), console) is None
-    assert "the same command goes on" in console.export_text()
+    assert "repeat the same command" in console.export_text()
     assert not (options.out / DEFAULT_WEIGHTS).exists()
     folder = retrain(short, console)
     assert folder == options.out / DEFAULT_WEIGHTS

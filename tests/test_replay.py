@@ -153,7 +153,7 @@ def test_each_observation_is_stored_once_and_features_in_half():
 def test_more_than_the_memory_is_refused_with_both_numbers(monkeypatch):
     memory = namedtuple("memory", "available")(1_000)
     monkeypatch.setattr(devices.psutil, "virtual_memory", lambda: memory)
-    with pytest.raises(UserError, match=r"takes [\d,]+ bytes, and 1,000 are left on cpu"):
+    with pytest.raises(UserError, match=r"takes [\d,]+ bytes, but only 1,000 are left on cpu"):
         TensorReplayBuffer(1_000, SPACE, ACTIONS, "cpu", 1)
 
 
@@ -210,7 +210,7 @@ def test_a_used_buffer_takes_the_contents_of_another():
 
 
 def test_what_it_cannot_do_is_refused():
-    with pytest.raises(UserError, match="leave optimize_memory_usage out"):
+    with pytest.raises(UserError, match="omit optimize_memory_usage"):
         TensorReplayBuffer(8, SPACE, ACTIONS, "cpu", 2, optimize_memory_usage=True)
 
 
