@@ -1,7 +1,7 @@
-"""Speed on this machine: training, environment, agent and tracking.
+"""Measure the speed of training, environment, agent and tracking on this machine.
 
-Whole steps, data included, each beside what it competes with. Machines differ and are noisy: compare
-numbers of one run, as ratios.
+Complete steps are measured, including data loading, each against its alternative. Machines differ and
+timings are noisy, so compare only numbers of the same run, as ratios.
 
     python scripts/benchmark.py
     python scripts/benchmark.py --parts environment --environments 1 16 64 256 --device cuda

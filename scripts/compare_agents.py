@@ -1,4 +1,4 @@
-"""Compare ways to learn on the same states, clips, budget and seeds: curves with bands, and a table."""
+"""Compare training methods on the same states, clips, budget and seeds: curves with bands, and a table."""
 
 from __future__ import annotations
 
@@ -19,51 +19,52 @@ from bmvtrack.data.mirrored import Mirroring
 from bmvtrack.errors import UserError, run_script
 from bmvtrack.perception import Precision
 
-_TEST_SEED = 600  # of synthetic sequences; agents learn from that of TRAINING_SEED on
+_TEST_SEED = 600  # of synthetic test sequences; those for training start at TRAINING_SEED
 
 
 @dataclass
 class Options:
-    """Latent prior, the same with truth in its buffer, the same without correlations, plain SAC in both
-    coordinates; and untrained."""
+    """The latent prior, also with truth in its buffer and without correlations; plain SAC in both
+    coordinates; and the untrained prior."""
 
     out: Path = Path("runs/comparison")
-    """folder for the runs (kept, not repeated), `curves.png` and `table.csv`"""
+    """folder for the runs, `curves.png` and `table.csv`; finished runs are kept and not repeated"""
     weights: str = DEFAULT_WEIGHTS
     """encoder: name of bundled weights, or a folder"""
     data: str = "synthetic"
-    """to learn on: synthetic, davis16:FOLDER or davis16:FOLDER:SPLIT"""
+    """training data: synthetic, davis16:FOLDER or davis16:FOLDER:SPLIT"""
     test: str = "synthetic"
-    """to evaluate on, to the end of each sequence"""
+    """test data, named likewise; each clip runs to the end of its sequence"""
     test_clips: int = 30
-    """clips spread over the sequences of `test`"""
+    """number of clips, spread over the test sequences"""
     synthetic_count: int = 128
-    """synthetic sequences to learn on; a quarter as many, others, to evaluate on"""
+    """number of synthetic training sequences; a quarter as many others are generated for testing"""
     methods: tuple[Method, ...] = tuple(METHODS)
-    """to train; all share the folder, so that some can be run first and others later, and the table has all
-    that are there"""
+    """methods to train. They share the folder, so some can be run first and others later; the table shows
+    all finished runs"""
     mirror: Mirroring = "all"
-    """views of the sequences of a folder to learn on: mirrored left to right, upside down and in time
-    as well (`all`), `upside-down` alone, or `none`"""
+    """views of a folder's sequences for training. `all`: original and mirrored left to right, upside down and
+    in time; `upside-down`: only the upside-down ones; `none`: only the original"""
     steps: int = 20_000
-    """environment steps of each run"""
+    """environment steps per run"""
     evaluate_every: int = 4_000
     """steps between evaluations"""
     seeds: tuple[int, ...] = (0, 1, 2)
-    """one run of each method for each"""
+    """random seeds; each method is run once per seed"""
     cache_gigabytes: float | None = None
-    """of frames on the device; those used least recently are read again. Default: 4, or a quarter of a
-    GPU's free memory if that is more"""
+    """size of the frame cache on the device; the least recently used frames are evicted and read again.
+    Default: 4, or a quarter of a GPU's free memory if that is more"""
     device: str = "auto"
     """`auto`, `cpu` or `cuda`"""
     precision: Precision = "float32"
-    """of the encoder, for every method alike: `bfloat16` is faster where the processor knows it"""
+    """precision of the encoder in training, for all methods: `bfloat16` is faster if the processor supports
+    it"""
     max_minutes: float | None = None
-    """start no further run after this time; the same command goes on"""
+    """start no further run after this many minutes; repeat the same command to continue"""
 
 
 def main() -> None:
-    """Run what is missing; then draw and print what is there."""
+    """Run the missing runs, then plot and print all finished ones."""
     options = parse_options(Options, __doc__)
     console = Console()
     train = TrainOptions(
@@ -84,7 +85,7 @@ def main() -> None:
     check_minutes(options.max_minutes)
     if not options.seeds or not options.methods or options.test_clips < 1:
         raise UserError(
-            "--seeds and --methods need at least one each, and --test-clips is at least 1"
+            "--seeds and --methods need at least one each, and --test-clips must be at least 1"
         )
     training = sources.load_sequences(
         options.data, synthetic_count=options.synthetic_count, seed=TRAINING_SEED
@@ -112,7 +113,7 @@ def main() -> None:
     asked = [curve for curve in curves if curve.method in options.methods]
     missing = len(set(options.methods)) * len(set(options.seeds)) - len(asked)
     if missing:
-        console.print(f"{missing} runs are missing; the same command goes on")
+        console.print(f"{missing} runs are missing; repeat the same command to continue")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""The whole path once, small: pretrain, train the agent, track, and leave a report.
+"""Run the whole pipeline on a small scale: pretrain, train the agent, track, and write a report.
 
-Everything runs on synthetic sequences made on the fly. On two CPU cores it takes a few minutes; the
-numbers show that the parts work together, not what they can do (for that see docs/results.md).
+Everything runs on synthetic sequences generated on the fly. This takes a few minutes on two CPU cores. The
+numbers show that the parts work together, not what they can achieve (for that, see docs/results.md).
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from bmvtrack.tracking.trackers import OracleTracker, TrackerFactory, static_tra
 from bmvtrack.training import PretrainOptions, pretrain
 from bmvtrack.training.curves import plot_curves, read_scalars
 
-TEST_SEED = 900  # of sequences that nothing here is trained on
+TEST_SEED = 900  # seed of sequences that nothing here is trained on
 
 
 @dataclass
@@ -40,28 +40,28 @@ class Options:
     """Pretrain, train, track and report, on synthetic sequences."""
 
     out: Path = Path("demo")
-    """folder for the report and everything it is made from"""
+    """folder for the report and all files of the run"""
     pretrain_steps: int = 1600
-    """optimiser steps of the encoder"""
+    """optimiser steps for the encoder"""
     agent_steps: int = 4000
-    """environment steps of the agent"""
+    """environment steps for the agent"""
     synthetic_count: int = 96
-    """synthetic sequences to pretrain on, and as many others for the agent"""
+    """number of synthetic sequences for pretraining; the agent gets as many others"""
     test_sequences: int = 8
-    """sequences in the table"""
+    """number of sequences to track"""
     pretrain_minutes: float = 4.5
-    """the encoder's training stops after this time at the latest"""
+    """time limit for training the encoder, in minutes"""
     agent_minutes: float = 2.0
-    """the agent's training stops after this time at the latest"""
+    """time limit for training the agent, in minutes"""
     seed: int = 0
-    """of everything random"""
+    """random seed"""
 
 
 def main() -> None:
-    """Run the four parts one after another."""
+    """Run the parts one after another."""
     options = parse_options(Options, __doc__)
     if min(options.test_sequences, options.pretrain_steps, options.agent_steps) < 1:
-        raise UserError("--test-sequences, --pretrain-steps and --agent-steps are at least 1")
+        raise UserError("--test-sequences, --pretrain-steps and --agent-steps must be at least 1")
     if options.synthetic_count < 4:
         raise UserError(f"--synthetic-count must be at least 4, not {options.synthetic_count}")
     if not min(options.pretrain_minutes, options.agent_minutes) > 0:
@@ -73,7 +73,7 @@ def main() -> None:
         PretrainOptions(
             out=run / "encoder",
             width=16,
-            class_weights="balanced",  # in minutes, masks without weights leave objects out
+            class_weights="balanced",  # trained for minutes without them, masks miss objects
             input_size=64,
             steps=options.pretrain_steps,
             synthetic_count=options.synthetic_count,
@@ -134,7 +134,7 @@ def track(options: Options, run: Path, console: Console) -> dict[str, Any]:
 
 
 def short_table(summary: dict[str, Any]) -> Table:
-    """AO of every tracker, narrow enough for any terminal."""
+    """AO of every tracker, in a table narrow enough for any terminal."""
     table = Table("tracker", "rotated AO", "axis-aligned AO", "frames/s")
     for name, value in summary["trackers"].items():
         rotated, upright = value["rotated"]["ao"], value["axis_aligned"]["ao"]
@@ -143,7 +143,7 @@ def short_table(summary: dict[str, Any]) -> Table:
 
 
 def results(summary: dict[str, Any]) -> str:
-    """The one-line results."""
+    """The results in one line."""
     trackers = summary["trackers"].items()
     return ", ".join(f"{name} {value['rotated']['ao']:.3f}" for name, value in trackers)
 

@@ -1,8 +1,8 @@
 """Evaluate trackers by IoU on DAVIS16, OTB, VOT or synthetic sequences (one-pass, TRE or SRE).
 
-Prints tables and writes to --out: summary.json, results/TRACKER/SEQUENCE.csv, success.png,
-precision.png; with --video also videos/TRACKER/SEQUENCE.mp4, with --failures a page of the tracks
-that were lost and where, failures/failures.md. All trackers run on one CPU thread.
+Prints tables and writes to --out: summary.json, results/TRACKER/SEQUENCE.csv, success.png and
+precision.png; with --video also videos/TRACKER/SEQUENCE.mp4, with --failures also failures/failures.md,
+which shows which tracks were lost and where. All trackers run on one CPU thread.
 
     python scripts/evaluate_davis16.py
     python scripts/evaluate_davis16.py --root DAVIS --split val --weights runs/sac/best --video

@@ -1,12 +1,13 @@
-"""Judge the masks of a network on DAVIS16: the numbers of the paper's Tables 3 and 4.
+"""Evaluate a network's masks on DAVIS16: the metrics of the paper's Tables 3 and 4.
 
-Two protocols side by side, both cropped at the true box. `oracle-32` is the paper's: of 32
-stochastic masks (times the classes) the one with the best true IoU, an upper bound. `honest` is one
-pass at the posterior's mean. J and F are taken on full frames, first and last not scored.
+Two protocols are evaluated side by side, both cropping at the true box. `oracle-32` is the paper's: of 32
+stochastic masks per class, it takes the one with the largest IoU with the true mask, which gives an upper
+bound. `honest` is one pass at the posterior's mean. J and F are computed on full frames; the first and the
+last frame of a sequence are not scored.
 
-Prints tables and writes to --out: summary.json, sequences.csv, results/PROTOCOL/SEQUENCE.csv, masks
-in DAVIS's result layout (PROTOCOL/SEQUENCE/00000.png), stochastic_masks.png (the paper's Figure 6)
-and masks_along_sequences.png (its Figure 8).
+Prints tables and writes to --out: summary.json, sequences.csv, results/PROTOCOL/SEQUENCE.csv, masks in
+DAVIS's result layout (PROTOCOL/SEQUENCE/00000.png), stochastic_masks.png (the paper's Figure 6) and
+masks_along_sequences.png (its Figure 8).
 
     python scripts/evaluate_segmentation.py --root DAVIS --split val
     python scripts/evaluate_segmentation.py --root DAVIS --split val --weights runs/encoder/best
@@ -36,20 +37,20 @@ from bmvtrack.segmentation.report import (
 
 @dataclass(kw_only=True)
 class Options(NetworkOptions):
-    """Judge the masks of a network on a DAVIS16 folder."""
+    """Evaluate a network's masks on a DAVIS16 folder."""
 
     root: Path
-    """DAVIS16 folder, with JPEGImages and Annotations in it."""
+    """DAVIS16 folder that contains JPEGImages and Annotations."""
     split: Literal["train", "val", "trainval"] | None = None
-    """Split that ImageSets lists; all sequences of the folder if not given."""
+    """Split from the folder's ImageSets; default: all sequences of the folder."""
     sequences: tuple[str, ...] = ()
-    """Only these sequences of the folder."""
+    """Evaluate only these sequences of the folder."""
     out: Path = Path("runs/segmentation")
     """Folder to write to."""
 
 
 def main() -> None:
-    """Check everything, make and score the masks, print tables and write the report."""
+    """Check everything, compute and score the masks, print tables and write the report."""
     options = parse_options(Options, __doc__)
     options.check()
     check_output_folder(options.out)

@@ -1,7 +1,7 @@
 """Fit the motion prior N(μ, Σ) to the boxes of a DAVIS16 folder.
 
-Boxes are the smallest rotated rectangles around the masks. The fit is the plain mean and
-covariance: a pair whose mask breaks up or vanishes behind something weighs as much as any other.
+The boxes are the smallest rotated rectangles around the masks. The fit is the plain mean and covariance: a
+pair of frames whose mask breaks up or is occluded has the same weight as any other.
 
     python scripts/fit_prior.py --root DAVIS --split train --out prior.json
     python scripts/fit_prior.py --root DAVIS --split val --table

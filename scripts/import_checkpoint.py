@@ -1,6 +1,6 @@
-"""Turn a checkpoint that the paper's authors published into a folder of weights.
+"""Convert a checkpoint published by the paper's authors to a folder of weights.
 
-The tensors are those of the file, in float32; nothing in it is unpickled.
+The tensors are copied from the file as float32; nothing in it is unpickled.
 
     python scripts/import_checkpoint.py betamvunet.ckpt weights/betamvunet
 """
@@ -19,19 +19,19 @@ from bmvtrack.models.published import load_published
 
 @dataclass
 class Options:
-    """Turn a checkpoint that the paper's authors published into a folder of weights."""
+    """Convert a checkpoint published by the paper's authors to a folder of weights."""
 
     checkpoint: tyro.conf.Positional[Path]
     """Lightning checkpoint of βMVAE or βMVUnet"""
     out: tyro.conf.Positional[Path]
-    """folder to write; it must not be there yet"""
+    """folder to write; it must not exist yet"""
 
 
 def main() -> None:
-    """Read, write, and say what it was."""
+    """Convert the checkpoint and print what it contains."""
     options = parse_options(Options, __doc__)
     if options.out.exists():
-        raise UserError(f"{options.out} is there already; give another folder")
+        raise UserError(f"{options.out} already exists; give another folder")
     network = load_published(options.checkpoint)
     network.save_weights(options.out, half=False)
     parameters = sum(parameter.numel() for parameter in network.parameters())

@@ -1,7 +1,7 @@
 """Draw priors and posteriors over the five motion parameters as a corner plot.
 
-Named priors, priors fitted to data under either labeling, and what encoders say of a frame, seen
-through the true box of the frame before. Ellipses hold 95 % of a Gaussian.
+It shows named priors, priors fitted to data with either labelling, and the posteriors that encoders predict
+for a frame seen through the true box of the previous one. Ellipses hold 95 % of a Gaussian.
 
     python scripts/plot_corner.py --weights davis16-duts --frames 5 15
     python scripts/plot_corner.py --priors paper --coordinates frame --out prior.png \\
@@ -35,39 +35,40 @@ class Options:
     """Draw priors and posteriors over the five motion parameters as a corner plot."""
 
     out: Path = Path("corner.png")
-    """picture to write, .png"""
+    """PNG file to write"""
     priors: tuple[str, ...] = ("davis16",)
-    """names or .json files of motion priors; `--priors` alone: none"""
+    """names or .json files of motion priors; give --priors without a value for none"""
     coordinates: Coordinates = "object"
-    """of the motion: about the object, or about the frame's corner (the paper's G_t). A prior in
-    `object` coordinates is another one in `frame` coordinates for every box: that needs one frame"""
+    """coordinates of the motion: about the object, or about the frame's corner (the paper's G_t). A prior in
+    `object` coordinates becomes a different one in `frame` coordinates for every box, so `frame` needs
+    exactly one frame in --frames to convert it"""
     data: str = "synthetic"
-    """for --labels and --frames: synthetic, davis16:FOLDER[:SPLIT], otb:FOLDER or vot:FOLDER"""
+    """data for --labels and --frames: synthetic, davis16:FOLDER[:SPLIT], otb:FOLDER or vot:FOLDER"""
     labels: tuple[Labels, ...] = ()
     """fit a prior to the data with each of these labels: opencv, continuous"""
     frames_apart: int = 1
-    """between the two boxes of a pair, for --labels; 5 is as YouTube-VOS is annotated"""
+    """frames between the two boxes of a pair, for --labels; YouTube-VOS is annotated every 5 frames"""
     points: bool = False
-    """draw the motions that --labels are fitted to"""
+    """also draw the motions that the priors of --labels are fitted to"""
     weights: tuple[str, ...] = (DEFAULT_WEIGHTS,)
-    """encoders, for --frames: names of bundled weights, or folders"""
+    """encoders for --frames: names of bundled weights, or folders"""
     sequence: str | None = None
-    """name of the sequence, for --frames; the first one if not given"""
+    """name of the sequence for --frames; default: the first one"""
     frames: tuple[int, ...] = ()
-    """draw the posterior of these frames, each seen through the true box of the one before"""
+    """draw the posteriors of these frames, each seen through the true box of the previous frame"""
 
     def check(self) -> None:
-        """Refuse what cannot be drawn.
+        """Check the options.
 
         Raises:
-            UserError: naming the option.
+            UserError: if there is nothing to draw or an option is invalid; it names the option.
         """
         if self.out.suffix != ".png":
-            raise UserError(f"--out {self.out}: give a name that ends in .png")
+            raise UserError(f"--out {self.out}: the name must end in .png")
         if not (self.priors or self.labels or (self.frames and self.weights)):
             raise UserError("nothing to draw: give --priors, --labels or --frames")
         if self.points and not self.labels:
-            raise UserError("--points are of what is fitted: give --labels")
+            raise UserError("--points draws the motions of fitted priors: give --labels")
         if self.coordinates == "frame" and len(self.frames) > 1:
             raise UserError(
                 "every frame has its own prior in frame coordinates: give one of --frames, "
@@ -77,20 +78,20 @@ class Options:
 
 @dataclass(frozen=True)
 class View:
-    """A frame, and the true box of the frame before it."""
+    """A frame and the true box of the previous frame."""
 
     sequence: VideoSequence
     frame: int
 
     @property
     def box(self) -> FloatArray:
-        """``(5,)``."""
+        """The true box ``(5,)`` of the previous frame."""
         return np.asarray(self.sequence.boxes[self.frame - 1])
 
     def look(self, perception: Perception) -> MotionPrior:
-        """What the encoder says of the motion to this frame, in ``object`` coordinates.
+        """The encoder's posterior of the motion to this frame, in ``object`` coordinates.
 
-        As a tracker hears it that started from the first frame with an object.
+        The template is that of a tracker started from the first frame with an object.
         """
         first = int(np.flatnonzero(self.sequence.present)[0])
         template = perception.remember(self.sequence.frame(first), self.sequence.boxes[first])
@@ -99,7 +100,7 @@ class View:
 
 
 def main() -> None:
-    """Gather the Gaussians, and draw them."""
+    """Collect the Gaussians and draw them."""
     options = parse_options(Options, __doc__)
     options.check()
     named = {f"prior {name}": prior.load(name) for name in options.priors}
@@ -133,7 +134,7 @@ def find_views(options: Options, sequences: list[VideoSequence]) -> list[View]:
     sequence = by_name[name]
     for t in options.frames:
         if not 1 <= t < len(sequence):
-            raise UserError(f"--frames of {name} are from 1 to {len(sequence) - 1}, not {t}")
+            raise UserError(f"--frames of {name} must lie in 1 to {len(sequence) - 1}, not {t}")
         if not sequence.present[t - 1]:
             raise UserError(f"--frames {t}: {name} has no object in frame {t - 1} to look through")
     return [View(sequence, t) for t in options.frames]
@@ -142,10 +143,10 @@ def find_views(options: Options, sequences: list[VideoSequence]) -> list[View]:
 def in_coordinates(
     gaussian: MotionPrior, name: str, options: Options, views: list[View]
 ) -> MotionPrior:
-    """A Gaussian in the coordinates that were asked for, at the box of the view if need be.
+    """A Gaussian in the requested coordinates, converted at the view's box if necessary.
 
     Raises:
-        UserError: if it cannot be brought into them.
+        UserError: if it cannot be converted.
     """
     if gaussian.coordinates == options.coordinates:
         return gaussian
@@ -153,8 +154,8 @@ def in_coordinates(
         raise UserError(f"{name} is in frame coordinates: give --coordinates frame")
     if not views:
         raise UserError(
-            f"{name} is in object coordinates, and in frame coordinates another one for every "
-            "box: give one of --frames, or --coordinates object"
+            f"{name} is in object coordinates and differs from box to box in frame coordinates: give "
+            "one of --frames, or --coordinates object"
         )
     return gaussian.at_box(views[0].box, *views[0].sequence.size)
 
@@ -162,7 +163,7 @@ def in_coordinates(
 def fit_priors(
     options: Options, sequences: list[VideoSequence]
 ) -> tuple[dict[str, MotionPrior], dict[str, FloatArray]]:
-    """Priors fitted with each of --labels and, with --points, the motions behind them."""
+    """Priors fitted with each of --labels and, with --points, the motions that they are fitted to."""
     if not options.labels:
         return {}, {}
     progress = track(sequences, "reading boxes", console=Console(stderr=True), transient=True)

@@ -1,6 +1,6 @@
-"""Draw what KL does to the posterior's covariance, with gradients at the Σ' head and without.
+"""Plot the effect of KL on the posterior's covariance, with and without gradients at the Σ' head.
 
-Without is what the paper's released code does. It takes less than a minute on one core.
+The paper's released code has no gradients there. This takes less than a minute on one core.
 
     python scripts/plot_detached_covariance.py --out detached.png
 """
@@ -19,25 +19,25 @@ from bmvtrack.training.detached import DetachedBottleneck, converge, plot_conver
 
 @dataclass
 class Options:
-    """Draw what KL does to the posterior's covariance, with gradients at the Σ' head and without."""
+    """Plot the effect of KL on the posterior's covariance, with and without gradients at the Σ' head."""
 
     out: Path = Path("detached.png")
-    """picture to write, .png"""
+    """PNG file to write"""
     prior: str = "paper"
     """name or .json file of the motion prior"""
     steps: int = 8000
-    """of training, each on 32 new frames"""
+    """training steps, each on 32 new feature vectors"""
     seed: int = 0
-    """of weights and features"""
+    """random seed of weights and features"""
 
 
 def main() -> None:
-    """Train both, print where they end, draw how they came there."""
+    """Train both bottlenecks, print their final values, and plot how they converge."""
     options = parse_options(Options, __doc__)
     if options.steps < 1:
         raise UserError(f"--steps must be at least 1, not {options.steps}")
     if options.out.suffix != ".png":
-        raise UserError(f"--out {options.out}: give a name that ends in .png")
+        raise UserError(f"--out {options.out}: the name must end in .png")
     motion_prior = prior.load(options.prior)
     kinds = {"trained Σ' head": Bottleneck, "detached Σ' head": DetachedBottleneck}
     results = {

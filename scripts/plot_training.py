@@ -1,6 +1,6 @@
-"""Draw the curves of pretraining: total loss, construction loss and KL over the steps.
+"""Plot the curves of pretraining: total loss, construction loss and KL over the steps.
 
-The paper's Figures 11 and 12. Several runs come into the same panels, named by their folders.
+These are the paper's Figures 11 and 12. Several runs share the panels and are labelled by their folders.
 
     python scripts/plot_training.py runs/beta-mvae runs/beta-mvunet --out curves.png
 """
@@ -19,23 +19,23 @@ from bmvtrack.training.curves import LOSSES, check_logged, plot_runs, read_scala
 
 @dataclass
 class Options:
-    """Draw the curves of pretraining: total loss, construction loss and KL over the steps."""
+    """Plot the curves of pretraining: total loss, construction loss and KL over the steps."""
 
     runs: tyro.conf.Positional[tuple[Path, ...]]
-    """folders that pretrain_vae.py wrote (its --out), one or more"""
+    """one or more folders written by pretrain_vae.py (its --out)"""
     out: Path = Path("curves.png")
-    """picture to write, .png"""
+    """PNG file to write"""
     log: bool = False
-    """logarithmic axes of the losses"""
+    """use logarithmic axes for the losses"""
 
 
 def main() -> None:
-    """Read the logs and draw them."""
+    """Read the logs and plot them."""
     options = parse_options(Options, __doc__)
     if not options.runs:
         raise UserError("give the folder of at least one run")
     if options.out.suffix != ".png":
-        raise UserError(f"--out {options.out}: give a name that ends in .png")
+        raise UserError(f"--out {options.out}: the name must end in .png")
     runs = {str(folder): read_scalars(folder) for folder in options.runs}
     check_logged(runs, LOSSES)
     plot_runs(runs, LOSSES, options.out, options.log)

@@ -1,7 +1,7 @@
-"""Pretrain an encoder on patches: a mask and a Gaussian over the motion (paper §3–4).
+"""Pretrain an encoder that maps patches to a mask and a Gaussian over the motion (paper §3–4).
 
-Without --data on synthetic sequences. Writes to --out: best and last, folders of weights, and
-checkpoints from which --resume goes on.
+Without --data, it trains on synthetic sequences. Writes to --out: the folders of weights best and last, and
+checkpoints from which --resume continues.
 
     python scripts/pretrain_vae.py
     python scripts/pretrain_vae.py --data duts:DUTS-TR davis16:DAVIS:train --shares 3 1

@@ -1,6 +1,7 @@
-"""Train the weights that come with the package anew: encoder, then agent, by one command.
+"""Retrain the weights that come with the package: encoder, then agent, with one command.
 
-On two CPU cores without a GPU it takes about eight hours. It may be stopped: the same command goes on.
+This takes about eight hours on two CPU cores without a GPU. It may be interrupted; repeat the same command
+to continue.
 
     python scripts/retrain.py --davis DAVIS --duts DUTS-TR
     python scripts/retrain.py --davis DAVIS --duts DUTS-TR --effort 0.01

@@ -1,9 +1,9 @@
-"""Follow objects in a video of your own: a file, a folder of images, or a camera.
+"""Track objects in your own video: a file, a folder of images, or a camera.
 
-Writes to --out: NAME-tracked.mp4 with box, mask, 2σ ellipse of the predicted centre, score and frames
-a second drawn in; boxes as NAME-tracked.csv, with motion means and covariances as .json; with
---report a page to look at as .html. Frames that cannot be decoded are skipped and counted. Ctrl-C
-ends the video where it is, whole.
+Writes to --out: NAME-tracked.mp4 with box, mask, 2σ ellipse of the predicted centre, score and frame rate
+overlaid; the boxes as NAME-tracked.csv, and together with motion means and covariances as .json; with
+--report an HTML report as .html. Frames that cannot be decoded, or differ in size from the first, are
+skipped and counted. Ctrl-C stops tracking; all files are complete up to that frame.
 
     python scripts/track_video.py clip.mp4 --box 120,80,64,48 --report
     python scripts/track_video.py clip.mp4 --box 120,80,64,48 --box 300,90,50,40

@@ -1,7 +1,7 @@
-"""Train a soft actor-critic in BMVTrack-v0 that starts as the encoder's own Gaussian.
+"""Train a soft actor-critic in BMVTrack-v0 whose policy starts as the encoder's Gaussian.
 
-Without --data on synthetic sequences. Writes to --out: best and last, folders of weights with
-encoder and agent, and checkpoints from which --resume goes on.
+Without --data, it trains on synthetic sequences. Writes to --out: the folders of weights best and last,
+with encoder and agent, and checkpoints from which --resume continues.
 
     python scripts/train_sac.py
     python scripts/train_sac.py --weights runs/pretrain/best --data davis16:DAVIS:train

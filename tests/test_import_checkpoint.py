@@ -49,7 +49,7 @@ def test_a_checkpoint_becomes_a_folder_of_weights(run, checkpoint, tmp_path):
     ("arguments", "message"),
     [
         (("nowhere.ckpt", "weights"), "error: no file nowhere.ckpt"),
-        (("published.ckpt", "."), "error: . is there already; give another folder"),
+        (("published.ckpt", "."), "error: . already exists; give another folder"),
         (("published.ckpt", "published.ckpt"), "error: published.ckpt is there already"),
         (("damaged.ckpt", "weights"), "error: damaged.ckpt is not a checkpoint, or damaged"),
     ],
