@@ -125,7 +125,7 @@ def main() -> None:
 def parser() -> argparse.ArgumentParser:
     """The parser of the first argument; the others belong to the command."""
     lines = [f"  {word:<11}{command.summary}" for word, command in COMMANDS.items()]
-    more = "bmvtrack COMMAND --help shows a command's options; python -m bmvtrack shows what is installed."
+    more = "See bmvtrack COMMAND --help; python -m bmvtrack shows what is installed."
     result = argparse.ArgumentParser(
         "bmvtrack",
         usage="%(prog)s [-h] [--version] COMMAND ...",

@@ -146,14 +146,14 @@ def test_posteriors_of_frames_beside_the_prior(run, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--out", "a.pdf"], "error: --out a.pdf: give a name that ends in .png"),
+        (["--out", "a.pdf"], "error: --out a.pdf: the name must end in .png"),
         (["--priors"], "error: nothing to draw"),
-        (["--points"], "error: --points are of what is fitted: give --labels"),
+        (["--points"], "error: --points draws the motions of fitted priors: give --labels"),
         (["--priors", "paper"], "error: prior paper is in frame coordinates"),
         (["--coordinates", "frame"], "error: prior davis16 is in object coordinates"),
         (["--coordinates", "frame", "--frames", "2", "3"], "error: every frame has its own prior"),
-        (["--data", "davis16:davis", "--frames", "6"], "error: --frames of ant are from 1 to 5"),
-        (["--data", "davis16:davis", "--frames", "0"], "error: --frames of ant are from 1 to 5"),
+        (["--data", "davis16:davis", "--frames", "6"], "error: --frames of ant must lie in 1 to 5"),
+        (["--data", "davis16:davis", "--frames", "0"], "error: --frames of ant must lie in 1 to 5"),
         (
             ["--data", "davis16:davis", "--sequence", "cow", "--frames", "1"],
             "error: no sequence cow in davis16:davis; there are ant, bee",

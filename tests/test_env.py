@@ -235,10 +235,10 @@ def test_bad_arguments_are_refused(
     [
         ({"sequence": 9}, "no sequence 9"),
         ({"sequence": 0, "start": 29}, "cannot start"),
-        ({"seq": 0}, "unknown options of reset: seq; there are sequence and start"),
-        ({"start": 2.0}, "the option start of reset is a whole number, not 2.0"),
-        ({"start": True}, "whole number, not True"),
-        ({"sequence": [1]}, r"the option sequence of reset is a whole number, not \[1\]"),
+        ({"seq": 0}, "unknown options of reset: seq; it takes sequence and start"),
+        ({"start": 2.0}, "the option start of reset must be an integer, not 2.0"),
+        ({"start": True}, "must be an integer, not True"),
+        ({"sequence": [1]}, r"the option sequence of reset must be an integer, not \[1\]"),
     ],
 )
 def test_bad_reset_options_are_refused(

@@ -173,8 +173,14 @@ def test_it_is_trained_and_its_collapse_measured(data, tmp_path, kind):
     ("changes", "message"),
     [
         ({"mode": "tracking"}, "--bottleneck iaf is for --mode paper, not tracking"),
-        ({"covariance": "batch"}, "--bottleneck iaf has a posterior a frame: leave --covariance"),
-        ({"kl_direction": "prior"}, r"--bottleneck iaf has D\(q‖p\) only: leave --kl-direction"),
+        (
+            {"covariance": "batch"},
+            "--bottleneck iaf has one posterior per frame: omit --covariance",
+        ),
+        (
+            {"kl_direction": "prior"},
+            r"--bottleneck iaf supports only D\(q‖p\): omit --kl-direction",
+        ),
     ],
 )
 def test_options_that_mean_nothing_for_a_flow_are_refused(data, tmp_path, changes, message):

@@ -50,7 +50,7 @@ def test_a_checkpoint_becomes_a_folder_of_weights(run, checkpoint, tmp_path):
     [
         (("nowhere.ckpt", "weights"), "error: no file nowhere.ckpt"),
         (("published.ckpt", "."), "error: . already exists; give another folder"),
-        (("published.ckpt", "published.ckpt"), "error: published.ckpt is there already"),
+        (("published.ckpt", "published.ckpt"), "error: published.ckpt already exists"),
         (("damaged.ckpt", "weights"), "error: damaged.ckpt is not a checkpoint, or damaged"),
     ],
 )

@@ -126,7 +126,7 @@ def test_a_run_stopped_and_resumed_equals_one_that_was_not(tmp_path, monkeypatch
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"own_boxes": -0.5}, r"--own-boxes is a share, in \[0, 1\], not -0.5"),
+        ({"own_boxes": -0.5}, r"--own-boxes must lie in \[0, 1\], not -0.5"),
         ({"own_boxes": 0.5, "mode": "paper"}, "are for --mode tracking"),
     ],
 )

@@ -289,7 +289,7 @@ def test_a_seed_makes_a_run(options, tmp_path, mode):
         ({"max_minutes": 0}, "--max-minutes must be positive"),
         ({"max_minutes": float("nan")}, "--max-minutes must be positive"),
         ({"prior": "mine"}, "no prior named 'mine'"),
-        ({"prior": "paper"}, "--prior paper is in frame coordinates, and --mode tracking needs"),
+        ({"prior": "paper"}, "--prior paper is in frame coordinates, but --mode tracking needs"),
         ({"covariance": "batch"}, "--mode tracking needs one posterior per frame"),
         ({"device": "tpu"}, "unknown --device 'tpu'"),
         ({"devices": 0}, "--devices must be at least 1"),

@@ -170,7 +170,7 @@ def test_weights_without_a_template_are_a_start_for_one(options, tmp_path):
         ({"template": True, "mode": "paper"}, "--template is for --mode tracking"),
         ({"template": True, "architecture": "beta-mvae"}, "--architecture resnet-unet"),
         ({"distractors": 0.7, "backgrounds": 0.6}, "together at most 1, not 0.7 and 0.6"),
-        ({"distractors": -0.1}, "not negative"),
+        ({"distractors": -0.1}, "not be negative"),
         ({"mode": "paper", "backgrounds": 0.1}, "are for --mode tracking"),
     ],
 )

@@ -112,14 +112,14 @@ def test_one_command_draws_the_curves(tmp_path, run_script):
         (
             "plot_training.py",
             ["a", "--out", "a.pdf"],
-            "error: --out a.pdf: give a name that ends in",
+            "error: --out a.pdf: the name must end in",
         ),
         (
             "plot_detached_covariance.py",
             ["--steps", "0"],
             "error: --steps must be at least 1, not 0",
         ),
-        ("plot_detached_covariance.py", ["--out", "a"], "error: --out a: give a name that ends in"),
+        ("plot_detached_covariance.py", ["--out", "a"], "error: --out a: the name must end in"),
     ],
 )
 def test_mistakes_end_in_one_line(name, arguments, message, monkeypatch, tmp_path, run_script):

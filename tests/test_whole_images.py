@@ -96,7 +96,7 @@ def test_training_with_whole_images(tmp_path):
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"whole_images": 1.5}, r"--whole-images is a share, in \[0, 1\], not 1.5"),
+        ({"whole_images": 1.5}, r"--whole-images must lie in \[0, 1\], not 1.5"),
         ({"whole_images": 0.5, "mode": "paper"}, "are for --mode tracking"),
     ],
 )
