@@ -82,7 +82,7 @@ class TrainOptions:
     learning_rate: float = 1e-3
     """learning rate of critics and temperature (policy `plain`: also of the actor)"""
     actor_learning_rate: float = 1e-3
-    """initial learning rate of the actor of `latent-prior`; it falls to 0 at the last step"""
+    """initial learning rate of the actor, unless the policy is `plain`; it falls to 0 at the last step"""
     gamma: float = 0.8
     """discount factor: drift costs later IoU, but not for ever"""
     target_kl: float = 6.0
@@ -102,7 +102,7 @@ class TrainOptions:
     """steps before the first update"""
     actor_hidden: tuple[int, ...] = ()
     """sizes of the actor's hidden layers. Default: no hidden layers; the actor then learns only how far to
-    follow the mask in each motion parameter, instead of a function of all its inputs (`latent-prior`)"""
+    follow the mask in each motion parameter, instead of a function of all its inputs (not `plain`)"""
     critic_hidden: tuple[int, ...] = (128, 128)
     """sizes of the critics' hidden layers"""
     mirror: Mirroring = "all"

@@ -1,4 +1,4 @@
-"""Masks that a network predicts on patches: their moments, their boxes, and their place in the frame."""
+"""Masks that a network predicts on patches: their moments, boxes, bounds, and position in the frame."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ GEOMETRY = (
     "mean probability inside the mask",
     "highest probability",
 )
-"""What the numbers of the mask geometry are."""
+"""The components of the mask geometry, in order."""
 INSIDE = GEOMETRY.index("mean probability inside the mask")
-_SMALLEST_PART = 0.1  # of the largest: smaller parts of a mask do not belong to the object
-_IN_A_PICTURE = 64  # masks; of more, OpenCV is no faster
-# For boxes of masks: of sixteen cores, eight threads took longer than one, for Python's lock.
+_SMALLEST_PART = 0.1  # of the largest part: smaller ones do not belong to the object
+_IN_A_PICTURE = 64  # masks; OpenCV is no faster with more
+# On sixteen cores, eight threads took longer than one, because of Python's global interpreter lock.
 _MOST_THREADS = 4
 _LEAST_FILLED = 0.25  # of the box, for a mask to be trusted with its bounds
 
@@ -44,13 +44,13 @@ def mask_geometry(
 ) -> torch.Tensor:
     """Moments of a soft mask relative to its box; see :data:`GEOMETRY`.
 
-    Pixels below ½ count nothing. Of an empty mask the area is the smallest there is, the centre is the
-    box's and the extents are 0.
+    Pixels with a probability of at most ½ are ignored. For an empty mask the area is that of half a pixel,
+    the centre is the box's and the extents are 0.
 
     Args:
-        probabilities: ``(B, S, S)`` of object.
-        windows: ``(B, 4)``.
-        boxes: ``(B, 5)``.
+        probabilities: ``(B, S, S)`` of the object.
+        windows: ``(B, 4)``: left, top, right, bottom of the patches in the frame, pixels.
+        boxes: ``(B, 5)`` rotated boxes, pixels and radians.
 
     Returns:
         ``(B, 8)`` float32, finite.
@@ -58,7 +58,10 @@ def mask_geometry(
     size = probabilities.shape[-1]
     inside = probabilities > 0.5
     weight = torch.where(inside, probabilities, 0.0).to(boxes.dtype)
-    columns, rows = weight.sum(dim=1), weight.sum(dim=2)  # (B, S) each: marginals say nearly all
+    columns, rows = (
+        weight.sum(dim=1),
+        weight.sum(dim=2),
+    )  # (B, S) each: marginals suffice for all but xy
     mass = columns.sum(dim=1)
     safe = mass.clamp_min(1e-9)
     x, y = patches.grid_lines(boxes, windows, size)
@@ -88,18 +91,18 @@ def mask_geometry(
 
 
 def mask_boxes(probabilities: torch.Tensor, windows: torch.Tensor, above: float) -> FloatArray:
-    """The rotated boxes of masks on patches, in the frame.
+    """Rotated boxes of masks on patches, in frame coordinates.
 
-    The masks are brought to the host in one transfer. There OpenCV is many times faster than anything in
-    tensors: it follows the outlines of many masks in one picture, several pictures in threads.
+    The masks are copied to the host in one transfer. There OpenCV, which traces the outlines of many masks
+    in one picture, several pictures in threads, is many times faster than any tensor operations.
 
     Args:
         probabilities: ``(B, S, S)``.
-        windows: ``(B, 4)``, where the patches lie.
-        above: which probability a pixel counts; that of the weights is ``network.box_threshold``.
+        windows: ``(B, 4)``: left, top, right, bottom of the patches in the frame, pixels.
+        above: probability above which a pixel counts; the weights' own is ``network.box_threshold``.
 
     Returns:
-        ``(B, 5)`` as OpenCV labels them; NaN where no pixel counts.
+        ``(B, 5)`` with OpenCV's labels; NaN where no pixel counts.
     """
     if probabilities.device.type != "cpu":
         return boxes_of_pending([PendingMasks(probabilities, windows, above)])
@@ -118,8 +121,8 @@ class PendingMasks:
 
     Args:
         probabilities: ``(B, S, S)``.
-        windows: ``(B, 4)``, where the patches lie.
-        above: which probability a pixel counts.
+        windows: ``(B, 4)``, see :func:`mask_boxes`.
+        above: probability above which a pixel counts.
     """
 
     def __init__(self, probabilities: torch.Tensor, windows: torch.Tensor, above: float) -> None:
@@ -166,18 +169,18 @@ def boxes_of_pending(batches: Iterable[PendingMasks]) -> FloatArray:
 
 
 def _threads() -> ThreadPoolExecutor | None:
-    """That boxes are found in, if there are several: as many as torch has, up to four."""
+    """The pool in which boxes are found: as many threads as torch has, up to four; None for one."""
     return _pool(os.getpid(), min(torch.get_num_threads(), _MOST_THREADS))
 
 
 @lru_cache(maxsize=1)
 def _pool(process: int, threads: int) -> ThreadPoolExecutor | None:
-    """Those of a process: those of the one that it was forked from are not there."""
+    """The pool of a process: a forked process does not have its parent's threads."""
     return ThreadPoolExecutor(threads) if threads > 1 else None
 
 
 def _groups(count: int) -> list[slice]:
-    """Masks that are one picture."""
+    """Slices of the masks that form one picture each."""
     return [slice(first, first + _IN_A_PICTURE) for first in range(0, count, _IN_A_PICTURE)]
 
 
@@ -205,14 +208,14 @@ def _boxes_of_pictures(pictures: NDArray[np.uint8], windows: FloatArray) -> Floa
 def _outlines(
     pictures: NDArray[np.uint8], windows: FloatArray
 ) -> tuple[NDArray[np.intp], list[NDArray[np.float32]]]:
-    """Points in the frame around the parts of masks that belong to the objects.
+    """Outline points, in the frame, of the parts of masks that belong to the objects.
 
     Args:
         pictures: ``(B, S + 1, S)``, masks with an empty row below each.
-        windows: ``(B, 4)``, where the patches lie.
+        windows: ``(B, 4)``, see :func:`mask_boxes`.
 
     Returns:
-        Which masks are not empty, M of them; of each its points, ``(K, 2)``.
+        Indices of the M masks that are not empty, and the points ``(K, 2)`` of each.
     """
     size = pictures.shape[2]
     contours, _ = cv2.findContours(
@@ -226,7 +229,7 @@ def _outlines(
     if len(contours) > 1:
         kept = _of_objects(x, y, owners, np.array([len(contour) for contour in contours]))
         x, y, owners = x[kept], y[kept], owners[kept]
-    # Laid out as rows of x and of y, with which NumPy is faster.
+    # One row of x and one of y: NumPy is faster with this layout.
     on_patch = np.array([x, y], np.float64).T
     own = windows.T.copy()[:, owners].T
     points = patches.to_frame(on_patch[:, None], own, size)[:, 0].astype(np.float32, order="C")
@@ -242,17 +245,17 @@ def _of_objects(
     owners: NDArray[np.int32],
     lengths: NDArray[np.intp],
 ) -> NDArray[np.intp]:
-    """Points of contours of at least a tenth of the area that the largest of their mask has.
+    """Select the points of contours with at least a tenth of the area of the largest in their mask.
 
     Args:
-        x: ``(K,)``, of all contours one after the other.
+        x: ``(K,)``, all contours concatenated.
         y: ``(K,)``.
-        owners: ``(K,)``, numbers of their masks.
-        lengths: of the contours.
+        owners: ``(K,)``, index of the mask of each point.
+        lengths: number of points of each contour.
 
     Returns:
-        Which points, in the order of the masks and, in each, as they were: on that it depends which of
-        two equally small rectangles OpenCV takes.
+        Indices of the points, sorted by mask and otherwise in their original order, on which it depends
+        which of two equally small rectangles OpenCV returns.
     """
     ends = lengths.cumsum()
     starts = ends - lengths
@@ -269,17 +272,17 @@ def _of_objects(
 def bounds_of_mask(
     probabilities: FloatArray, window: FloatArray, rbbox: FloatArray, above: float
 ) -> FloatArray:
-    """Axis-aligned bounds of what a predicted mask has in common with the predicted box.
+    """Axis-aligned bounds of the intersection of a predicted mask and the predicted box.
 
-    The bounds of a slanted box are larger than those of the object in it; the mask knows better,
-    as long as it and the box agree. Where the mask fills less than a quarter of the box, the bounds
-    are the box's own.
+    The bounds of a slanted box are larger than those of the object in it, so the mask is more accurate as
+    long as it agrees with the box. Where the mask fills less than a quarter of the box, the bounds of the
+    box are returned.
 
     Args:
-        probabilities: ``(S, S)`` float32 of object, on the patch.
-        window: ``(4,)`` where the patch lies in the frame.
+        probabilities: ``(S, S)`` float32 of the object, on the patch.
+        window: ``(4,)``: left, top, right, bottom of the patch in the frame, pixels.
         rbbox: ``(5,)`` predicted box.
-        above: which probability a pixel counts.
+        above: probability above which a pixel counts.
 
     Returns:
         ``(4,)``: left, top, right, bottom in pixels of the frame.
@@ -297,16 +300,16 @@ def bounds_of_mask(
 def mask_in_frame(
     probabilities: torch.Tensor, window: torch.Tensor, width: int, height: int
 ) -> BoolArray:
-    """One patch's mask, back in the frame.
+    """Map the mask of one patch to the frame.
 
     Args:
-        probabilities: ``(S, S)`` of object.
-        window: ``(4,)``.
-        width: of the frame.
-        height: of the frame.
+        probabilities: ``(S, S)`` of the object.
+        window: ``(4,)``, see :func:`bounds_of_mask`.
+        width: of the frame in pixels.
+        height: of the frame in pixels.
 
     Returns:
-        ``(H, W)`` boolean: probability over ½.
+        ``(H, W)`` boolean: where the probability is over ½.
     """
     return np.asarray(patch_in_frame(probabilities, window, width, height) > 0.5)
 
@@ -314,13 +317,13 @@ def mask_in_frame(
 def patch_in_frame(
     values: torch.Tensor, window: torch.Tensor, width: int, height: int
 ) -> NDArray[np.float32]:
-    """Values on a patch, back in the frame, bilinearly; 0 where the patch says nothing.
+    """Map values on a patch to the frame, bilinearly; 0 outside the patch.
 
     Args:
         values: ``(S, S)``.
-        window: ``(4,)``.
-        width: of the frame.
-        height: of the frame.
+        window: ``(4,)``, see :func:`bounds_of_mask`.
+        width: of the frame in pixels.
+        height: of the frame in pixels.
 
     Returns:
         ``(H, W)``.
@@ -336,7 +339,7 @@ def patch_in_frame(
         to_patch,
         (width, height),
         flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
-        borderMode=cv2.BORDER_REPLICATE,  # not blended with 0 up to the edge, where the frame may end
+        borderMode=cv2.BORDER_REPLICATE,  # a blend with 0 would blur the edge of the frame
     )
     x, y = np.arange(width), np.arange(height)[:, None]
     within = (left <= x) & (x <= right) & (top <= y) & (y <= bottom)

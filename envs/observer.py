@@ -1,4 +1,4 @@
-"""Observations of many clips at once: frames and boxes in, what the encoder says of them out, in batches."""
+"""Observations of many clips at once: frames and boxes go through the encoder in batches."""
 
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ class BatchObserver:
         return as_observation(percept, numbers, previous)
 
     def _percepts(self, views: Sequence[View]) -> Iterator[Percept]:
-        """What the encoder makes of views, in parts."""
+        """The encoder's percepts of all views, in parts."""
         slots = self._slots([frame for view in views for frame in view.frames])
         templates = [view.template for view in views if view.template is not None]
         return self._perception.in_parts(

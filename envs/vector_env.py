@@ -1,4 +1,4 @@
-"""``BMVTrack-v0`` many times over: N clips stepped together on one device."""
+"""``BMVTrack-v0`` vectorised: N clips stepped together on one device."""
 
 from __future__ import annotations
 
@@ -39,17 +39,17 @@ from envs.state import (
 
 
 class BMVTrackVectorEnv(VectorEnv[Any, Any, Any]):
-    """N clips of ``BMVTrack-v0`` stepped together, seen by the encoder in batches, everything on the device.
+    """N clips of ``BMVTrack-v0`` stepped together, encoded in batches, with everything on the device.
 
-    The environments are those of :class:`~envs.bmvtrack_env.BMVTrackEnv` (its page has the spaces,
-    the reward and the ends of an episode): with equal seeds and actions, equal observations and rewards up
-    to rounding. Observations, rewards, ``terminated`` and ``truncated`` are torch tensors on the
+    The environments are those of :class:`~envs.bmvtrack_env.BMVTrackEnv` (which documents the spaces, the
+    reward and the end of an episode): equal seeds and actions give equal observations and rewards up to
+    rounding. Observations, rewards, ``terminated`` and ``truncated`` are torch tensors on the
     device; actions may be tensors or arrays. In ``info`` boxes and IoU are tensors too; ``sequence``,
     ``frame`` and the marks ``_…`` are arrays.
 
     Autoreset is ``SAME_STEP``: where an episode ends, the observation returned is the first of the
-    next clip, and ``info["final_obs"]`` holds those that the step led to (of all N; the ones that
-    count are marked in ``info["_final_obs"]``), ``info["final_info"]`` their info.
+    next clip, and ``info["final_obs"]`` holds the observations that the step led to (of all N; those of the
+    ended episodes are marked in ``info["_final_obs"]``), ``info["final_info"]`` their info.
 
     A step waits for the device twice: for masks, whose boxes OpenCV finds on the host
     (:class:`~envs.observer.BatchObserver`), and to learn which episodes have ended. On a GPU everything is
@@ -59,20 +59,19 @@ class BMVTrackVectorEnv(VectorEnv[Any, Any, Any]):
         num_envs: N.
         sequences: ``VideoSequence``s, or data by name (``davis16:FOLDER``); None: synthetic, always
             new.
-        weights: encoder, see the single environment.
+        weights: of the encoder, see the single environment.
         device: of encoder, frames and everything returned.
-        clip_length: steps of an episode at most.
+        clip_length: maximum steps of an episode.
         coordinates: of the action: ``frame`` or ``object``.
         reward: IoU of ``rotated`` boxes or of ``axis_aligned`` bounds.
-        lost_after: scored frames without overlap that end an episode.
-        cache_bytes: that frames may take on the device; those used least recently make room. None: 4
-            GiB, or a quarter of a GPU's free memory if that is more.
-        clips: play these in turn instead of random ones, from the first again after each call
-            of :meth:`reset`; each environment plays a stretch of them, see
-            :func:`~envs.clips.assign_clips`.
+        lost_after: number of scored frames in a row without overlap that ends an episode.
+        cache_bytes: memory for frames on the device; the least recently used ones are evicted. None: 4 GiB,
+            or a quarter of a GPU's free memory if that is more.
+        clips: play these in order instead of random ones, starting over at each :meth:`reset`; each
+            environment plays a part of them, see :func:`~envs.clips.assign_clips`.
 
     Raises:
-        UserError: on arguments that are not as they should be, before memory is taken.
+        UserError: on invalid arguments, before memory is allocated.
     """
 
     metadata = {"render_modes": [], "autoreset_mode": AutoresetMode.SAME_STEP}  # noqa: RUF012
@@ -135,7 +134,7 @@ class BMVTrackVectorEnv(VectorEnv[Any, Any, Any]):
 
     @property
     def device(self) -> torch.device:
-        """Where everything is."""
+        """The device that holds everything."""
         return self.perception.device
 
     @property
@@ -152,11 +151,11 @@ class BMVTrackVectorEnv(VectorEnv[Any, Any, Any]):
         """Start N clips.
 
         Args:
-            seed: of environment 0, and counting up from it; or one of each.
-            options: none are known.
+            seed: of environment 0, the others counting up from it; or a list with one for each.
+            options: none are supported.
 
         Raises:
-            UserError: on an option, or a number of seeds other than N.
+            UserError: if there are options, or the number of seeds is not N.
         """
         if options:
             raise UserError(f"unknown options of reset: {', '.join(options)}; there are none")
@@ -180,7 +179,7 @@ class BMVTrackVectorEnv(VectorEnv[Any, Any, Any]):
         """Move every box by its action, ``(N, 5)``, and go to the next frames.
 
         Raises:
-            ValueError: if actions are of another shape or contain NaN; nothing has moved then.
+            ValueError: if the actions have another shape or contain NaN; no box has moved then.
             gymnasium.error.ResetNeeded: before the first reset.
         """
         if not self._clips:
@@ -220,11 +219,11 @@ class BMVTrackVectorEnv(VectorEnv[Any, Any, Any]):
         truth: torch.Tensor,
         missed: torch.Tensor,
     ) -> tuple[torch.Tensor, ...]:
-        """Everything of a step before anybody looks: of rows, on the device.
+        """The part of a step that needs no frames, as a function of rows on the device.
 
         Returns:
-            Boxes, motion to them, IoU, frames missed, reward, whether the object is lost; and ``(N, 2)`` this
-            and whether the action contains NaN.
+            Boxes, motion to them, IoU, frames missed, reward, whether the object is lost; and ``(N, 2)``: the
+            latter, and whether the action contains NaN.
         """
         width, height = sizes.unbind(-1)
         after, previous = move(boxes, actions, width, height, self.coordinates)
@@ -237,7 +236,7 @@ class BMVTrackVectorEnv(VectorEnv[Any, Any, Any]):
         return after, previous, iou, counted, torch.where(scored, iou, 0).float(), lost, ends
 
     def _observe_and_restart(self, done: NDArray[np.intp]) -> tuple[Observations, dict[str, Any]]:
-        """Look at the next frames and, where episodes have ended, at the first of new clips too."""
+        """Observe the next frames and, where episodes have ended, the first ones of new clips too."""
         looks = [self._observer.look(self._view(np.arange(self.num_envs)))]
         if not done.size:
             return self._observer.observations(looks), self._info()
@@ -256,7 +255,7 @@ class BMVTrackVectorEnv(VectorEnv[Any, Any, Any]):
         return observations, self._info() | ends | {f"_{name}": marked for name in ends}
 
     def true_motion(self) -> torch.Tensor:
-        """``(N, 5)`` actions that move the present boxes to the true ones; NaN without object."""
+        """``(N, 5)`` actions that move the current boxes to the true ones; NaN where there is no object."""
         if not self._clips:
             raise error.ResetNeeded("call reset() before true_motion()")
         truth = self._truths[self._rows, self._steps + 1]
@@ -266,7 +265,7 @@ class BMVTrackVectorEnv(VectorEnv[Any, Any, Any]):
         return result
 
     def _seeds(self, seed: int | Sequence[int | None] | None) -> list[int | None] | None:
-        """One of each environment, or none at all."""
+        """One seed per environment; None if no seed was given."""
         if seed is None:
             return None
         if isinstance(seed, (int, np.integer)):
@@ -274,7 +273,7 @@ class BMVTrackVectorEnv(VectorEnv[Any, Any, Any]):
         return [None if one is None else int(one) for one in seed]
 
     def _all_sequences(self) -> Sequence[VideoSequence]:
-        """Those that frames can come from; one stands for all synthetic ones."""
+        """All sequences that frames can come from; one represents all synthetic ones."""
         if self.clips is not None:
             return list(dict.fromkeys(clip.sequence for clip in self.clips))
         return self.source.sequences or [synthetic_sequence(0)]
@@ -283,7 +282,7 @@ class BMVTrackVectorEnv(VectorEnv[Any, Any, Any]):
         return next(self._assigned[i]) if self._assigned else self.source.draw(self._generators[i])
 
     def _allocate(self) -> None:
-        """Room for the state of N environments."""
+        """Allocate the state of N environments."""
         count, device = self.num_envs, self.device
         if self.clips is None:
             longest = max(len(sequence) for sequence in self._all_sequences())
@@ -316,7 +315,7 @@ class BMVTrackVectorEnv(VectorEnv[Any, Any, Any]):
         self._truths.index_copy_(0, rows, to_device(truths, self.device))
         self._steps.index_fill_(0, rows, 0)
         self._missed.index_fill_(0, rows, 0)
-        # These have been handed out, or are about to be looked through: new tensors.
+        # Not in place: these have been returned to the caller, or a view still needs them.
         self._sizes = self._sizes.index_copy(0, rows, to_device(sizes, self.device))
         self._boxes = self._boxes.index_copy(0, rows, self._truths[rows, 0])
         self._previous = self._previous.index_copy(0, rows, self._at_rest.expand(len(clips), 5))

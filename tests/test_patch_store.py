@@ -250,7 +250,7 @@ def test_mistakes_are_named_before_anything_is_written(data, tmp_path):
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "thesis.txt").write_text("mine")
     for out, size, workers, message in (
-        (tmp_path / "full", SIZE, 1, "full holds something else"),
+        (tmp_path / "full", SIZE, 1, "full contains something else"),
         (tmp_path / "full" / "thesis.txt", SIZE, 1, "thesis.txt is a file"),
         (tmp_path / "new", 100, 1, "--size must be a multiple of 64, not 100"),
         (tmp_path / "new", SIZE, 0, "--workers must be at least 1, not 0"),
@@ -292,7 +292,7 @@ def test_nothing_kept_or_nothing_to_split_is_named(tmp_path):
     with pytest.raises(UserError, match="no object is left"):
         make(load_youtube_vos(root), tmp_path / "none")
     root = write_youtube_vos(tmp_path / "alone", {"a": clip(1), "b": [lost[0][:, :30]]})
-    with pytest.raises(UserError, match="nothing but a is kept, which cannot be split"):
+    with pytest.raises(UserError, match="only a is kept, which cannot be split"):
         make(load_youtube_vos(root), tmp_path / "one")
     assert len(make(load_youtube_vos(root), tmp_path / "one", split_by="sequence")) == 6
 

@@ -1,4 +1,4 @@
-"""YouTube-VOS → a store of patches: in parallel, and going on after a kill where it stopped."""
+"""Turn YouTube-VOS into a store of patches, in parallel; after a kill it continues where it stopped."""
 
 from __future__ import annotations
 
@@ -40,13 +40,13 @@ from bmvtrack.files import listed, write_text
 
 SplitBy = Literal["video", "sequence"]
 CLIPS_PER_SHARD = 16
-"""About 80 MB of patches of the published training set: 217 files, and little work to do again."""
+"""About 80 MB of patches: 217 files for the published training set, and little work lost to a kill."""
 _BEGUN = "preparation.json"
 
 
 @dataclass(frozen=True)
 class _Job:
-    """One shard to make: what a worker is told."""
+    """One shard to make, as it is sent to a worker."""
 
     path: Path
     number: int
@@ -62,23 +62,23 @@ def prepare(
     workers: int,
     done: Callable[[int], None] = lambda clips: None,
 ) -> list[Shard]:
-    """Cut out all patches of all objects that are kept, into shards.
+    """Cut out the patches of all objects that are kept, and write them to shards.
 
-    Shards that are there and whole are kept, so a call after a kill goes on where it stopped.
+    Shards that exist and are complete are kept, so a call after a kill continues where it stopped.
 
     Args:
         data: to read.
         out: folder of the store.
-        size: of the patches, pixels, a multiple of 64.
-        workers: processes; 1 works in this one.
+        size: side of the patches in pixels, a multiple of 64.
+        workers: number of processes; with 1, the calling process does the work.
         done: called with the number of clips whenever a shard is done.
 
     Returns:
         The shards in order.
 
     Raises:
-        UserError: if the options or the data are not as they should be, ``out`` holds something
-            else, or the disk is full.
+        UserError: if the options or the data are invalid, ``out`` contains something else, or the disk is
+            full.
     """
     if size < 64 or size % 64:
         raise UserError(f"--size must be a multiple of 64, not {size}")
@@ -100,11 +100,11 @@ def prepare(
             done(len(jobs[number].clips))
     except OSError as error:
         raise UserError(
-            f"stopped: {error}; the finished shards in {out} are kept, run again to go on"
+            f"stopped: {error}; the finished shards in {out} are kept; run again to continue"
         ) from error
     except BrokenProcessPool as error:
         raise UserError(
-            "a worker was killed, for want of memory perhaps; give fewer --workers and run again: "
+            "a worker was killed, perhaps for lack of memory; give fewer --workers and run again: "
             "the finished shards are kept"
         ) from error
     return [shards[number] for number in range(len(jobs))]
@@ -119,19 +119,19 @@ def finish(
     validation_share: float,
     seed: int,
 ) -> None:
-    """Make the shards a store, split into training and validation.
+    """Combine the shards into a store, split into training and validation.
 
     Args:
         out: folder of the store.
         shards: of :func:`prepare`.
-        size: of the patches, pixels.
-        categories: names of the classes 1, 2, …; empty makes every object's class 1.
-        split_by: ``video``, so that no video is on both sides, or ``sequence``, as the paper did.
-        validation_share: of the videos or sequences, in (0, 1).
+        size: side of the patches in pixels.
+        categories: names of the classes 1, 2, …; if empty, every object has class 1.
+        split_by: ``video``, so that no video is in both parts, or ``sequence``, as in the paper.
+        validation_share: share of the videos or sequences for validation, in (0, 1).
         seed: of the split.
 
     Raises:
-        UserError: if no object was kept, or there is too little to split.
+        UserError: if no object was kept, or there is only one group to split.
     """
     if not categories:
         shards = [
@@ -154,11 +154,11 @@ def finish(
 
 
 def held_out(groups: NDArray[np.str_], share: float, seed: int) -> BoolArray:
-    """Which patches are for validation: all of some groups, none of the others.
+    """Select the patches for validation: all of some groups, none of the others.
 
     Args:
         groups: ``(N,)`` name of the group of each patch.
-        share: of the groups for validation, in (0, 1); at least one group each.
+        share: share of the groups for validation, in (0, 1); each part gets at least one group.
         seed: of the choice.
 
     Raises:
@@ -167,7 +167,7 @@ def held_out(groups: NDArray[np.str_], share: float, seed: int) -> BoolArray:
     names = np.unique(groups)
     if len(names) < 2:
         raise UserError(
-            f"nothing but {names[0]} is kept, which cannot be split into training and validation"
+            f"only {names[0]} is kept, which cannot be split into training and validation"
         )
     count = min(max(round(share * len(names)), 1), len(names) - 1)
     chosen = np.random.default_rng(seed).permutation(names)[:count]
@@ -175,7 +175,7 @@ def held_out(groups: NDArray[np.str_], share: float, seed: int) -> BoolArray:
 
 
 def _fingerprint(data: YouTubeVOS, size: int) -> str:
-    """What the shards depend on, as text: format, options, and the annotations' names and sizes."""
+    """Everything the shards depend on, as text: format, options, names and sizes of the annotations."""
     digest = hashlib.sha256(repr(data.categories).encode())
     for clip in data.clips:
         frames = [(path.stem, path.stat().st_size) for path in clip.annotations]
@@ -190,7 +190,7 @@ def _fingerprint(data: YouTubeVOS, size: int) -> str:
 
 
 def _begin(out: Path, fingerprint: str) -> None:
-    """Take the folder for this preparation, and clear away what a killed one left half written."""
+    """Claim the folder for this preparation, and remove the incomplete files of a killed one."""
     begun = out / _BEGUN
     if out.exists() and not out.is_dir():
         raise UserError(f"{out} is a file; give a folder")
@@ -201,7 +201,7 @@ def _begin(out: Path, fingerprint: str) -> None:
                 "give another folder, or delete it"
             )
     elif out.is_dir() and listed(out):
-        raise UserError(f"{out} holds something else; give an empty or a new folder")
+        raise UserError(f"{out} contains something else; give an empty or a new folder")
     else:
         write_text(begun, fingerprint)
     for left in shard_path(out, 0).parent.glob(".*"):
@@ -209,7 +209,7 @@ def _begin(out: Path, fingerprint: str) -> None:
 
 
 def _worked_off(jobs: Sequence[_Job], workers: int) -> Iterator[tuple[int, Shard]]:
-    """Shards as they get done, with their numbers."""
+    """Shards in the order in which they are finished, with their numbers."""
     if workers == 1:
         for job in jobs:
             yield job.number, _shard(job)
@@ -232,7 +232,7 @@ def _start_worker() -> None:
 
 
 def _end_with_parent() -> None:
-    """A pool's workers outlive a main process that is killed, and would wait for work forever."""
+    """Exit with the main process: otherwise workers outlive one that is killed, and wait for ever."""
     parent = multiprocessing.parent_process()
     assert parent is not None
     parent.join()
@@ -283,7 +283,7 @@ def _windows(sequences: Sequence[VideoSequence]) -> FloatArray:
 
 
 def _cut_out(sequences: Sequence[VideoSequence], windows: FloatArray, size: int) -> NDArray[Any]:
-    """Records of all frames of the objects of one clip, ``(K·T,)``, one object after the other."""
+    """Records of all frames of the objects of one clip, ``(K·T,)``, object by object."""
     count, length = len(sequences), len(sequences[0])
     records = np.empty((count, length), record_type(size))
     where = torch.from_numpy(windows)  # (K, T, 4)

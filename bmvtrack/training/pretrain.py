@@ -319,8 +319,8 @@ class PretrainRun:
     def _check_finite(self, loss: float) -> None:
         if not math.isfinite(loss):
             raise UserError(
-                f"the loss is {loss} at step {self.step}; try a lower --learning-rate, "
-                f"starting from the checkpoint in {self.options.out}"
+                f"the loss is {loss} at step {self.step}; try a lower --learning-rate in a new run; "
+                f"--start-from {self.options.out / 'last'}, if it exists, keeps what was learned"
             )
 
     def _laid_out(self, patches: torch.Tensor | None) -> torch.Tensor | None:
