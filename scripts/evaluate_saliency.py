@@ -1,14 +1,14 @@
-"""Judge the saliency maps of a network on ECSSD: the numbers of the paper's Table 5.
+"""Evaluate the saliency maps of a network on ECSSD: the numbers of the paper's Table 5.
 
-The network sees each image whole, resized. A network that wants to be told a box (tracking mode) is
-told the one whose patch is the whole image: upright, in the middle, half as wide and half as high.
-That is a hint that the object is near the middle, which networks of paper mode don't get.
+The network sees each whole image, resized. A network that takes a box (tracking mode) is given the one
+whose patch is the whole image: upright, centred, half as wide and half as high. That is a hint that the
+object is near the centre, which networks of paper mode do not get.
 
-Three protocols side by side: `oracle-32` is the paper's, of 32 stochastic masks (times the classes)
-the one with the best true IoU, an upper bound; `honest` is one pass at the posterior's mean;
-`two-looks` is honest as well, four passes: the image and its mirror image, then both once more through
-the box of what was found. Maps are min-max normalised. MAE, and F with β² = 0.3 at each map's own
-threshold (adaptive), at the best of 256 for all images (max), and on average over them (mean).
+Three protocols side by side. `oracle-32` is the paper's: of 32 stochastic masks (times the classes), the
+one with the best true IoU; it is an upper bound. `honest` is one pass at the posterior mean. `two-looks`
+is honest as well and takes four passes: the image and its mirror image, then both again through the box
+of what was found. Maps are min-max normalised. The metrics are MAE, and F with β² = 0.3 at each map's own
+threshold (adaptive), at the best of 256 thresholds for all images (max), and averaged over them (mean).
 
 Prints a table and writes to --out: summary.json, results/PROTOCOL.csv, maps (PROTOCOL/IMAGE.png) and
 precision_recall.png.
@@ -38,21 +38,21 @@ from bmvtrack.segmentation.saliency_report import (
 
 @dataclass(kw_only=True)
 class Options(NetworkOptions):
-    """Judge the saliency maps of a network on a folder of images and masks."""
+    """Evaluate the saliency maps of a network on a folder of images and masks."""
 
     root: Path
-    """Folder with images and ground_truth_mask (ECSSD), or of DUTS's layout, in it; images without
-    a mask are left out."""
+    """Folder that contains images and ground_truth_mask (ECSSD), or DUTS's layout; images without a mask
+    are left out."""
     every: int = 1
     """Take every n-th image, the first one first."""
     steepness: float = 1.0
-    """Of maps: a factor of their log-odds. Above 1 a map is no longer the probability, but decides;
-    MAE, adaptive and mean F reward that, max F hardly knows of it."""
+    """Factor on the log-odds of maps. Above 1, maps are no longer probabilities but closer to binary, which
+    MAE, adaptive and mean F reward; max F hardly changes."""
     out: Path = Path("runs/saliency")
     """Folder to write to."""
 
     def check(self) -> None:
-        """Refuse numbers that cannot be.
+        """Reject invalid numbers.
 
         Raises:
             UserError: naming the option.
@@ -65,7 +65,7 @@ class Options(NetworkOptions):
 
 
 def main() -> None:
-    """Check everything, make and score the maps, print a table and write the report."""
+    """Check the options and data, make and score the maps, print a table and write the report."""
     options = parse_options(Options, __doc__)
     options.check()
     check_output_folder(options.out)

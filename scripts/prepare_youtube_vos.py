@@ -1,8 +1,8 @@
-"""Prepare YouTube-VOS for pretraining: one patch an object and annotated frame, in a store.
+"""Prepare YouTube-VOS for pretraining: a store with one patch per object and annotated frame.
 
-An object is kept if it is in every annotated frame of its clip and smaller than 0.7 of the frame's
-width and height in all of them (paper, appendix §2.1). Patches are centred on their own object.
-A run that was stopped goes on where it was; a finished store is checked, and mended if need be.
+An object is kept if it appears in every annotated frame of its clip and is smaller than 0.7 of the
+frame's width and height in all of them (paper, appendix §2.1). Patches are centred on their own object.
+A stopped run continues where it was; a finished store is checked, and repaired if necessary.
 
     python scripts/prepare_youtube_vos.py YOUTUBE-VOS patches
     python scripts/pretrain_vae.py --mode paper --data youtube-vos:patches
@@ -34,26 +34,25 @@ class Options:
     """Prepare YouTube-VOS for pretraining."""
 
     root: tyro.conf.Positional[Path]
-    """YouTube-VOS folder, with `train` in it (or JPEGImages and Annotations)"""
+    """YouTube-VOS folder that contains `train` (or JPEGImages and Annotations)"""
     out: tyro.conf.Positional[Path]
-    """folder of the store: new, empty, or begun before with the same data and size"""
+    """folder for the store: new, empty, or begun by an earlier run with the same data and size"""
     size: int = 256
     """side of the patches in pixels, a multiple of 64"""
     split_by: SplitBy = "video"
-    """`video`: no video is in both training and validation; `sequence`: the paper's, object by
-    object"""
+    """`video`: no video is in both training and validation; `sequence`: object by object, as in the paper"""
     validation_share: float = 0.2
-    """of the videos (or sequences)"""
+    """share of the videos (or sequences) for validation"""
     seed: int = 0
     """of the split"""
     class_agnostic: bool = False
-    """one class for all objects, as without meta.json; to train together with other data"""
+    """use one class for all objects, as without meta.json; needed to train together with other data"""
     workers: int = os.cpu_count() or 1
-    """processes that read and cut out, side by side"""
+    """number of processes that read frames and cut out patches"""
 
 
 def main() -> None:
-    """Cut out the patches, split them, and say what was kept."""
+    """Cut out the patches, split them, and print what was kept."""
     options = parse_options(Options, __doc__)
     if not 0 < options.validation_share < 1:
         raise UserError(f"--validation-share must lie in (0, 1), not {options.validation_share}")
@@ -94,7 +93,7 @@ def show_dropped(shards: list[Shard], console: Console) -> None:
 
 
 def show_kept(store: PatchStore, clips: int, console: Console) -> None:
-    """Print what was kept, how large it is, and where."""
+    """Print what was kept, its size, and where it is."""
     videos = len(np.unique(store.table.video))
     console.print(f"{clips - videos} of {clips} videos keep no object")
     kept = Table("kept", "videos", "objects", "patches", "GB", box=box.SIMPLE_HEAD)
