@@ -121,7 +121,7 @@ def test_training_goes_on_where_it_stopped(
 ) -> None:
     train_agent(options)
     said = capsys.readouterr().out
-    assert re.findall(r"^step (\d+): \d\.\d\d a clip$", said, re.MULTILINE) == ["24", "48"]
+    assert re.findall(r"^step (\d+): \d\.\d\d per clip$", said, re.MULTILINE) == ["24", "48"]
     assert "over up to 6 steps" in said
     before = load_checkpoint(options.out / "checkpoints")
     with held(options.out), pytest.raises(UserError, match="another process is writing to"):
