@@ -45,7 +45,10 @@ def test_images_are_found_by_any_spelling_of_their_suffix(tmp_path):
     [
         ((), "no known layout"),
         (("images",), "no known layout"),
-        (("images", "masks"), r"no \.jpg or \.jpeg in .*images has a \.png with the same name in .*masks"),
+        (
+            ("images", "masks"),
+            r"no \.jpg or \.jpeg in .*images has a \.png with the same name in .*masks",
+        ),
     ],
 )
 def test_a_folder_without_pairs_is_named(tmp_path, folders, message):
