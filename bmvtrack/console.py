@@ -9,7 +9,7 @@ import textwrap
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Annotated, TypeVar, get_type_hints
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -42,7 +42,25 @@ def parse_options(
     """
     import tyro
 
+    _join_help_lines(options)
     return tyro.cli(options, prog=program, description=_filled(description or ""), args=arguments)
+
+
+def _join_help_lines(options: type) -> None:
+    """Give tyro the help text of each option as one line, for it to wrap.
+
+    From the dataclass it would take the text with the line breaks of the source.
+    """
+    import docstring_parser
+    import tyro
+
+    annotations = get_type_hints(options, include_extras=True)
+    for parent in reversed(options.__mro__[:-1]):
+        for option in docstring_parser.parse_from_object(parent).params:
+            text = " ".join((option.description or "").split())
+            annotation = annotations[option.arg_name]
+            annotations[option.arg_name] = Annotated[annotation, tyro.conf.arg(help=text)]
+    options.__annotations__ = annotations
 
 
 def _filled(text: str) -> str:
