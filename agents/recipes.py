@@ -1,7 +1,7 @@
 """The recipe of the bundled weights: the stages of their training, one after the other.
 
-The encoder is trained in ten stages. The fifth (128×128 pixels) and the tenth (192×192) are for tracking
-and have an agent each; the ninth (256×256) is for masks.
+The encoder is trained in twelve stages. The fifth (128×128 pixels) and the twelfth (192×192) are for
+tracking and have an agent each; the ninth (256×256) is for masks.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class RecipeOptions:
 
 
 def recipe(options: RecipeOptions) -> dict[str, Stage]:
-    """The ten stages of the encoder for real video, each starting from an earlier one, and two agents.
+    """The twelve stages of the encoder for real video, each starting from an earlier one, and two agents.
 
     They train in bfloat16 if the device has instructions for it, otherwise in float32.
     """
@@ -160,6 +160,25 @@ def recipe(options: RecipeOptions) -> dict[str, Stage]:
         own_boxes=0.7,
         seed=9,
     )
+    eleventh = replace(
+        tenth,
+        data=(*tenth.data, f"cutouts:{options.duts}"),
+        shares=(2, 1, 1),
+        synthetic_count=300,  # thirty real videos are too few to learn one's own errors on
+        steps=2200,
+        validate_every=550,
+        start_from=options.out / "tenth" / "best",
+        seed=10,
+    )
+    twelfth = replace(
+        eleventh,
+        shares=(2, 1, 2),
+        synthetic_count=350,
+        steps=3600,
+        validate_every=900,
+        start_from=options.out / "eleventh" / "best",
+        seed=11,
+    )
     small_agent = TrainOptions(
         data=(video, "synthetic"),
         mirror="upside-down",  # there the encoder errs as it does on new data
@@ -181,7 +200,9 @@ def recipe(options: RecipeOptions) -> dict[str, Stage]:
         "eighth": eighth,
         "ninth": ninth,
         "tenth": tenth,
-        "agent": replace(small_agent, weights=str(options.out / "tenth" / "best")),
+        "eleventh": eleventh,
+        "twelfth": twelfth,
+        "agent": replace(small_agent, weights=str(options.out / "twelfth" / "best")),
     }
 
 

@@ -1,7 +1,7 @@
 """Retrain the weights that come with the package: encoder, then agent, with one command.
 
-This takes about eight hours on two CPU cores without a GPU. It may be interrupted; repeat the same command
-to continue.
+This takes about ten hours on two CPU cores without a GPU, and 12 GB of memory. It may be interrupted;
+repeat the same command to continue.
 
     python scripts/retrain.py --davis DAVIS --duts DUTS-TR
     python scripts/retrain.py --davis DAVIS --duts DUTS-TR --effort 0.01

@@ -43,7 +43,7 @@ def test_stages_are_built_on_those_before_them(options: RecipeOptions) -> None:
 
 @pytest.mark.parametrize(
     ("stage", "name"),
-    [("fifth", "davis16-duts-small"), ("ninth", MASK_WEIGHTS), ("tenth", DEFAULT_WEIGHTS)],
+    [("fifth", "davis16-duts-small"), ("ninth", MASK_WEIGHTS), ("twelfth", DEFAULT_WEIGHTS)],
 )
 def test_stages_make_the_networks_that_are_bundled(
     options: RecipeOptions, tmp_path: Path, stage: str, name: str
