@@ -82,6 +82,16 @@ def atomic_folder(path: Path) -> Iterator[Path]:
             shutil.rmtree(temporary, ignore_errors=True)
 
 
+def check_no_file(folder: Path) -> None:
+    """Reject a file where a folder is expected; the folder need not exist yet.
+
+    Raises:
+        UserError: naming it.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{folder} is a file; give a folder")
+
+
 @contextmanager
 def held(folder: Path) -> Iterator[None]:
     """Keep other processes from writing to a folder, created if missing, until the block ends.
@@ -92,8 +102,7 @@ def held(folder: Path) -> Iterator[None]:
     Raises:
         UserError: if another process holds the folder, or it is a file.
     """
-    if folder.exists() and not folder.is_dir():
-        raise UserError(f"{folder} is a file; give a folder")
+    check_no_file(folder)
     with _folder(folder):
         lock = FileLock(folder / ".lock")
         try:

@@ -36,7 +36,7 @@ from bmvtrack.data.patch_store import (
 from bmvtrack.data.sequence import VideoSequence
 from bmvtrack.data.youtube_vos import AnnotatedVideo, YouTubeVOS, single_object_sequences
 from bmvtrack.errors import UserError
-from bmvtrack.files import listed, write_text
+from bmvtrack.files import check_no_file, listed, write_text
 
 SplitBy = Literal["video", "sequence"]
 CLIPS_PER_SHARD = 16
@@ -192,8 +192,7 @@ def _fingerprint(data: YouTubeVOS, size: int) -> str:
 def _begin(out: Path, fingerprint: str) -> None:
     """Claim the folder for this preparation, and remove the incomplete files of a killed one."""
     begun = out / _BEGUN
-    if out.exists() and not out.is_dir():
-        raise UserError(f"{out} is a file; give a folder")
+    check_no_file(out)
     if begun.is_file():
         if begun.read_text(encoding="utf-8") != fingerprint:
             raise UserError(
