@@ -14,9 +14,13 @@ from torch.nn import functional
 
 from bmvtrack.models.base import Encoding, MultivariationalNetwork, check_sizes
 from bmvtrack.models.blocks import (
+    Layers,
+    closed,
     doubled,
     doubled_and_convolved,
     initialize,
+    normalized,
+    opened,
     residual_stage,
 )
 from bmvtrack.models.bottleneck import (
@@ -108,20 +112,8 @@ class BetaMVAE(MultivariationalNetwork):
         """See the base class; the encoding is not used."""
         layers = self.outc.conv
         assert isinstance(layers, nn.Sequential)
-        return _output(layers, self.decoder(latents.flatten(1)))
-
-
-def _output(layers: nn.Sequential, maps: torch.Tensor) -> torch.Tensor:
-    """The last three convolutions as two: the third, 1×1, is merged into the second.
-
-    This avoids maps with 33 channels and as many pixels as the patch.
-    """
-    first, second, third = layers
-    assert isinstance(second, nn.Conv2d)
-    assert isinstance(third, nn.Conv2d)
-    with torch.autocast(maps.device.type, enabled=False):
-        weight = torch.einsum("cw,wnij->cnij", third.weight[..., 0, 0], second.weight)
-    return functional.conv2d(first(maps), weight, third.bias, padding=1)
+        last = [layer for layer in layers if isinstance(layer, nn.Conv2d)]
+        return closed(self.decoder.maps(latents.flatten(1)), self.decoder.conv1, last)
 
 
 class _Encoder(nn.Module):
@@ -139,7 +131,7 @@ class _Encoder(nn.Module):
         self.apply(initialize)
 
     def forward(self, patches: torch.Tensor) -> torch.Tensor:
-        x = self.relu(self.bn1(self.conv1(patches)))  # (B, w, S/2, S/2)
+        x = normalized(opened(patches, self.conv1), self.bn1, self.relu)  # (B, w, S/2, S/2)
         x = self.layer4(self.layer3(self.layer2(self.layer1(x))))  # (B, 8w, S/16, S/16)
         return functional.adaptive_avg_pool2d(x, 1).flatten(1)
 
@@ -160,10 +152,14 @@ class _Decoder(nn.Module):
         self.conv1 = nn.Conv2d(width, _IMAGE, 3, padding=1, bias=False)
 
     def forward(self, latents: torch.Tensor) -> torch.Tensor:
+        return doubled_and_convolved(self.maps(latents), self.conv1)
+
+    def maps(self, latents: torch.Tensor) -> torch.Tensor:
+        """What the last convolution is given: ``(B, width, 8·grid, 8·grid)``."""
         x = self.linear(latents).unflatten(1, (-1, _GRID, _GRID))  # (B, 8w, 4, 4)
         x = functional.interpolate(x, size=self.grid, mode="nearest")
-        x = self.layer4(self.layer3(self.layer2(self.layer1(x))))  # (B, w, 8·grid, 8·grid)
-        return doubled_and_convolved(x, self.conv1)
+        result: torch.Tensor = self.layer4(self.layer3(self.layer2(self.layer1(x))))
+        return result
 
 
 class _MirroredBlock(nn.Module):
@@ -179,12 +175,10 @@ class _MirroredBlock(nn.Module):
         self.relu = nn.LeakyReLU(inplace=True)
         self.upsample = None
         if before != after:
-            self.upsample = nn.Sequential(
-                nn.Conv2d(before, after, 1, bias=False), nn.BatchNorm2d(after)
-            )
+            self.upsample = Layers(nn.Conv2d(before, after, 1, bias=False), nn.BatchNorm2d(after))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        y = self.relu(self.bn1(self.conv1(x)))
+        y = normalized(self.conv1(x), self.bn1, self.relu)
         if self.upsample is not None:
             # 1×1: enlarging afterwards gives the same at a quarter of the work.
             x = self.upsample(x)
@@ -192,8 +186,7 @@ class _MirroredBlock(nn.Module):
             x, y = doubled(x), doubled_and_convolved(y, self.conv2)
         else:
             y = self.conv2(y)
-        result: torch.Tensor = self.relu(self.bn2(y) + x)
-        return result
+        return normalized(y, self.bn2, self.relu, x)
 
 
 def _enlarging_stage(before: int, after: int) -> nn.Sequential:

@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn import functional
 
 from bmvtrack.models.base import Encoding, MultivariationalNetwork, check_sizes
-from bmvtrack.models.blocks import initialize
+from bmvtrack.models.blocks import Layers, initialize
 from bmvtrack.models.bottleneck import (
     VARIABLES,
     CovarianceKind,
@@ -166,7 +166,7 @@ def _down(before: int, after: int) -> nn.Sequential:
 
 
 def _double_convolution(before: int, after: int) -> nn.Sequential:
-    layers = nn.Sequential(
+    layers = Layers(
         nn.Conv2d(before, after, 3, padding=1, bias=False),
         nn.BatchNorm2d(after),
         nn.ReLU(inplace=True),

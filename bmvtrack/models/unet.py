@@ -13,7 +13,14 @@ from torch import nn
 from torch.nn import functional
 
 from bmvtrack.models.base import Encoding, MultivariationalNetwork, check_sizes
-from bmvtrack.models.blocks import initialize, joined_and_convolved, residual_stage
+from bmvtrack.models.blocks import (
+    Layers,
+    initialize,
+    joined_and_convolved,
+    normalized,
+    opened,
+    residual_stage,
+)
 from bmvtrack.models.bottleneck import (
     VARIABLES,
     CovarianceKind,
@@ -73,7 +80,7 @@ class ResNetUNet(MultivariationalNetwork):
         self.input_size, self.input_channels, self.classes = input_size, input_channels, classes
         self.feature_count, self.uses_template = 4 * width, template
         stages = [width, 2 * width, 4 * width, 8 * width, 8 * width]
-        self.stem = nn.Sequential(
+        self.stem = Layers(
             nn.Conv2d(input_channels, width, 7, stride=2, padding=3, bias=False),
             nn.BatchNorm2d(width),
             nn.ReLU(inplace=True),
@@ -114,7 +121,7 @@ class ResNetUNet(MultivariationalNetwork):
         if self.recalls is None:
             return super().memorize(patches)
         memories: list[Memory] = []
-        deepest = self.pool(self.stem(patches))
+        deepest = self.pool(self._opened(patches))
         for i in range(_READING[-1] + 1):
             deepest = self.stages[i](deepest)
             recall = self._recall(i)
@@ -131,7 +138,7 @@ class ResNetUNet(MultivariationalNetwork):
 
     def _encode(self, patches: torch.Tensor, template: Template | None) -> Encoding:
         memories = iter(template.memories if template else ())
-        maps = [self.stem(patches)]  # (B, w, S/2, S/2)
+        maps = [self._opened(patches)]  # (B, w, S/2, S/2)
         deepest = self.pool(maps[0])
         for i, stage in enumerate(self.stages):
             deepest = stage(deepest)
@@ -141,6 +148,11 @@ class ResNetUNet(MultivariationalNetwork):
                 deepest = recall(deepest, memory)
             maps.append(deepest)
         return Encoding(self.features(deepest), tuple(reversed(maps)))
+
+    def _opened(self, patches: torch.Tensor) -> torch.Tensor:
+        convolution, norm, activation = self.stem
+        assert isinstance(convolution, nn.Conv2d)
+        return normalized(opened(patches, convolution), norm, activation)
 
     def _recall(self, stage: int) -> Recall | None:
         """The module that reads the template's map of this stage; None if it is not read."""
@@ -181,17 +193,16 @@ class _Decoder(nn.Module):
         x = self.join(torch.cat([skips[0], grid], dim=1))
         for block, skip in zip(self.blocks, skips[1:], strict=True):
             first, second = block.children()
-            convolution, *rest = first.children()
+            convolution, norm, activation = first.children()
             assert isinstance(convolution, nn.Conv2d)
-            x = joined_and_convolved(x, skip, convolution)
-            for layer in (*rest, second):
-                x = layer(x)
+            x = normalized(joined_and_convolved(x, skip, convolution), norm, activation)
+            x = second(x)
         result: torch.Tensor = self.output(x)
         return result
 
 
-def _convolution(before: int, after: int, kernel: int = 3) -> nn.Sequential:
-    return nn.Sequential(
+def _convolution(before: int, after: int, kernel: int = 3) -> Layers:
+    return Layers(
         nn.Conv2d(before, after, kernel, padding=kernel // 2, bias=False),
         nn.BatchNorm2d(after),
         nn.ReLU(inplace=True),
