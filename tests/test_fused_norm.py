@@ -127,6 +127,9 @@ def test_only_plain_batch_norms_in_training_are_replaced():
     for other in (nn.SyncBatchNorm(4), nn.BatchNorm2d(4, track_running_stats=False)):
         assert not fused_norm.is_fusible(maps, other.cuda())
     assert not fused_norm.is_fusible(maps, norm.eval())
+    with fused_norm.not_fused():
+        assert not fused_norm.is_fusible(maps, norm.train())
+    assert fused_norm.is_fusible(maps, norm)
 
 
 def test_without_a_gpu_nothing_is_replaced():

@@ -14,6 +14,7 @@ from pretended_graphs import PretendedGraph
 from rectangles import write_rectangles
 from runs import assert_equal, final_state, killed_at, small_run, train
 
+from bmvtrack.models import fused_norm
 from bmvtrack.training import PretrainOptions
 from bmvtrack.training import speed as speeds
 from bmvtrack.training.checkpoint import load_checkpoint
@@ -107,6 +108,7 @@ def test_speed_is_measured_with_and_without(options: PretrainOptions) -> None:
     run = run_of(options, steps=10**6)
     rates = dict(speeds.training_rates(run, 0.05))
     assert rates["pretraining without a graph, patches/s"] > 0
+    assert rates["pretraining with torch's batch norms, patches/s"] > 0
     assert rates["pretraining, GFLOP/s"] > 0
     assert run.graphed
     assert "convolution_backward" in speeds.training_profile(run)
@@ -115,7 +117,23 @@ def test_speed_is_measured_with_and_without(options: PretrainOptions) -> None:
 def test_a_cpu_has_no_graphs(options: PretrainOptions) -> None:
     run = PretrainRun(options.resolved())
     assert not run.graphed
-    assert "pretraining without a graph, patches/s" not in dict(speeds.training_rates(run, 0.01))
+    rates = dict(speeds.training_rates(run, 0.01))
+    assert "pretraining without a graph, patches/s" not in rates
+    assert "pretraining with torch's batch norms, patches/s" not in rates
+
+
+@pytest.mark.usefixtures("everywhere")
+def test_a_graph_is_captured_again_for_other_batch_norms(options: PretrainOptions) -> None:
+    run = run_of(options, steps=10**6)
+    for _ in range(5):
+        run.training_step()
+    fused = captured(run)
+    with fused_norm.not_fused():
+        assert not fused_norm.allowed()
+        for _ in range(5):
+            run.training_step()
+    assert captured(run) not in (None, fused)
+    assert fused_norm.allowed()
 
 
 @pytest.fixture

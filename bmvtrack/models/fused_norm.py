@@ -9,6 +9,9 @@ All sums are in float32 and in a fixed order: equal inputs give equal bits.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import cache
 from typing import Any
 
@@ -22,6 +25,22 @@ _PROGRAMS = 1056  # of a reduction: eight for each multiprocessor of a large GPU
 _FINAL_CHANNELS, _FINAL_PARTS = 8, 256  # tile of the kernels that add up the parts of a sum
 _WARPS = 4  # of a program
 _DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+_allowed = ContextVar("_allowed", default=True)
+
+
+@contextmanager
+def not_fused() -> Iterator[None]:
+    """Nothing is fusible within this context, for comparison."""
+    token = _allowed.set(False)
+    try:
+        yield
+    finally:
+        _allowed.reset(token)
+
+
+def allowed() -> bool:
+    """Whether batch norms may be fused here."""
+    return _allowed.get()
 
 
 def is_fusible(maps: torch.Tensor, norm: nn.Module) -> bool:
@@ -33,6 +52,7 @@ def is_fusible(maps: torch.Tensor, norm: nn.Module) -> bool:
     """
     return (
         maps.is_cuda
+        and allowed()
         and type(maps) is torch.Tensor
         and type(norm) is nn.BatchNorm2d
         and norm.training

@@ -21,7 +21,7 @@ from bmvtrack.data.samples import state_seed
 from bmvtrack.distributed import all_gather
 from bmvtrack.errors import UserError
 from bmvtrack.files import held, write_json
-from bmvtrack.models import Bottleneck, Output
+from bmvtrack.models import Bottleneck, Output, fused_norm
 from bmvtrack.training.box_threshold import best_threshold, box_overlaps
 from bmvtrack.training.checkpoint import check_run_folder, resumed_state, save_checkpoint
 from bmvtrack.training.devices import make_fabric, memory_format, synchronized
@@ -169,8 +169,9 @@ class PretrainRun:
             return self._descend(shown), [parameter.grad for parameter in parameters]
 
         read = [value for value in vars(shown).values() if value is not None]
+        places = [*parameters, *self.network.buffers(), *read]
         (terms, moved), gradients = self._launcher.run(
-            work, [*parameters, *self.network.buffers(), *read], generators=[self.noise]
+            work, places, (fused_norm.allowed(),), [self.noise]
         )
         for parameter, gradient in zip(parameters, gradients, strict=True):
             parameter.grad = gradient

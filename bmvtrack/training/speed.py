@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from torch.utils.flop_counter import FlopCounterMode
 
 from bmvtrack.data.batch import Batch, BatchSource
+from bmvtrack.models import fused_norm
 from bmvtrack.training.parts import build_network, build_optimizer, build_samplers
 from bmvtrack.training.pretrain import PretrainRun
 
@@ -63,9 +64,10 @@ def rates_in_turn(
 def training_rates(run: PretrainRun, seconds: float) -> Iterator[tuple[str, float]]:
     """Patches/s of complete pretraining steps and of a plain training loop; GFLOP/s of the former.
 
-    Where steps are launched as a CUDA graph, patches/s without the graph are measured as well. Operations
-    are counted during a step (matrix products of the forward and backward passes and of cropping); the
-    device's peak rate is measured on products of large matrices in the same precision.
+    Where steps are launched as a CUDA graph, patches/s are also measured with torch's batch norms, and
+    without the graph. Operations are counted during a step (matrix products of the forward and backward
+    passes and of cropping); the device's peak rate is measured on products of large matrices in the same
+    precision.
 
     Args:
         run: run to measure; this trains its network.
@@ -77,6 +79,10 @@ def training_rates(run: PretrainRun, seconds: float) -> Iterator[tuple[str, floa
     device, count = run.fabric.device, run.batch_size
     ours = count * rate(run.training_step, seconds, device.type, _WARM_UP)
     yield "pretraining, patches/s", ours
+    if run.graphed:
+        with fused_norm.not_fused():
+            unfused = rate(run.training_step, seconds, device.type, _WARM_UP)
+        yield "pretraining with torch's batch norms, patches/s", count * unfused
     with plainly(run) as was_graphed:
         if was_graphed:
             plain = rate(run.training_step, seconds, device.type)
