@@ -10,6 +10,12 @@ import triton.language as tl
 
 
 @triton.jit
+def _row(table, row, channels, channel):
+    """A row of a table ``(R, C)``, at some channels."""
+    return tl.load(table + row * channels + channel, mask=channel < channels, other=0.0)
+
+
+@triton.jit
 def sum_kernel(
     maps,
     sums,
@@ -109,8 +115,8 @@ def apply_kernel(
     """Normalise, add the residual, activate."""
     channel = tl.program_id(1) * ACROSS + tl.arange(0, ACROSS)
     there = channel < channels
-    factor = tl.load(statistics + 2 * channels + channel, mask=there, other=0.0)
-    summand = tl.load(statistics + 3 * channels + channel, mask=there, other=0.0)
+    factor = _row(statistics, 2, channels, channel)
+    summand = _row(statistics, 3, channels, channel)
     row = tl.program_id(0).to(tl.int64) * DOWN + tl.arange(0, DOWN)
     inside = (row < rows)[:, None] & there[None, :]
     place = row[:, None] * channels + channel[None, :]
@@ -146,10 +152,10 @@ def gradient_sum_kernel(
     part = tl.program_id(0)
     channel = tl.program_id(1) * ACROSS + tl.arange(0, ACROSS)
     there = channel < channels
-    mean = tl.load(statistics + channel, mask=there, other=0.0)
-    inverse = tl.load(statistics + channels + channel, mask=there, other=0.0)
-    factor = tl.load(statistics + 2 * channels + channel, mask=there, other=0.0)
-    summand = tl.load(statistics + 3 * channels + channel, mask=there, other=0.0)
+    mean = _row(statistics, 0, channels, channel)
+    inverse = _row(statistics, 1, channels, channel)
+    factor = _row(statistics, 2, channels, channel)
+    summand = _row(statistics, 3, channels, channel)
     gradients = tl.zeros((DOWN, ACROSS), tl.float32)
     products = tl.zeros((DOWN, ACROSS), tl.float32)
     start = part.to(tl.int64) * rows_each
@@ -192,9 +198,9 @@ def coefficients_kernel(
     count = rows * 1.0
     gradients = _total(sums, parts, channels, channel, DOWN, ACROSS)
     products = _total(sums + parts * channels, parts, channels, channel, DOWN, ACROSS)
-    mean = tl.load(statistics + channel, mask=there, other=0.0)
-    inverse = tl.load(statistics + channels + channel, mask=there, other=0.0)
-    factor = tl.load(statistics + 2 * channels + channel, mask=there, other=0.0)
+    mean = _row(statistics, 0, channels, channel)
+    inverse = _row(statistics, 1, channels, channel)
+    factor = _row(statistics, 2, channels, channel)
     a = -factor * inverse * (products / count)
     b = -factor * (gradients / count) - a * mean
     tl.store(coefficients + channel, a, mask=there)
@@ -221,10 +227,10 @@ def gradient_kernel(
     """The gradient with respect to the map."""
     channel = tl.program_id(1) * ACROSS + tl.arange(0, ACROSS)
     there = channel < channels
-    factor = tl.load(statistics + 2 * channels + channel, mask=there, other=0.0)
-    summand = tl.load(statistics + 3 * channels + channel, mask=there, other=0.0)
-    a = tl.load(coefficients + channel, mask=there, other=0.0)
-    b = tl.load(coefficients + channels + channel, mask=there, other=0.0)
+    factor = _row(statistics, 2, channels, channel)
+    summand = _row(statistics, 3, channels, channel)
+    a = _row(coefficients, 0, channels, channel)
+    b = _row(coefficients, 1, channels, channel)
     row = tl.program_id(0).to(tl.int64) * DOWN + tl.arange(0, DOWN)
     inside = (row < rows)[:, None] & there[None, :]
     place = row[:, None] * channels + channel[None, :]
