@@ -173,19 +173,6 @@ def learning_rates(options, steps):
     return type(optimizer), rates
 
 
-def test_the_weight_of_kl_rises_to_beta_and_is_beta_in_validation(options, monkeypatch):
-    run = PretrainRun(dataclasses.replace(options, mode="paper", beta_warm_up=4).resolved())
-    for step in range(6):
-        terms = run.training_step()
-        beta = (terms["total"] - terms["cross_entropy"] - terms["jaccard"]) / terms["kl"]
-        assert float(beta) == pytest.approx(5 * min(1, step / 4), rel=1e-4, abs=1e-4)
-    used = []
-    monkeypatch.setattr(LOOP, "objective", lambda *a: used.append(a[3]) or objective(*a))
-    run._beta.fill_(1)
-    run.validate()
-    assert set(used) == {5.0}
-
-
 def test_the_paper_s_schedule(options):
     """RAdam, a rate that goes from 5e-5 to 1e-4 and back (paper, §4.4)."""
     kind, rates = learning_rates(dataclasses.replace(options, mode="paper").resolved(), 4001)
@@ -298,7 +285,6 @@ def test_a_seed_makes_a_run(options, tmp_path, mode):
         ({"samples": 5}, "--samples must be at least 6"),
         ({"validation_share": 1.0}, r"--validation-share must lie in \(0, 1\)"),
         ({"split_seed": -1}, r"--split-seed must lie in \[0, 2⁶²\), not -1"),
-        ({"beta_warm_up": -1}, "--beta-warm-up must not be negative, not -1"),
         ({"longest_side": 8}, "--longest-side must be at least 32"),
         ({"max_minutes": 0}, "--max-minutes must be positive"),
         ({"max_minutes": float("nan")}, "--max-minutes must be positive"),

@@ -22,7 +22,6 @@ from bmvtrack.training.pretrain import PretrainRun
 
 NETWORKS: list[dict[str, Any]] = [
     {"mode": "paper"},
-    {"mode": "paper", "beta_warm_up": 5},
     {"mode": "paper", "architecture": "beta-mvae"},
     {"mode": "paper", "architecture": "beta-mvunet", "reparameterization": "full"},
     {"mode": "tracking"},

@@ -164,7 +164,7 @@ def test_runs_of_before_the_split_s_seed_go_on(options):
     folder = options.out / "checkpoints"
     state = load_checkpoint(folder)
     known = json.loads(state["options"])
-    del known["split_seed"], known["beta_warm_up"]
+    del known["split_seed"]
     save_checkpoint(folder, 6, state | {"options": json.dumps(known)})
     (options.out / "options.json").write_text(json.dumps(known))
     assert "at step 6 of 6" in train(options, seed=3, split_seed=3, resume=True)[1]

@@ -17,7 +17,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.autograd.function import once_differentiable
 
 # The sizes below were the fastest of a few on an H200.
 _TILE = 4096  # numbers of a map that a program works on at once
@@ -138,7 +137,6 @@ class _FusedNorm(torch.autograd.Function):
         return result
 
     @staticmethod
-    @once_differentiable
     def backward(
         ctx: Any, gradient: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None, None, None]:

@@ -115,7 +115,6 @@ def _refuse_others(folder: Path, before: dict[str, Any], options: dict[str, Any]
     """Raise a UserError that names the options that differ from those before."""
     if "split_seed" not in before and "seed" in before:
         before = before | {"split_seed": before["seed"]}  # older runs split by their seed
-    before = {"beta_warm_up": 0} | before  # older runs had none
     changed = [name for name, value in options.items() if before.get(name) != value]
     if changed:
         raise UserError(

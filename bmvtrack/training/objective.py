@@ -22,7 +22,7 @@ def objective(
     output: Output,
     batch: Batch,
     bottleneck: Bottleneck,
-    beta: float | torch.Tensor,
+    beta: float,
     likelihood: float,
     kl_direction: Literal["posterior", "prior"] = "posterior",
     class_weights: ClassWeights = "balanced",
@@ -33,7 +33,7 @@ def objective(
         output: the network's output.
         batch: the batch that it was computed from.
         bottleneck: the network's bottleneck.
-        beta: weight of the KL divergence; a scalar.
+        beta: weight of the KL divergence.
         likelihood: weight of the negative log-likelihood of the true motion; 0 leaves the term out.
         kl_direction: see :meth:`~bmvtrack.models.bottleneck.Bottleneck.kl_divergence`.
         class_weights: weighting of the cross-entropy.

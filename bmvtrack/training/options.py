@@ -63,9 +63,6 @@ class PretrainOptions:
     equal weight per pixel, so that masks are calibrated at a probability of ½ (tracking)"""
     beta: float | None = None
     """weight of the KL divergence; default by mode: 5 (paper), 0.01 (tracking)"""
-    beta_warm_up: int = 0
-    """steps in which the weight of the KL divergence rises linearly from 0 to --beta. In mode `paper` with a
-    high learning rate, masks are learned much faster with it (docs/results.md)"""
     likelihood: float | None = None
     """weight of the true motion's negative log-likelihood; default by mode: 0 (paper), 0.1 (tracking)"""
     steps: int = 2500
@@ -205,8 +202,6 @@ class PretrainOptions:
 
     def _check_numbers(self) -> None:
         assert self.learning_rate is not None
-        if self.beta_warm_up < 0:
-            raise UserError(f"--beta-warm-up must not be negative, not {self.beta_warm_up}")
         if not 0 < self.learning_rate < math.inf:
             raise UserError(f"--learning-rate must be positive, not {self.learning_rate}")
         for name, weight in (("beta", self.beta), ("likelihood", self.likelihood)):

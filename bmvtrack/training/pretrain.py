@@ -96,7 +96,6 @@ class PretrainRun:
         self.noise = torch.Generator(device).manual_seed(self.seed + 2)
         self.step = 0
         self.best = float("inf")
-        self._beta = torch.full((), options.beta or 0.0, device=device)  # of the step
         self.graphed = self._can_be_graphed()
         self._launcher: Launcher[tuple[Step, list[torch.Tensor | None]]] = Launcher(device)
         self._shown: Batch | None = None  # input of the CUDA graph
@@ -132,10 +131,6 @@ class PretrainRun:
         self.model.train()
         batch = self.train_sampler.draw(self.batch_size, self.generator)
         self.optimizer.zero_grad(set_to_none=True)
-        if self.options.beta_warm_up:
-            assert self.options.beta is not None
-            risen = min(1.0, self.step / self.options.beta_warm_up)
-            self._beta.fill_(self.options.beta * risen)
         terms, moved = self._launch(batch) if self.graphed else self._descend(batch)
         if self.options.own_boxes:
             self.train_sampler.follow(moved)
@@ -152,7 +147,7 @@ class PretrainRun:
             template=self._laid_out(batch.template),
         )
         bottleneck = self.network.bottleneck
-        terms = self.loss_terms(output, batch, bottleneck, self._beta)
+        terms = self.loss_terms(output, batch, bottleneck)
         self.fabric.backward(terms["total"])
         torch.nn.utils.clip_grad_norm_(self.network.parameters(), _GRADIENT_NORM)
         # Detached, so that whoever keeps the terms keeps no autograd node: an older one, from another
@@ -173,7 +168,7 @@ class PretrainRun:
         def work() -> tuple[Step, list[torch.Tensor | None]]:
             return self._descend(shown), [parameter.grad for parameter in parameters]
 
-        read = [self._beta, *(value for value in vars(shown).values() if value is not None)]
+        read = [value for value in vars(shown).values() if value is not None]
         places = [*parameters, *self.network.buffers(), *read]
         (terms, moved), gradients = self._launcher.run(
             work, places, (fused_norm.allowed(),), [self.noise]
@@ -265,14 +260,8 @@ class PretrainRun:
             boxes.copy_(saved[self.fabric.global_rank])
         self.step, self.best = state["step"], state["best"]
 
-    def loss_terms(
-        self,
-        output: Output,
-        batch: Batch,
-        bottleneck: Bottleneck,
-        beta: torch.Tensor | None = None,
-    ) -> Terms:
-        """The loss and its terms, with the weights of the options, or another β; see :func:`objective`."""
+    def loss_terms(self, output: Output, batch: Batch, bottleneck: Bottleneck) -> Terms:
+        """The loss and its terms, with the weights of the options; see :func:`objective`."""
         options = self.options
         assert options.beta is not None
         assert options.likelihood is not None
@@ -281,7 +270,7 @@ class PretrainRun:
             output,
             batch,
             bottleneck,
-            options.beta if beta is None else beta,
+            options.beta,
             options.likelihood,
             options.kl_direction,
             options.class_weights,
