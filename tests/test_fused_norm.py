@@ -89,6 +89,29 @@ def test_kernels_do_what_torch_does_in_three_steps():
     assert done.stdout == "equal\n", done.stderr
 
 
+TYPES = {
+    **dict.fromkeys(["maps", "residual", "result", "gradient", "before", "backward"], "*bf16"),
+    **dict.fromkeys(["rows", "channels", "rows_each", "parts", "pitch"], "i32"),
+    **dict.fromkeys(["slope", "momentum", "epsilon"], "fp32"),
+}
+SETTINGS = {"DOWN": 64, "ACROSS": 64, "ACTIVATED": True, "KEPT": True, "HAS_RESIDUAL": True}
+
+
+def test_kernels_compile_for_a_gpu_where_there_is_none(tmp_path, monkeypatch):
+    pytest.importorskip("triton")
+    compiler = pytest.importorskip("triton.compiler")
+    target = pytest.importorskip("triton.backends.compiler").GPUTarget("cuda", 90, 32)
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    kernels = {n: k for n, k in vars(fused_norm._kernels()).items() if n.endswith("_kernel")}
+    assert len(kernels) == 6
+    for name, kernel in kernels.items():
+        given = {n: SETTINGS[n] for n in kernel.arg_names if n in SETTINGS}
+        types = {n: "constexpr" if n in given else TYPES.get(n, "*fp32") for n in kernel.arg_names}
+        constants = {(kernel.arg_names.index(n),): value for n, value in given.items()}
+        source = compiler.ASTSource(fn=kernel, signature=types, constexprs=constants)
+        assert len(compiler.compile(source, target=target).asm["cubin"]) > 1000, name
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_kernels_on_a_gpu(dtype):
