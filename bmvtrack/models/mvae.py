@@ -113,7 +113,7 @@ class BetaMVAE(MultivariationalNetwork):
         layers = self.outc.conv
         assert isinstance(layers, nn.Sequential)
         last = [layer for layer in layers if isinstance(layer, nn.Conv2d)]
-        return closed(self.decoder.maps(latents.flatten(1)), self.decoder.conv1, last)
+        return closed(self.decoder(latents.flatten(1)), self.decoder.conv1, last)
 
 
 class _Encoder(nn.Module):
@@ -137,7 +137,10 @@ class _Encoder(nn.Module):
 
 
 class _Decoder(nn.Module):
-    """ResNet18 mirrored: ``(B, 5·S)`` latents → ``(B, 3, 16·grid, 16·grid)``."""
+    """ResNet18 mirrored, up to its last convolution: ``(B, 5·S)`` latents → ``(B, w, 8·grid, 8·grid)``.
+
+    That one, ``conv1``, reads the doubled maps; the network computes it together with those that follow.
+    """
 
     def __init__(self, latents: int, width: int, grid: int) -> None:
         super().__init__()
@@ -152,10 +155,6 @@ class _Decoder(nn.Module):
         self.conv1 = nn.Conv2d(width, _IMAGE, 3, padding=1, bias=False)
 
     def forward(self, latents: torch.Tensor) -> torch.Tensor:
-        return doubled_and_convolved(self.maps(latents), self.conv1)
-
-    def maps(self, latents: torch.Tensor) -> torch.Tensor:
-        """What the last convolution is given: ``(B, width, 8·grid, 8·grid)``."""
         x = self.linear(latents).unflatten(1, (-1, _GRID, _GRID))  # (B, 8w, 4, 4)
         x = functional.interpolate(x, size=self.grid, mode="nearest")
         result: torch.Tensor = self.layer4(self.layer3(self.layer2(self.layer1(x))))
