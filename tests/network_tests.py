@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from networks import assert_same
+from networks import assert_same, disturb
 from safetensors.torch import load_file
 
 from bmvtrack import prior
@@ -73,6 +73,44 @@ class NetworkTests:
         assert torch.equal(first.posterior.mean, second.posterior.mean)
         network.eval()
         torch.testing.assert_close(network(x).logits, network(x).logits, rtol=0, atol=0)
+
+    @pytest.mark.parametrize("factor", [2, 3])
+    @pytest.mark.parametrize("training", [False, True])
+    def test_widened_it_computes_the_same(self, factor, training):
+        narrow, wide = self.make(), self.make(width=factor * self.small["width"])
+        disturb(narrow)
+        wide.load_state_dict(wide.widened_state(narrow.state_dict()))
+        patches, latents = self.patches(narrow), torch.randn(3, 5, narrow.bottleneck.samples)
+        masks, posteriors = [], []
+        for network in (narrow, wide):
+            encoding = network.train(training).encode(patches)
+            posteriors.append(network.bottleneck(encoding.features))
+            masks.append(network.decode(latents, encoding))
+        largest = masks[0].abs().max().item()
+        torch.testing.assert_close(masks[1], masks[0], rtol=0, atol=1e-4 * largest)
+        torch.testing.assert_close(posteriors[1].mean, posteriors[0].mean, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(
+            posteriors[1].covariance, posteriors[0].covariance, rtol=1e-3, atol=1e-5
+        )
+
+    def test_copies_of_a_channel_learn_different_things(self):
+        """With equal gradients they would remain copies, and the network as good as narrow."""
+        narrow, wide = self.make(), self.make(width=2 * self.small["width"])
+        disturb(narrow)
+        wide.load_state_dict(wide.widened_state(narrow.state_dict()))
+        output = wide(self.patches(wide))
+        output.logits.square().mean().backward()
+        known = narrow.state_dict()
+        for name, parameter in wide.named_parameters():
+            layer = wide.get_submodule(name.rpartition(".")[0])
+            transposed = isinstance(layer, torch.nn.ConvTranspose2d) and parameter.dim() > 1
+            written = 1 if transposed else 0
+            if parameter.shape[written] == known[name].shape[written] or "bottleneck" in name:
+                continue  # not widened, or without a gradient here
+            dim, cells = wide.cells.get(name, (written, 1))
+            cells = cells if dim == written else 1
+            first, second = parameter.grad.unflatten(written, (-1, 2, cells)).unbind(written + 1)
+            assert not torch.equal(first, second), name
 
     def test_noise_is_asked_for_and_seeded(self):
         network = self.make().eval()

@@ -31,6 +31,19 @@ def assert_same(loaded, network, tolerance):
         torch.testing.assert_close(found, expected, rtol=0, atol=tolerance * largest)
 
 
+def disturb(network):
+    """Make its batch norms seem to have seen something, so that they are not the identity."""
+    generator = torch.Generator().manual_seed(1)
+    for norm in (m for m in network.modules() if isinstance(m, torch.nn.BatchNorm2d)):
+        for values, low, high in (
+            (norm.weight.data, 0.5, 1.5),
+            (norm.bias.data, -0.2, 0.2),
+            (norm.running_mean, -0.2, 0.2),
+            (norm.running_var, 0.5, 2.0),
+        ):
+            values.uniform_(low, high, generator=generator)
+
+
 def change_config(folder, **changes):
     path = folder / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))

@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from networks import disturb
 from torch import nn
 
 from bmvtrack import prior
@@ -15,15 +16,7 @@ def network(architecture, **arguments):
     """A small one whose batch norms have seen something, so that they are not the identity."""
     torch.manual_seed(0)
     result = architecture(prior.named("davis16"), width=8, input_size=64, **arguments)
-    generator = torch.Generator().manual_seed(1)
-    for norm in (m for m in result.modules() if isinstance(m, nn.BatchNorm2d)):
-        for values, low, high in (
-            (norm.weight.data, 0.5, 1.5),
-            (norm.bias.data, -0.2, 0.2),
-            (norm.running_mean, -0.2, 0.2),
-            (norm.running_var, 0.5, 2.0),
-        ):
-            values.uniform_(low, high, generator=generator)
+    disturb(result)
     return result.eval()
 
 

@@ -27,7 +27,7 @@ def test_starts_from_the_weights_of_another_run(options: PretrainOptions, tmp_pa
 
 
 def test_weights_of_another_network_are_refused(options: PretrainOptions, tmp_path: Path) -> None:
-    build_network(dataclasses.replace(options, width=8)).save_weights(tmp_path / "weights")
+    build_network(dataclasses.replace(options, width=6)).save_weights(tmp_path / "weights")
     with pytest.raises(UserError, match=r"--start-from .*of another network: .*size mismatch"):
         build_network(dataclasses.replace(options, start_from=tmp_path / "weights"))
     with pytest.raises(UserError, match="no weights in"):
@@ -60,6 +60,20 @@ def test_networks_of_another_input_size_start_from_each_other(
     large.save_weights(tmp_path / "large", half=False)
     again = build_network(dataclasses.replace(paper, start_from=tmp_path / "large"))
     torch.testing.assert_close(again.state_dict(), small.state_dict())
+
+
+def test_narrower_networks_are_widened(options: PretrainOptions, tmp_path: Path) -> None:
+    """Together with another input size, as when training goes from small and narrow to large and wide."""
+    paper = dataclasses.replace(
+        options, mode="paper", architecture="beta-mvunet", covariance="batch"
+    )
+    build_network(paper).save_weights(tmp_path / "weights", half=False)
+    large = dataclasses.replace(paper, input_size=128, start_from=tmp_path / "weights")
+    narrow, wide = (build_network(dataclasses.replace(large, width=width)) for width in (4, 12))
+    patches = torch.randn(2, 3, 128, 128)
+    first, second = (network.eval()(patches) for network in (narrow, wide))
+    torch.testing.assert_close(second.logits, first.logits, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(second.posterior.mean, first.posterior.mean)
 
 
 def test_a_resumed_run_does_not_need_them_any_more(

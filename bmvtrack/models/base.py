@@ -19,6 +19,7 @@ from bmvtrack.errors import UserError
 from bmvtrack.files import atomic_file, atomic_folder, write_text
 from bmvtrack.models.bottleneck import VARIABLES, Bottleneck, Posterior
 from bmvtrack.models.template import Template
+from bmvtrack.models.widening import Cells, widened_state
 from bmvtrack.prior import MotionPrior
 
 BOX_THRESHOLD = 0.125
@@ -81,7 +82,7 @@ class MultivariationalNetwork(
     (:mod:`bmvtrack.training.box_threshold`); it is saved with the weights.
 
     Subclasses set ``bottleneck``, ``input_size``, ``input_channels``, ``classes`` and
-    ``feature_count``, and implement :meth:`encode` and :meth:`decode`; those that set
+    ``feature_count``, and implement :attr:`cells`, :meth:`encode` and :meth:`decode`; those that set
     ``uses_template`` also implement :meth:`memorize` and :meth:`encode_with_template`. Their constructor
     arguments must be JSON-serializable, or a :class:`~bmvtrack.prior.MotionPrior`.
     """
@@ -93,6 +94,11 @@ class MultivariationalNetwork(
     feature_count: int
     uses_template: bool = False
     box_threshold: float = BOX_THRESHOLD
+
+    @property
+    @abstractmethod
+    def cells(self) -> Cells:
+        """The linear layers that read or write a flattened map."""
 
     @abstractmethod
     def encode(self, patches: torch.Tensor) -> Encoding:
@@ -125,6 +131,16 @@ class MultivariationalNetwork(
             state: a ``state_dict``; returned as it is if no weight depends on the input size.
         """
         return state
+
+    def widened_state(self, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Convert the weights of the same network with a fraction of the width to this one's.
+
+        See :func:`~bmvtrack.models.widening.widened_state`. The output stays the same, up to rounding.
+
+        Args:
+            state: a ``state_dict``, for this input size.
+        """
+        return widened_state(state, self, self.cells)
 
     def forward(
         self,

@@ -30,6 +30,7 @@ from bmvtrack.models.bottleneck import (
     Reparameterization,
 )
 from bmvtrack.models.flows import BottleneckKind, build_bottleneck
+from bmvtrack.models.widening import Cells
 from bmvtrack.prior import MotionPrior
 
 _STRIDE = 16
@@ -103,6 +104,12 @@ class BetaMVAE(MultivariationalNetwork):
             nn.Conv2d(wide, classes, 1),
         )
         self.outc = nn.Sequential(OrderedDict(conv=layers))
+
+    @property
+    def cells(self) -> Cells:
+        """See the base class."""
+        latents = 0, _GRID**2
+        return {"decoder.linear.weight": latents, "decoder.linear.bias": latents}
 
     def encode(self, patches: torch.Tensor) -> Encoding:
         """See the base class. There are no skips."""

@@ -23,6 +23,7 @@ from bmvtrack.models.bottleneck import (
     Reparameterization,
 )
 from bmvtrack.models.flows import BottleneckKind, build_bottleneck
+from bmvtrack.models.widening import Cells
 from bmvtrack.prior import MotionPrior
 
 Alignment = Literal["resize", "padded"]
@@ -108,12 +109,23 @@ class BetaMVUNet(MultivariationalNetwork):
         self.outc = nn.Sequential(OrderedDict(conv=nn.Conv2d(width, classes, 1)))
         self.apply(initialize)
 
+    @property
+    def cells(self) -> Cells:
+        """See the base class."""
+        latents = 0, _GRID**2
+        return {
+            "flat.weight": (1, (self.input_size // _STRIDE) ** 2),
+            "z_dim.weight": latents,
+            "z_dim.bias": latents,
+        }
+
     def resized_state(self, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """See the base class. The weights of ``flat`` are resized with the deepest map: each is shared among
         the cells that one cell became. For a map whose cells are merely repeated the output is the same.
         """
         name = "flat.weight"
-        cells = state[name].shape[1] // self.feature_count
+        features, inputs = state[name].shape
+        cells = inputs // features  # of its own width, which may be another one
         before, after = math.isqrt(cells), self.input_size // _STRIDE
         if before == after or before**2 != cells:  # no such network: loading rejects it
             return state

@@ -29,6 +29,7 @@ from bmvtrack.models.bottleneck import (
 )
 from bmvtrack.models.flows import BottleneckKind, build_bottleneck
 from bmvtrack.models.template import Memory, Recall, Template
+from bmvtrack.models.widening import Cells
 from bmvtrack.prior import MotionPrior
 
 _POOLED = 2  # the deepest map is pooled to 2×2: the motion depends on where things are
@@ -111,6 +112,11 @@ class ResNetUNet(MultivariationalNetwork):
         self.decoder = _Decoder([width, *stages], width, classes)
         self.apply(initialize)
         self.recalls = nn.ModuleList(Recall(stages[i]) for i in _READING) if template else None
+
+    @property
+    def cells(self) -> Cells:
+        """See the base class."""
+        return {"features.2.weight": (1, _POOLED**2)}
 
     def encode(self, patches: torch.Tensor) -> Encoding:
         """See the base class. Skips: the six maps from stride 64 to stride 2."""

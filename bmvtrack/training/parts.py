@@ -78,7 +78,7 @@ def build_network(options: PretrainOptions, classes: int = 2) -> Multivariationa
         **special,
     )
     if start is not None:
-        known = network.resized_state(start.state_dict())
+        known = network.widened_state(network.resized_state(start.state_dict()))
         if network.uses_template and not start.uses_template:
             known |= {k: v for k, v in network.state_dict().items() if k.startswith("recalls.")}
         try:
