@@ -53,7 +53,7 @@ class PretrainOptions:
     and flows)"""
     reduction: Literal["norm", "mean"] = "norm"
     """reduction over the batch for the `batch` covariance: `norm` as in the paper's text, `mean` as in its
-    code"""
+    code. With `norm` the covariance grows with the batch: with --start-from, keep the --batch-size"""
     reparameterization: Literal["affine", "full"] | None = None
     """reparameterization of the latent sample; default by mode: `affine` (paper Eq. 6), `full` (tracking)"""
     kl_direction: Literal["posterior", "prior"] = "posterior"
