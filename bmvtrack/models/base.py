@@ -136,6 +136,7 @@ class MultivariationalNetwork(
         """Convert the weights of the same network with a fraction of the width to this one's.
 
         See :func:`~bmvtrack.models.widening.widened_state`. The output stays the same, up to rounding.
+        Weights that read a template (:mod:`bmvtrack.models.template`) are not converted, and do not fit.
 
         Args:
             state: a ``state_dict``, for this input size.

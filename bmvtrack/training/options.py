@@ -74,8 +74,8 @@ class PretrainOptions:
     (tracking)"""
     start_from: Path | None = None
     """folder of weights to start from instead of random ones. They must belong to the same network, but the
-    input size may differ, the width may be a fraction of --width (channels are copied, and the output stays
-    the same), and they may lack the template, which the network then learns to use"""
+    input size may differ, without a template the width may be a fraction of --width (channels are copied, and
+    the output stays the same), and they may lack the template, which the network then learns to use"""
     template: bool = False
     """show the network which object to follow with a patch of another frame; a tracker uses the first
     frame (architecture `resnet-unet`, mode `tracking`)"""
