@@ -45,7 +45,8 @@ class Result:
         mean: ``(5,)`` float64, the posterior mean of the motion (Δs_x, Δs_y, sin θ, Δx, Δy) from
             ``previous``, in ``object`` coordinates: origin at the centre of ``previous``,
             translation in units of its √(w·h).
-        covariance: ``(5, 5)`` float64 of the same.
+        covariance: ``(5, 5)`` float64 of the same; on new video too small, by how much is measured in
+            docs/results.md.
         previous: ``(5,)`` float64 rotated box in the frame before, through which this frame was seen.
         probabilities: ``(S, S)`` float32, probability of object on the patch.
         window: ``(4,)`` float64: left, top, right, bottom of the patch in the frame, pixels.
