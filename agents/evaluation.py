@@ -24,6 +24,7 @@ from bmvtrack.tracking.plots import write_plots
 from bmvtrack.tracking.protocols import Protocol, check_sequence
 from bmvtrack.tracking.report import (
     build_summary,
+    coverage_table,
     interval_table,
     remove_previous,
     sequence_table,
@@ -153,6 +154,9 @@ def run_evaluation(options: EvaluationOptions) -> None:
     tables = [sequence_table(summary), summary_table(summary)]
     if options.protocol != "ope":
         tables.append(interval_table(summary))
+    coverage = coverage_table(summary)
+    if coverage is not None:
+        tables.append(coverage)
     print_results(*tables, out=options.out)
 
 

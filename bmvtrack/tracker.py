@@ -93,6 +93,22 @@ class Result:
         result: FloatArray = self._unit**2 * self.covariance[3:, 3:]
         return result
 
+    def mahalanobis(self, rbbox: FloatArray) -> float:
+        """(v − mean)ᵀ covariance⁻¹ (v − mean), where v is the motion from ``previous`` to a box.
+
+        Of the box's equivalent labels the nearest to ``previous`` counts. If the box is the true one and the
+        posterior is right, this is a draw from χ² with five degrees of freedom.
+
+        Args:
+            rbbox: ``(5,)`` rotated box, pixels and radians; NaN = no object.
+
+        Returns:
+            The squared distance, without unit; NaN without object.
+        """
+        labelled = geometry.nearest_label(rbbox, self.previous)
+        difference = motion.solve(self.previous, labelled, *self.size, "object") - self.mean
+        return float(difference @ np.linalg.solve(self.covariance, difference))
+
     @property
     def _unit(self) -> float:
         return float(np.sqrt(self.previous[2] * self.previous[3]))

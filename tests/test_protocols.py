@@ -107,6 +107,18 @@ def test_masks_are_kept_if_wanted():
     assert one_pass(static_tracker, moving(), keep_masks=True).masks == (None,) * 10
 
 
+class Certain(StaticTracker):
+    def mahalanobis(self, rbbox):
+        return float(rbbox[0])
+
+
+def test_distances_are_those_of_the_true_boxes_from_what_the_tracker_expects():
+    sequence = moving(absent=(6,))
+    run = one_pass(lambda s, t: Certain(), sequence, start=2)
+    np.testing.assert_array_equal(run.distances, sequence.boxes[2:, 0])
+    assert np.isnan(one_pass(static_tracker, sequence).distances).all()
+
+
 def test_upright_trackers_start_from_the_bounds_of_the_mask():
     mask = np.zeros((120, 160), dtype=np.uint8)
     cv2.fillPoly(mask, [np.array([[20, 20], [100, 60], [90, 80], [10, 40]])], 1)

@@ -2,6 +2,7 @@
 
 import json
 import resource
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -70,6 +71,36 @@ def test_robustness_protocols_add_intervals_and_paired_differences(davis):
     assert text_of(report.interval_table(summary)).count("[") == 6
 
 
+class Gaussian(OracleTracker):
+    """Its Gaussian is right: distances are draws from χ² with five degrees of freedom."""
+
+    draws = np.random.default_rng(0)
+
+    def mahalanobis(self, rbbox):
+        return float(self.draws.chisquare(5))
+
+
+def test_coverage_counts_frames_that_are_on_track(davis):
+    factories = {**FACTORIES, "gaussian": Gaussian}
+    results = evaluate(factories, load_davis16(davis), "tre", segments=3)
+    summary = report.build_summary("small", "tre", results)
+    assert "coverage" not in summary["trackers"]["oracle"]
+    oracle = {"oracle": results["oracle"]}
+    assert report.coverage_table(report.build_summary("small", "ope", oracle)) is None
+    runs = results["gaussian"]
+    shares = summary["trackers"]["gaussian"]["coverage"]
+    assert shares["frames"] == sum(len(run) - 1 for run in runs)
+    inside = np.concatenate([run.distances[1:] for run in runs]) <= 9.2364  # the 90 % quantile
+    assert shares["90"] == pytest.approx(inside.mean())
+    text = text_of(report.coverage_table(summary))
+    assert "gaussian" in text
+    assert "oracle" not in text
+    lost = [replace(run, overlaps=results["static"][i].overlaps) for i, run in enumerate(runs)]
+    counted = sum((run.overlaps["rotated"].iou > 0.5).sum() for run in lost)
+    assert report.covered(lost)["frames"] == counted < shares["frames"]
+    assert report.run_csv(runs[0]).splitlines()[3].endswith(f",{runs[0].distances[2]:.6f}")
+
+
 def test_averages_go_over_runs_first(davis):
     sequences = load_davis16(davis)
     runs = evaluate({"static": static_tracker}, sequences, "tre", segments=3)["static"]
@@ -82,10 +113,13 @@ def test_averages_go_over_runs_first(davis):
 def test_csv_has_a_line_a_frame_and_its_mean_is_the_overlap(results):
     run = results["static"][0]
     lines = report.run_csv(run).splitlines()
-    assert lines[0] == "frame,centre_x,centre_y,width,height,angle,iou_rotated,iou_axis_aligned"
+    assert lines[0] == (
+        "frame,centre_x,centre_y,width,height,angle,iou_rotated,iou_axis_aligned,mahalanobis"
+    )
     rows = [line.split(",") for line in lines[1:]]
     assert [int(row[0]) for row in rows] == list(range(6))
-    assert rows[0][6:] == ["", ""]
+    assert rows[0][6:] == ["", "", ""]
+    assert {row[8] for row in rows} == {""}
     for column, geometry in ((6, "rotated"), (7, "axis_aligned")):
         mean = np.mean([float(row[column]) for row in rows[1:]])
         assert mean == pytest.approx(run.scores[geometry].ao, abs=1e-6)

@@ -114,6 +114,14 @@ def test_truth_gives_the_first_box_and_scores_the_rest(
     ious = np.array([float(row["iou_rotated"]) for row in table[1:]])
     assert ious == pytest.approx(expected, abs=1e-3)
     assert video.mean_iou().rotated == pytest.approx(ious.mean(), abs=1e-4)
+    assert [row["mahalanobis"] for row in table[:1]] == [""]
+    distances = [p.mahalanobis for p in video.objects[1][1:]]
+    written = [float(row["mahalanobis"]) for row in table[1:]]
+    assert written == pytest.approx(distances, abs=1e-4)
+    tracker = Tracker.load(weights)
+    tracker.init(sequence.frame(0), sequence.boxes[0])
+    first = tracker.update(sequence.frame(1)).mahalanobis(sequence.boxes[1])
+    assert distances[0] == pytest.approx(first, rel=0.01)
 
 
 def test_several_boxes_are_several_objects(clip: Path, weights: str, tmp_path: Path) -> None:

@@ -56,6 +56,17 @@ def test_scores_are_bounded_and_ordered(iou):
     assert scores.auc == pytest.approx(scores.ao, abs=0.05)
 
 
+def test_coverage_of_the_right_gaussian_is_its_level():
+    draws = np.random.default_rng(3).standard_normal((40_000, 5))
+    distances = np.square(draws).sum(axis=1)
+    assert metrics.coverage(distances) == pytest.approx(
+        {"50": 0.5, "90": 0.9, "99": 0.99}, abs=0.008
+    )
+    too_certain = metrics.coverage(distances * 1.5**2)
+    assert [too_certain[level] < float(level) / 100 - 0.03 for level in too_certain] == [True] * 3
+    assert metrics.coverage(np.array([0.0, 1e9])) == {"50": 0.5, "90": 0.5, "99": 0.5}
+
+
 @given(boxes)
 def test_a_perfect_tracker_is_perfect(true):
     for overlap in (

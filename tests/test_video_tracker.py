@@ -20,7 +20,7 @@ from bmvtrack.errors import UserError
 from bmvtrack.inputs import can_start, corner_and_size, rotated_box
 from bmvtrack.iou import rotated_iou
 from bmvtrack.masks import mask_in_frame
-from bmvtrack.motion import AT_REST, apply
+from bmvtrack.motion import AT_REST, apply, solve
 from bmvtrack.movers import move_by_both, move_by_mask, move_by_posterior
 from bmvtrack.percept import Percept
 from bmvtrack.perception import Perception
@@ -53,10 +53,13 @@ def test_it_is_the_tracker_that_evaluations_judge(
 
 def assert_judged(judged: PerceptionTracker, same: Tracker, sequence: VideoSequence) -> None:
     judged.init(sequence.frame(0), sequence.boxes[0])
+    assert np.isnan(judged.mahalanobis(sequence.boxes[0]))
     for t, result in enumerate(follow(same, sequence), start=1):
         assert (judged.update(sequence.frame(t)) == result.rbbox).all()
         assert (judged.axis_aligned(result.rbbox) == result.limits).all()
         assert (judged.mask == result.mask).all()
+        true = sequence.boxes[t]
+        assert judged.mahalanobis(true) == result.mahalanobis(true)
 
 
 def test_a_result_says_where_and_how_sure(
@@ -78,6 +81,24 @@ def test_a_result_says_where_and_how_sure(
     assert (result.mask == expected).all()
     assert result.mask.shape == (height, width)
     np.testing.assert_allclose(corner_and_size(result.limits), result.box)
+
+
+def test_the_distance_of_a_box_is_that_of_its_motion_in_units_of_the_posterior(
+    tracker: Tracker, sequence: VideoSequence
+) -> None:
+    (result, *_) = follow(tracker, sequence)
+    assert result.mahalanobis(geometry.clamp(result.rbbox, *sequence.size)) < 1e-9
+    true = sequence.boxes[1]
+    motion = solve(result.previous, true, *sequence.size, "object")
+    density = torch.distributions.MultivariateNormal(
+        torch.from_numpy(result.mean).double(), torch.from_numpy(result.covariance).double()
+    )
+    peak, there = density.log_prob(torch.from_numpy(np.stack([result.mean, motion])))
+    expected = 2 * (peak - there)
+    for turns in range(-2, 4):
+        same_box = geometry.relabel(true, np.array(turns))
+        assert result.mahalanobis(same_box) == pytest.approx(float(expected), rel=1e-6)
+    assert np.isnan(result.mahalanobis(np.full(5, np.nan)))
 
 
 def test_the_score_falls_with_the_mask_and_with_the_spread(

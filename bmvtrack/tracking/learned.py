@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Literal
 
@@ -45,6 +46,10 @@ class PerceptionTracker(BoxTracker):
     def axis_aligned(self, rbbox: FloatArray) -> FloatArray:
         """See ``BoxTracker``; these are the bounds of the mask within the box (``masks.bounds_of_mask``)."""
         return geometry.bounds(rbbox) if self._result is None else self._result.limits
+
+    def mahalanobis(self, rbbox: FloatArray) -> float:
+        """See ``BoxTracker``; NaN before the first update."""
+        return math.nan if self._result is None else self._result.mahalanobis(rbbox)
 
 
 MOVERS: dict[LearnedName, Mover] = {

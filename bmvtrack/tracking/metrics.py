@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 import numpy as np
+import torch
 
 from bmvtrack.arrays import FloatArray
 from bmvtrack.iou import bounds_iou, rotated_iou
@@ -24,6 +25,8 @@ THRESHOLDS: FloatArray = np.linspace(0, 1, 21)
 PIXELS: FloatArray = np.arange(51.0)
 """Distance thresholds of the precision curve, in pixels (OTB)."""
 PRECISION_PIXELS = 20
+LEVELS = (0.5, 0.9, 0.99)
+"""Probabilities of the regions whose :func:`coverage` is reported."""
 
 
 @dataclass(frozen=True)
@@ -115,6 +118,23 @@ def score(overlap: Overlap) -> Scores:
         success=success,
         precision=precision,
     )
+
+
+def coverage(distances: FloatArray) -> dict[str, float]:
+    """Share of the frames in which the true motion lies in the Gaussian's region of each of :data:`LEVELS`.
+
+    Args:
+        distances: ``(N,)`` squared Mahalanobis distances of true motions, N ≥ 1; χ² with five degrees of
+            freedom if the Gaussians are right, and the shares are then the levels.
+
+    Returns:
+        Shares by level in per cent: "50", "90", "99".
+    """
+    halves = torch.from_numpy(distances) / 2
+    probabilities = torch.special.gammainc(torch.full_like(halves, 5 / 2), halves)
+    return {
+        f"{level:.0%}"[:-1]: float((probabilities <= level).double().mean()) for level in LEVELS
+    }
 
 
 def average(scores: Sequence[Scores]) -> Scores:

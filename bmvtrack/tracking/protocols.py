@@ -51,6 +51,8 @@ class Run:
         limits: ``(N, 4)`` axis-aligned bounds in the same frames.
         seconds: time spent in the tracker, without reading frames.
         overlaps: overlaps with the true boxes, in both geometries.
+        distances: ``(N,)`` squared Mahalanobis distance of each true box from the tracker's Gaussian; NaN in
+            the first frame, without an object, and for trackers that have none.
         label: distinguishes the runs of one sequence; empty if there is only one.
         masks: N predicted masks ``(H, W)``, None where there is none; empty if masks were not kept.
     """
@@ -61,6 +63,7 @@ class Run:
     limits: FloatArray
     seconds: float
     overlaps: dict[Geometry, Overlap] = field(repr=False)
+    distances: FloatArray = field(repr=False)
     label: str = ""
     masks: tuple[BoolArray | None, ...] = field(default=(), repr=False)
 
@@ -141,7 +144,7 @@ def one_pass(
     tracker = factory(sequence, start)
     if box is None:
         box = first_box(sequence, start, tracker.upright)
-    boxes, limits, masks, seconds = [], [], [], 0.0
+    boxes, limits, distances, masks, seconds = [], [], [], [], 0.0
     for t in range(start, len(sequence)):
         frame = sequence.frame(t)
         began = time.perf_counter()
@@ -152,6 +155,7 @@ def one_pass(
         limits.append(tracker.axis_aligned(box))
         seconds += time.perf_counter() - began
         boxes.append(box)
+        distances.append(tracker.mahalanobis(sequence.boxes[t]))
         if keep_masks:
             masks.append(None if tracker.mask is None else tracker.mask.copy())
     overlaps: dict[Geometry, Overlap] = {
@@ -165,6 +169,7 @@ def one_pass(
         np.stack(limits),
         seconds,
         overlaps,
+        np.array(distances),
         label,
         tuple(masks),
     )

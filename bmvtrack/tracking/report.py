@@ -4,7 +4,8 @@ The summary is ``{"dataset", "protocol", "trackers": {name: {"axis_aligned": {"a
 "auc", "precision20"}, "rotated": {the same}, "fps", "frames", "per_sequence": {sequence:
 {"axis_aligned": ao, "rotated": ao}}}}}``; "frames" counts the tracked frames, scored or not. TRE and SRE
 add to each tracker "ao_interval" and, except for the first tracker, "ao_above_first": mean, low and high of
-the paired difference, in both geometries.
+the paired difference, in both geometries. A tracker that predicts a Gaussian has "coverage": {"frames", "50",
+"90", "99"}, see :func:`covered`.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from rich.table import Table
 from bmvtrack.arrays import FloatArray
 from bmvtrack.files import atomic_folder, csv_text, previously_made, write_json, write_text
 from bmvtrack.tracking.bootstrap import bootstrap_mean, paired_difference
-from bmvtrack.tracking.metrics import GEOMETRIES, Geometry, Scores, average
+from bmvtrack.tracking.metrics import GEOMETRIES, LEVELS, Geometry, Scores, average, coverage
 from bmvtrack.tracking.protocols import Protocol, Run
 
 Results = Mapping[str, Sequence[Run]]
@@ -31,8 +32,9 @@ Results = Mapping[str, Sequence[Run]]
 _METRICS = ("ao", "sr50", "sr75", "auc", "precision20")
 _COLUMNS = (
     *("frame", "centre_x", "centre_y", "width", "height", "angle"),
-    *("iou_rotated", "iou_axis_aligned"),
+    *("iou_rotated", "iou_axis_aligned", "mahalanobis"),
 )
+_ON_TRACK = 0.5  # IoU above which a frame counts for the coverage
 
 
 def by_sequence(runs: Sequence[Run]) -> dict[str, list[Run]]:
@@ -103,15 +105,18 @@ def remove_previous(folder: Path) -> None:
 
 
 def run_csv(run: Run) -> str:
-    """One line per frame: its number, the rotated box (pixels, radians), and both IoUs.
+    """One line per frame: its number, the rotated box (pixels, radians), both IoUs, and the squared
+    Mahalanobis distance of the true motion from the tracker's Gaussian.
 
-    The IoU of a frame that is not scored is empty; the mean of the others is the run's AO.
+    What does not apply is empty: the IoU of a frame that is not scored (the mean of the others is the run's
+    AO), and the distance there and where the tracker has no Gaussian.
     """
     rows: list[Iterable[Any]] = [_COLUMNS]
     ious = [run.overlaps[geometry].iou for geometry in ("rotated", "axis_aligned")]
+    scores = np.stack([*ious, run.distances], axis=1)
     for i, rbbox in enumerate(run.boxes):
         numbers = [f"{value:.4f}" for value in rbbox]
-        numbers += ["" if np.isnan(iou[i]) else f"{iou[i]:.6f}" for iou in ious]
+        numbers += ["" if np.isnan(score) else f"{score:.6f}" for score in scores[i]]
         rows.append([run.start + i, *numbers])
     return csv_text(rows)
 
@@ -129,6 +134,36 @@ def summary_table(summary: dict[str, Any]) -> Table:
     for name, tracker in summary["trackers"].items():
         metrics = (tracker[geometry][metric] for geometry in GEOMETRIES for metric in _METRICS)
         table.add_row(name, *(f"{value:.3f}" for value in metrics), f"{tracker['fps']:,.0f}")
+    return table
+
+
+def covered(runs: Sequence[Run]) -> dict[str, float] | None:
+    """How often the true motion lies in a tracker's 50, 90 and 99 % regions, where it is on track.
+
+    Only frames count whose rotated box has an IoU over ½ with the true one: where the object is lost, its
+    motion says nothing about the Gaussian's width.
+
+    Returns:
+        Shares by level (:func:`~bmvtrack.tracking.metrics.coverage`) and the number of frames; None if there
+        are no such frames, or the tracker has no Gaussian.
+    """
+    iou = np.concatenate([run.overlaps["rotated"].iou for run in runs])
+    distances = np.concatenate([run.distances for run in runs])
+    counted = distances[(iou > _ON_TRACK) & np.isfinite(distances)]
+    return {"frames": len(counted), **coverage(counted)} if counted.size else None
+
+
+def coverage_table(summary: dict[str, Any]) -> Table | None:
+    """One row per tracker with a Gaussian: how often it is right; None if no tracker has one."""
+    trackers = {name: t["coverage"] for name, t in summary["trackers"].items() if "coverage" in t}
+    if not trackers:
+        return None
+    table = Table(title="coverage where IoU > 0.5", box=box.SIMPLE_HEAD)
+    for heading in ("tracker", "frames", *(f"{level:.0%}" for level in LEVELS)):
+        table.add_column(heading, justify="left" if heading == "tracker" else "right")
+    for name, shares in trackers.items():
+        frames, *values = shares.values()
+        table.add_row(name, f"{frames:,}", *(f"{value:.2f}" for value in values))
     return table
 
 
@@ -180,6 +215,9 @@ def _summary_of(runs: Sequence[Run]) -> dict[str, Any]:
         name: {geometry: overall(group, geometry).ao for geometry in GEOMETRIES}
         for name, group in by_sequence(runs).items()
     }
+    shares = covered(runs)
+    if shares is not None:
+        summary["coverage"] = shares
     return summary
 
 

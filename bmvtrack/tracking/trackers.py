@@ -6,6 +6,7 @@ oracle uses the sequence; all others see only the frames that they are given.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import ClassVar
@@ -50,6 +51,15 @@ class BoxTracker(ABC):
             rbbox: ``(5,)`` latest box.
         """
         return geometry.bounds(rbbox)
+
+    def mahalanobis(self, rbbox: FloatArray) -> float:
+        """Squared Mahalanobis distance of a box from the tracker's Gaussian for the latest frame; NaN if it
+        has none.
+
+        Args:
+            rbbox: ``(5,)`` true box, NaN without object.
+        """
+        return math.nan
 
 
 TrackerFactory = Callable[[VideoSequence, int], BoxTracker]

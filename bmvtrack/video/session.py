@@ -178,8 +178,7 @@ class _Session:
             if self._truth is not None and number >= len(self._truth):
                 self.video.unscored += 1
             for object_id, result in results.items():
-                iou = None if true is None else true.overlap(result)
-                self.video.objects[object_id].append(Position.found(number, result, iou))
+                self.video.objects[object_id].append(Position.found(number, result, true))
             yield number, frame, results, true
 
     def _given_boxes(self, options: TrackOptions) -> Sequence[Any]:

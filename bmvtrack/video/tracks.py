@@ -19,12 +19,12 @@ from bmvtrack.arrays import FloatArray
 from bmvtrack.files import csv_text
 from bmvtrack.inputs import corner_and_size
 from bmvtrack.tracker import Result
-from bmvtrack.video.truth import FrameIoU
+from bmvtrack.video.truth import FrameIoU, TrueBox
 
 _COLUMNS = (
     *("frame", "seconds", "object", "x", "y", "w", "h"),
     *("centre_x", "centre_y", "width", "height", "angle"),
-    *("score", "iou_rotated", "iou_axis_aligned"),
+    *("score", "iou_rotated", "iou_axis_aligned", "mahalanobis"),
 )
 
 
@@ -40,6 +40,8 @@ class Position:
         mean: five numbers; None in the first frame.
         covariance: five rows of five numbers; None in the first frame.
         iou: IoU with the truth; None in the first frame, without truth, and where there is no object.
+        mahalanobis: squared distance of the true motion from the posterior, see
+            :meth:`bmvtrack.tracker.Result.mahalanobis`; None where ``iou`` is.
     """
 
     frame: int
@@ -49,6 +51,7 @@ class Position:
     mean: list[float] | None = None
     covariance: list[list[float]] | None = None
     iou: FrameIoU | None = None
+    mahalanobis: float | None = None
 
     @classmethod
     def given(cls, frame: int, rbbox: FloatArray) -> Position:
@@ -56,8 +59,8 @@ class Position:
         return cls(frame, corner_and_size(geometry.bounds(rbbox)).tolist(), rbbox.tolist())
 
     @classmethod
-    def found(cls, frame: int, result: Result, iou: FrameIoU | None) -> Position:
-        """The position in a later frame."""
+    def found(cls, frame: int, result: Result, true: TrueBox | None) -> Position:
+        """The position in a later frame, compared with the true one if that is known."""
         return cls(
             frame,
             result.box.tolist(),
@@ -65,7 +68,8 @@ class Position:
             result.score,
             result.mean.tolist(),
             result.covariance.tolist(),
-            iou,
+            None if true is None else true.overlap(result),
+            None if true is None else result.mahalanobis(true.rbbox),
         )
 
 
@@ -140,4 +144,5 @@ class TrackedVideo:
                     *(f"{value:.4f}" for value in position.rbbox),
                     "" if position.score is None else f"{position.score:.4f}",
                     *(["", ""] if iou is None else [f"{v:.4f}" for v in asdict(iou).values()]),
+                    "" if position.mahalanobis is None else f"{position.mahalanobis:.4f}",
                 ]
