@@ -25,8 +25,8 @@ THRESHOLDS: FloatArray = np.linspace(0, 1, 21)
 PIXELS: FloatArray = np.arange(51.0)
 """Distance thresholds of the precision curve, in pixels (OTB)."""
 PRECISION_PIXELS = 20
-LEVELS = (0.5, 0.9, 0.99)
-"""Probabilities of the regions whose :func:`coverage` is reported."""
+LEVELS = (50, 90, 99)
+"""Probabilities, in per cent, of the regions whose :func:`coverage` is reported."""
 
 
 @dataclass(frozen=True)
@@ -128,13 +128,11 @@ def coverage(distances: FloatArray) -> dict[str, float]:
             freedom if the Gaussians are right, and the shares are then the levels.
 
     Returns:
-        Shares by level in per cent: "50", "90", "99".
+        Shares by level: "50", "90", "99".
     """
     halves = torch.from_numpy(distances) / 2
     probabilities = torch.special.gammainc(torch.full_like(halves, 5 / 2), halves)
-    return {
-        f"{level:.0%}"[:-1]: float((probabilities <= level).double().mean()) for level in LEVELS
-    }
+    return {str(level): float((probabilities <= level / 100).double().mean()) for level in LEVELS}
 
 
 def average(scores: Sequence[Scores]) -> Scores:

@@ -159,7 +159,7 @@ def coverage_table(summary: dict[str, Any]) -> Table | None:
     if not trackers:
         return None
     table = Table(title="coverage where IoU > 0.5", box=box.SIMPLE_HEAD)
-    for heading in ("tracker", "frames", *(f"{level:.0%}" for level in LEVELS)):
+    for heading in ("tracker", "frames", *(f"{level}%" for level in LEVELS)):
         table.add_column(heading, justify="left" if heading == "tracker" else "right")
     for name, shares in trackers.items():
         frames, *values = shares.values()
