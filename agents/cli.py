@@ -101,6 +101,18 @@ COMMANDS = {
         "bmvtrack.data.prior_fit:FitOptions",
         "bmvtrack.data.prior_fit:fit_prior",
     ),
+    "calibrate": Command(
+        "Scale the covariance that trackers report to the errors they make",
+        "Tracks the data, finds the scale of the covariance that makes the true motion likeliest where the\n"
+        "tracker is on track, prints the coverage without and with it, and saves it in the weights'\n"
+        "config.json. Boxes and masks do not change.",
+        (
+            "--weights runs/sac/best",
+            "--weights runs/sac/best --data davis16:DAVIS:train synthetic --upside-down",
+        ),
+        "bmvtrack.tracking.calibration:CalibrationOptions",
+        "bmvtrack.tracking.calibration:calibrate",
+    ),
     "benchmark": Command(
         "Measure the speed of this machine",
         "Measures pretraining, environments, agent and tracking, each against its alternative. Compare only\n"

@@ -154,9 +154,9 @@ def run_evaluation(options: EvaluationOptions) -> None:
     tables = [sequence_table(summary), summary_table(summary)]
     if options.protocol != "ope":
         tables.append(interval_table(summary))
-    coverage = coverage_table(summary)
-    if coverage is not None:
-        tables.append(coverage)
+    shares = {name: t["coverage"] for name, t in summary["trackers"].items() if "coverage" in t}
+    if shares:
+        tables.append(coverage_table(shares))
     print_results(*tables, out=options.out)
 
 

@@ -1,7 +1,8 @@
 """The recipe of the bundled weights: the stages of their training, one after the other.
 
 The encoder is trained in twelve stages. The fifth (128×128 pixels) and the twelfth (192×192) are for
-tracking and have an agent each; the ninth (256×256) is for masks.
+tracking and have an agent each; the ninth (256×256) is for masks. Last, the covariance that trackers report
+with each of the three is calibrated.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ from bmvtrack.bundled import DEFAULT_WEIGHTS, MASK_WEIGHTS
 from bmvtrack.console import check_minutes, deadline
 from bmvtrack.devices import knows_bfloat16, resolved_device
 from bmvtrack.errors import UserError
+from bmvtrack.files import atomic_folder
+from bmvtrack.tracking.calibration import CalibrationOptions, TooFewFrames, calibrate
 from bmvtrack.training import PretrainOptions, pretrain
 from bmvtrack.training.checkpoint import checkpoint_step, checkpoints
 
@@ -232,9 +235,30 @@ def retrain(options: RecipeOptions, console: Console | None = None) -> Path | No
             return None
         if name in _RESULTS:
             result = options.out / _RESULTS[name]
-            shutil.copytree(options.out / name / "last", result, dirs_exist_ok=True)
+            if not result.is_dir():
+                _leave(options, options.out / name / "last", result, console)
             console.print(f"{name}: {result}", soft_wrap=True, markup=False)
     return options.out / DEFAULT_WEIGHTS
+
+
+def calibration(options: RecipeOptions, weights: Path) -> CalibrationOptions:
+    """How the covariance of retrained weights is calibrated: on what their agents are trained on."""
+    return CalibrationOptions(
+        weights=str(weights),
+        data=(f"davis16:{options.davis}:train", "synthetic"),
+        upside_down=True,
+        device=resolved_device(options.device),
+    )
+
+
+def _leave(options: RecipeOptions, trained: Path, result: Path, console: Console) -> None:
+    """Copy trained weights to where the user finds them, calibrated."""
+    with atomic_folder(result) as temporary:
+        shutil.copytree(trained, temporary, dirs_exist_ok=True)
+        try:
+            calibrate(calibration(options, temporary), console)
+        except TooFewFrames as error:  # after a small --effort
+            console.print(f"not calibrated: {error}", soft_wrap=True, markup=False)
 
 
 def _fitted(stage: Stage, options: RecipeOptions, name: str, minutes: float) -> Stage:

@@ -45,8 +45,8 @@ class Result:
         mean: ``(5,)`` float64, the posterior mean of the motion (Δs_x, Δs_y, sin θ, Δx, Δy) from
             ``previous``, in ``object`` coordinates: origin at the centre of ``previous``,
             translation in units of its √(w·h).
-        covariance: ``(5, 5)`` float64 of the same; on new video too small, by how much is measured in
-            docs/results.md.
+        covariance: ``(5, 5)`` float64 of the same: the network's, scaled by the weights' ``covariance_scale``
+            (:mod:`bmvtrack.tracking.calibration`).
         previous: ``(5,)`` float64 rotated box in the frame before, through which this frame was seen.
         probabilities: ``(S, S)`` float32, probability of object on the patch.
         window: ``(4,)`` float64: left, top, right, bottom of the patch in the frame, pixels.
@@ -227,7 +227,9 @@ class Tracker:
         ids = list(self._boxes)
         self._boxes = dict(zip(ids, after, strict=True))
         self._motions = dict(zip(ids, motions, strict=True))
-        return dict(zip(ids, _results(percept, before, after, self._size), strict=True))
+        scale = self._perception.network.covariance_scale
+        results = _results(percept, before, after, self._size, scale)
+        return dict(zip(ids, results, strict=True))
 
     def _template(self) -> Template | None:
         """Templates of all objects, in the order of their boxes."""
@@ -258,7 +260,7 @@ def confidence(percept: Percept) -> torch.Tensor:
 
 
 def _results(
-    percept: Percept, before: FloatArray, after: FloatArray, size: tuple[int, int]
+    percept: Percept, before: FloatArray, after: FloatArray, size: tuple[int, int], scale: float
 ) -> list[Result]:
     scores = confidence(percept).tolist()
     tensors = percept.mean, percept.covariance, percept.probabilities, percept.windows
@@ -268,7 +270,7 @@ def _results(
             rbbox=after[i].copy(),  # the tracker continues from its own
             score=scores[i],
             mean=means[i],
-            covariance=covariances[i],
+            covariance=scale * covariances[i],
             previous=before[i],
             probabilities=probabilities[i],
             window=windows[i],

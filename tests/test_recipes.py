@@ -13,8 +13,9 @@ from agents.recipes import RecipeOptions, recipe, retrain
 from agents.storage import load_actor
 from bmvtrack.bundled import DEFAULT_WEIGHTS, MASK_WEIGHTS, weights_folder
 from bmvtrack.errors import UserError
-from bmvtrack.models.base import saved_arguments
+from bmvtrack.models import load_network, save_covariance_scale, saved_arguments
 from bmvtrack.perception import Perception
+from bmvtrack.tracking.calibration import CalibrationOptions
 from bmvtrack.training import PretrainOptions
 from bmvtrack.training.parts import build_network
 
@@ -54,7 +55,9 @@ def test_stages_make_the_networks_that_are_bundled(
     assert made.box_threshold is not None
     network.box_threshold = made.box_threshold
     network.save_weights(tmp_path)
-    assert saved_arguments(tmp_path) == saved_arguments(weights_folder(name))
+    bundled = saved_arguments(weights_folder(name))
+    assert saved_arguments(tmp_path) == bundled | {"covariance_scale": 1.0}
+    assert bundled["covariance_scale"] > 1  # found afterwards
 
 
 def small_recipe(options: RecipeOptions) -> dict[str, recipes.Stage]:
@@ -79,10 +82,15 @@ def small_recipe(options: RecipeOptions) -> dict[str, recipes.Stage]:
     return {"ninth": encoder, "small-agent": small, "agent": agent}
 
 
+def small_calibration(options: RecipeOptions, weights: Path) -> CalibrationOptions:
+    return CalibrationOptions(str(weights), synthetic_count=1, segments=1)
+
+
 def test_retraining_stops_and_goes_on(
     options: RecipeOptions, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(recipes, "recipe", small_recipe)
+    monkeypatch.setattr(recipes, "calibration", small_calibration)
     short = replace(options, effort=0.1)
     console = Console(record=True, width=200)
     assert retrain(replace(short, max_minutes=1e-4), console) is None
@@ -90,15 +98,36 @@ def test_retraining_stops_and_goes_on(
     assert not (options.out / DEFAULT_WEIGHTS).exists()
     folder = retrain(short, console)
     assert folder == options.out / DEFAULT_WEIGHTS
-    assert "resuming" in console.export_text()
+    printed = console.export_text()
+    assert "resuming" in printed
+    assert printed.count("not calibrated: the tracker") == 3
     for name in (DEFAULT_WEIGHTS, "davis16-duts-small"):
         load_actor(options.out / name)
     monkeypatch.setattr(recipes, "_run", None)  # nothing is left to do, but to leave the results
+    calibrated = []
+
+    def calibrate(options: CalibrationOptions, console: Console) -> None:
+        calibrated.append(options.weights)
+        save_covariance_scale(Path(options.weights), 2.0)
+
+    monkeypatch.setattr(recipes, "calibrate", calibrate)
     shutil.rmtree(options.out / MASK_WEIGHTS)
     assert retrain(short, console) == folder
+    assert len(calibrated) == 1
+    assert load_network(options.out / MASK_WEIGHTS).covariance_scale == 2
     for name in (DEFAULT_WEIGHTS, "davis16-duts-small", MASK_WEIGHTS):
         assert Perception.load(options.out / name).feature_count > 0
         assert weights_folder(name).is_dir(), "bundled"
+
+
+def test_weights_are_calibrated_on_what_their_agent_is_trained_on(options: RecipeOptions) -> None:
+    used = recipes.calibration(options, options.out / DEFAULT_WEIGHTS)
+    used.check()
+    trained = recipe(options)["agent"]
+    assert isinstance(trained, TrainOptions)
+    assert used.data == trained.data
+    assert used.upside_down
+    assert trained.mirror == "upside-down"
 
 
 @pytest.mark.parametrize(

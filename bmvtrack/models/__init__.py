@@ -7,6 +7,7 @@ from bmvtrack.models.base import (
     foreground_log_odds,
     foreground_probability,
     load_network,
+    save_covariance_scale,
     saved_arguments,
 )
 from bmvtrack.models.bottleneck import Bottleneck, Posterior
@@ -38,5 +39,6 @@ __all__ = [
     "foreground_log_odds",
     "foreground_probability",
     "load_network",
+    "save_covariance_scale",
     "saved_arguments",
 ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from abc import abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from bmvtrack.errors import UserError
-from bmvtrack.files import atomic_file, atomic_folder, write_text
+from bmvtrack.files import atomic_file, atomic_folder, write_json, write_text
 from bmvtrack.models.bottleneck import VARIABLES, Bottleneck, Posterior
 from bmvtrack.models.template import Template
 from bmvtrack.models.widening import Cells, widened_state
@@ -81,6 +82,10 @@ class MultivariationalNetwork(
     not ½, and not the same for all weights. Pretraining finds it on held-out frames
     (:mod:`bmvtrack.training.box_threshold`); it is saved with the weights.
 
+    ``covariance_scale`` is what trackers multiply the posterior's covariance by before they report it. It is
+    1 until :mod:`bmvtrack.tracking.calibration` has found and saved another; the network itself, and what
+    learns from its posterior, ignore it.
+
     Subclasses set ``bottleneck``, ``input_size``, ``input_channels``, ``classes`` and
     ``feature_count``, and implement :attr:`cells`, :meth:`encode` and :meth:`decode`; those that set
     ``uses_template`` also implement :meth:`memorize` and :meth:`encode_with_template`. Their constructor
@@ -94,6 +99,7 @@ class MultivariationalNetwork(
     feature_count: int
     uses_template: bool = False
     box_threshold: float = BOX_THRESHOLD
+    covariance_scale: float = 1.0
 
     @property
     @abstractmethod
@@ -221,6 +227,7 @@ class MultivariationalNetwork(
             **arguments,
             "architecture": type(self).__name__,
             "box_threshold": self.box_threshold,
+            "covariance_scale": self.covariance_scale,
         }
         text = json.dumps(config, indent=2, ensure_ascii=False, default=_to_json)
         write_text(folder / _FILES[0], text + "\n")
@@ -308,6 +315,15 @@ def saved_arguments(folder: Path) -> dict[str, Any]:
         raise UserError(f"{path} does not describe a network: {error}") from error
 
 
+def save_covariance_scale(folder: Path, scale: float) -> None:
+    """Change ``covariance_scale`` of weights in a folder; only ``config.json`` is written.
+
+    Raises:
+        UserError: if the file is missing or not a JSON object.
+    """
+    write_json(folder / _FILES[0], saved_arguments(folder) | {"covariance_scale": scale})
+
+
 def _from_config(path: Path) -> MultivariationalNetwork:
     from bmvtrack.models import ARCHITECTURES
 
@@ -320,9 +336,12 @@ def _from_config(path: Path) -> MultivariationalNetwork:
         threshold = float(config.pop("box_threshold", before))
         if not 0 < threshold < 1:
             raise ValueError(f"its box_threshold is {threshold}, not a probability in (0, 1)")
+        scale = float(config.pop("covariance_scale", 1.0))
+        if not (scale > 0 and math.isfinite(scale)):
+            raise ValueError(f"its covariance_scale is {scale}, not a positive number")
         config["prior"] = MotionPrior.from_json(config["prior"])
         network = ARCHITECTURES[name](**config)
-        network.box_threshold = threshold
+        network.box_threshold, network.covariance_scale = threshold, scale
         return network
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} does not describe a network: {error}") from error

@@ -140,29 +140,36 @@ def summary_table(summary: dict[str, Any]) -> Table:
 def covered(runs: Sequence[Run]) -> dict[str, float] | None:
     """How often the true motion lies in a tracker's 50, 90 and 99 % regions, where it is on track.
 
-    Only frames count whose rotated box has an IoU over ½ with the true one: where the object is lost, its
-    motion says nothing about the Gaussian's width.
-
     Returns:
         Shares by level (:func:`~bmvtrack.tracking.metrics.coverage`) and the number of frames; None if there
         are no such frames, or the tracker has no Gaussian.
     """
-    iou = np.concatenate([run.overlaps["rotated"].iou for run in runs])
-    distances = np.concatenate([run.distances for run in runs])
-    counted = distances[(iou > _ON_TRACK) & np.isfinite(distances)]
+    counted = distances_on_track(runs)
     return {"frames": len(counted), **coverage(counted)} if counted.size else None
 
 
-def coverage_table(summary: dict[str, Any]) -> Table | None:
-    """One row per tracker with a Gaussian: how often it is right; None if no tracker has one."""
-    trackers = {name: t["coverage"] for name, t in summary["trackers"].items() if "coverage" in t}
-    if not trackers:
-        return None
+def distances_on_track(runs: Sequence[Run]) -> FloatArray:
+    """Squared Mahalanobis distances of the true motion where a tracker is on track.
+
+    Only frames count whose rotated box has an IoU over ½ with the true one: where the object is lost, its
+    motion says nothing about the Gaussian's width.
+
+    Returns:
+        ``(N,)``, of all runs; N = 0 if there are no such frames, or the tracker has no Gaussian.
+    """
+    iou = np.concatenate([run.overlaps["rotated"].iou for run in runs])
+    distances = np.concatenate([run.distances for run in runs])
+    counted: FloatArray = distances[(iou > _ON_TRACK) & np.isfinite(distances)]
+    return counted
+
+
+def coverage_table(shares: Mapping[str, Mapping[str, float]], heading: str = "tracker") -> Table:
+    """One row per name: how often the true motion lies in the Gaussian's regions, from :func:`covered`."""
     table = Table(title="coverage where IoU > 0.5", box=box.SIMPLE_HEAD)
-    for heading in ("tracker", "frames", *(f"{level}%" for level in LEVELS)):
-        table.add_column(heading, justify="left" if heading == "tracker" else "right")
-    for name, shares in trackers.items():
-        frames, *values = shares.values()
+    for title in (heading, "frames", *(f"{level}%" for level in LEVELS)):
+        table.add_column(title, justify="left" if title == heading else "right")
+    for name, of_name in shares.items():
+        frames, *values = of_name.values()
         table.add_row(name, f"{frames:,}", *(f"{value:.2f}" for value in values))
     return table
 
