@@ -109,9 +109,15 @@ def check_output_folder(out: Path) -> None:
     """Reject an output folder that cannot be created or written to.
 
     Raises:
-        UserError: if the folder, or its nearest existing parent, is a file or is not writable.
+        UserError: if the folder, or its nearest existing parent, is a file, is not writable, or is a link to
+            a folder that does not exist.
     """
-    existing = next(path for path in (out, *out.absolute().parents) if path.exists())
+    existing = next(path for path in (out, *out.absolute().parents) if os.path.lexists(path))
+    if not existing.exists():
+        raise UserError(
+            f"--out {out}: {existing} is a link to {os.readlink(existing)}, which does not exist; create "
+            "that folder, or give another one"
+        )
     if not existing.is_dir():
         raise UserError(f"--out {out}: {existing} is a file; give a folder")
     if not os.access(existing, os.W_OK | os.X_OK):

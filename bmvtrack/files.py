@@ -172,6 +172,8 @@ def read_lines(path: Path) -> list[str]:
 def numbered_files(folder: Path, suffixes: Collection[str]) -> list[Path]:
     """Files of a folder with one of the suffixes, without hidden ones; 2.png comes before 10.png.
 
+    Links to files that are not there count too: whoever reads them says so.
+
     Args:
         folder: an existing folder.
         suffixes: in lower case, like ``.png``.
@@ -181,8 +183,8 @@ def numbered_files(folder: Path, suffixes: Collection[str]) -> list[Path]:
         parts = re.split(r"(\d+)", path.name)
         return [int(part) if i % 2 else part for i, part in enumerate(parts)]
 
-    files = (path for path in listed(folder) if path.suffix.lower() in suffixes and path.is_file())
-    return sorted(files, key=key)
+    entries = (path for path in listed(folder) if path.suffix.lower() in suffixes)
+    return sorted((path for path in entries if not path.is_dir()), key=key)
 
 
 def is_plain_name(name: str) -> bool:

@@ -26,7 +26,7 @@ from PIL import Image
 
 from bmvtrack.arrays import ByteArray, FloatArray
 from bmvtrack.bundled import DEFAULT_WEIGHTS
-from bmvtrack.data.sequence import upright_image
+from bmvtrack.data.sequence import read_image
 from bmvtrack.tracker import Tracker
 
 _FIRST_PIXEL = np.array([1.0, 1, 0, 0])
@@ -85,12 +85,14 @@ class ToolkitTracker:
         Returns:
             ``(N, 4)`` boxes, of which the first is the given one, and ``(N,)`` seconds spent in the
             tracker, excluding reading.
+
+        Raises:
+            UserError: if an image cannot be read, or the box is invalid or outside the first.
         """
         boxes, seconds = np.empty((len(img_files), 4)), np.empty(len(img_files))
         boxes[0] = box
         for i, path in enumerate(img_files):
-            with Image.open(path) as file:
-                image = upright_image(file).convert("RGB")
+            image = Image.fromarray(read_image(Path(path)))
             began = time.perf_counter()
             if i == 0:
                 self.init(image, boxes[0])

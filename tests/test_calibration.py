@@ -1,6 +1,7 @@
 """How wide the reported covariance is: found by tracking, kept with the weights, used by trackers."""
 
 import json
+import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -61,7 +62,7 @@ def test_with_the_scale_distances_are_five_on_average(weights: Path) -> None:
                 distances.append(result.mahalanobis(sequence.boxes[t]))
     assert np.mean(distances) == pytest.approx(5, rel=1e-3)
     printed = console.export_text()
-    assert f"{scale:.3g}, saved" in printed
+    assert f"{scale:.3g}, the likeliest" in printed
     assert f" {len(distances)} " in printed
     share = np.mean(
         np.array(distances) <= 9.2364
@@ -117,6 +118,15 @@ def test_where_the_object_is_lost_nothing_is_written(tmp_path: Path) -> None:
     with pytest.raises(TooFewFrames, match=r"by more than half in \d+ frames, and 100 are needed"):
         calibrate(replace(few(tmp_path), synthetic_count=1))
     assert (tmp_path / "config.json").read_bytes() == before
+
+
+def test_weights_that_cannot_be_written_are_refused_before_tracking(
+    weights: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != weights)
+    monkeypatch.setattr(Tracker, "load", None)
+    with pytest.raises(UserError, match="is not writable; copy the folder"):
+        calibrate(few(weights))
 
 
 @pytest.mark.parametrize(

@@ -173,10 +173,16 @@ def test_the_atlas_has_a_page_and_two_pictures_of_each_failure(tmp_path):
         assert f"## {run.sequence}\n\n### still: breaks in frame " in page
 
 
-def test_an_atlas_is_removed_with_its_pictures_and_nothing_else(tmp_path):
+@pytest.mark.parametrize(
+    "name", ["ant", "my clip (1)", "cost_$5_to_$9", "ä%20", "not \udcfe UTF-8"]
+)
+def test_an_atlas_is_removed_with_its_pictures_and_nothing_else(tmp_path, name):
     atlas = FailureAtlas(tmp_path / "failures")
-    evaluate({"still": static_tracker}, [synthetic_sequence(1)], watchers=[atlas.add])
-    atlas.write("one sequence", "none")
+    sequence = dataclasses.replace(synthetic_sequence(1), name=name)
+    evaluate({"still": static_tracker}, [sequence], watchers=[atlas.add])
+    page = atlas.write("one sequence", "none").read_text(encoding="utf-8")
+    for link in re.findall(r"\]\((.*)\)", page):
+        assert re.fullmatch(r"[\w/.%-]+", link, re.ASCII)
     assert len([path for path in tmp_path.rglob("*") if path.is_file()]) == 3
     mine = tmp_path / "failures" / "strips" / "mine.jpg"
     mine.write_text("mine")

@@ -8,7 +8,15 @@ from pathlib import Path
 import pytest
 
 from bmvtrack.errors import UserError
-from bmvtrack.files import atomic_file, atomic_folder, csv_text, held, write_json, write_text
+from bmvtrack.files import (
+    atomic_file,
+    atomic_folder,
+    csv_text,
+    held,
+    numbered_files,
+    write_json,
+    write_text,
+)
 
 
 def test_a_file_is_written_whole_in_folders_made_as_needed(tmp_path):
@@ -90,6 +98,15 @@ def test_a_folder_that_cannot_be_put_in_place_leaves_the_old_one(tmp_path, monke
         (temporary / "new").touch()
     assert [p.name for p in path.iterdir()] == ["old"]
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_files_are_listed_by_number_with_links_that_lead_nowhere(tmp_path):
+    for name in ("10.png", "9.png", "._9.png", "9.txt"):
+        (tmp_path / name).touch()
+    (tmp_path / "11.PNG").symlink_to(tmp_path / "gone")
+    (tmp_path / "8.png").mkdir()
+    names = [path.name for path in numbered_files(tmp_path, (".png",))]
+    assert names == ["9.png", "10.png", "11.PNG"]
 
 
 def test_json_says_no_to_what_it_cannot_hold(tmp_path):

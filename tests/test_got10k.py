@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from bmvtrack.data.sequence import read_image
 from bmvtrack.data.synthetic import synthetic_sequences
 from bmvtrack.errors import UserError
 from bmvtrack.got10k import ToolkitTracker
@@ -76,6 +77,19 @@ def test_grey_images_and_lists_of_numbers_will_do(tracker):
     image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (60, 80), dtype=np.uint8))
     tracker.init(image, [20, 20, 30, 20])
     assert np.isfinite(tracker.update(image)).all()
+
+
+def test_files_of_sixteen_bits_are_read_as_elsewhere(tracker, tmp_path, monkeypatch):
+    ramp = np.linspace(0, 65535, 60 * 80).reshape(60, 80).astype(np.uint16)
+    paths = [tmp_path / f"{t}.png" for t in range(2)]
+    for path in paths:
+        cv2.imwrite(str(path), ramp)
+    seen = []
+    monkeypatch.setattr(tracker, "init", lambda image, box: seen.append(np.asarray(image)))
+    monkeypatch.setattr(tracker, "update", lambda image: np.zeros(4))
+    tracker.track(paths, [20, 20, 30, 20])
+    assert (seen[0] == read_image(paths[0])).all()
+    assert 100 < seen[0].mean() < 150
 
 
 def test_bad_input_is_named(tracker):

@@ -142,6 +142,13 @@ def test_tables_hold_the_numbers(results):
     assert "/ 1.00" in per_sequence
 
 
+def test_names_in_brackets_are_shown(results):
+    runs = [replace(run, sequence=f"{run.sequence}[red]") for run in results["static"]]
+    summary = report.build_summary("data[old]", "ope", {"static": runs})
+    assert "data[old], OPE" in text_of(report.summary_table(summary))
+    assert "bee[red]" in text_of(report.sequence_table(summary))
+
+
 def test_plots_are_pictures(results, tmp_path):
     write_plots(tmp_path / "plots", results)
     for name in ("success.png", "precision.png"):
@@ -225,6 +232,20 @@ def empty_first_mask(root: Path) -> None:
     cv2.imwrite(str(root / "Annotations/480p/bee/00000.png"), np.zeros((61, 81), np.uint8))
 
 
+def link_frame(root):
+    frame = root / "JPEGImages/480p/bee/00003.jpg"
+    frame.unlink()
+    frame.symlink_to(root / "gone.jpg")
+
+
+def test_a_link_to_no_folder_is_refused_before_tracking(run, davis, tmp_path):
+    (tmp_path / "runs").symlink_to(tmp_path / "gone")
+    for out in (tmp_path / "runs", tmp_path / "runs" / "deeper"):
+        status, _, error = run("--root", davis, "--trackers", "static", "--out", out)
+        assert status == 2
+        assert f"runs is a link to {tmp_path / 'gone'}, which does not exist" in error
+
+
 @pytest.mark.parametrize(
     ("spoil", "options", "message"),
     [
@@ -234,6 +255,7 @@ def empty_first_mask(root: Path) -> None:
         (break_nothing, ("--segments", "0"), "--segments must be at least 1"),
         (break_nothing, ("--out", __file__), "is a file; give a folder"),
         (break_nothing, ("--trackers",), "no trackers"),
+        (link_frame, (), "cannot read the image"),
         (remove_masks, (), "'bee' lacks 6 of 6 masks"),
         (resize_mask, (), "'bee', frame 3: the mask is 40×30 but the frame is 81×61"),
         (spoil_frame, (), "cannot read the image"),

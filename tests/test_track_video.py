@@ -141,14 +141,16 @@ def test_damaged_frames_of_a_folder_are_skipped_and_counted(
     folder = shutil.copytree(clip.parent / "frames", tmp_path / "damaged")
     (folder / "3.png").write_bytes(b"no image")
     write_image(folder / "6.png", np.zeros((20, 30, 3), dtype=np.uint8))
+    (folder / "7.png").unlink()
+    (folder / "7.png").symlink_to(tmp_path / "gone.png")
     (folder / "notes.txt").write_text("no frame")
     (folder / "._4.png").write_bytes(b"what macOS leaves beside each file")
     options = TrackOptions(str(folder), ("100,60,70,50",), weights=weights, out=tmp_path / "out")
     video = track_video(options)
-    assert video.skipped == [3, 6]
-    assert video.frames == [0, 1, 2, 4, 5, 7, 8, 9]
-    assert len(read_video(tmp_path / "out" / "damaged-tracked.mp4")) == 8
-    assert "2 frames skipped (damaged, or not the size of the first)" in capsys.readouterr().out
+    assert video.skipped == [3, 6, 7]
+    assert video.frames == [0, 1, 2, 4, 5, 8, 9]
+    assert len(read_video(tmp_path / "out" / "damaged-tracked.mp4")) == 7
+    assert "3 frames skipped (damaged, or not the size of the first)" in capsys.readouterr().out
 
 
 def test_damaged_frames_of_a_file_are_skipped_and_counted(tmp_path: Path) -> None:
@@ -299,11 +301,15 @@ def camera(sequence: VideoSequence, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("camera")
-def test_a_camera_s_video_lasts_as_long_as_it_was_watched(weights: str, tmp_path: Path) -> None:
+def test_a_camera_s_video_lasts_as_long_as_it_was_watched(
+    weights: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
     options = TrackOptions(
-        "0", ("100,60,70,50",), weights=weights, out=tmp_path, max_frames=12, report=True
+        "0", ("100,60,70,50",), weights=weights, out=Path("14:30"), max_frames=12, report=True
     )
     video = track_video(options)
+    tmp_path = tmp_path / "14:30"
     assert len(video.frames) == 12
     assert 9 < video.fps <= 10
     written = cv2.VideoCapture(str(tmp_path / "camera-0-tracked.mp4"))
@@ -338,8 +344,11 @@ def test_what_is_no_video_is_refused(clip: Path, weights: str, tmp_path: Path) -
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="no images in"):
         open_source(str(tmp_path / "empty"))
-    with pytest.raises(UserError, match="cannot open camera 98765"):
-        open_source("98765")
+    with pytest.raises(UserError, match="cannot open camera 98"):
+        open_source("98")
+    for name in ("20261127", "99999999999999999999"):
+        with pytest.raises(UserError, match=f"no video {name}: it is not a file"):
+            open_source(name)
     (tmp_path / "empty" / "1.jpg").write_bytes(b"")
     values = {"box": ("9,9,70,50",), "weights": weights, "out": tmp_path / "out"}
     with pytest.raises(UserError, match=r"no frame of .*empty can be decoded"):
@@ -371,6 +380,12 @@ def test_truth_must_fit_the_video(clip: Path, weights: str, tmp_path: Path) -> N
     (positions,) = track_video(options, console).objects.values()
     assert [p.frame for p in positions if p.iou is None] == [0, 9]
     assert "1 frame not scored: there are fewer true masks" in console.export_text()
+    (masks / "3.png").rename(tmp_path / "3.png")
+    with pytest.raises(
+        UserError, match=r"after .*2\.png comes 4\.png; of a video file, there must"
+    ):
+        track_video(options)
+    (tmp_path / "3.png").rename(masks / "3.png")
     frames = TrackOptions(
         str(clip.parent / "frames"), truth=masks, weights=weights, out=tmp_path / "out"
     )

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 from rich import box
+from rich.markup import escape
 from rich.table import Table
 
 from bmvtrack.files import csv_text, previously_made, write_json, write_text
@@ -96,14 +97,16 @@ def sequences_csv(results: Results) -> str:
 def sequence_table(summary: dict[str, Any]) -> Table:
     """One row per sequence: mean J and F under both protocols."""
     protocols = summary["protocols"]
-    table = Table(title=f"{summary['dataset']}, {summary['weights']}", box=box.SIMPLE_HEAD)
+    table = Table(title=escape(f"{summary['dataset']}, {summary['weights']}"), box=box.SIMPLE_HEAD)
     table.add_column("sequence", no_wrap=True)
     for name in protocols:
         table.add_column(f"{name}\nJ", justify="right", no_wrap=True)
         table.add_column("\nF", justify="right", no_wrap=True)
     for sequence in next(iter(protocols.values()))["per_sequence"]:
         scores = [protocol["per_sequence"][sequence] for protocol in protocols.values()]
-        table.add_row(sequence, *(f"{pair[measure]:.3f}" for pair in scores for measure in "JF"))
+        table.add_row(
+            escape(sequence), *(f"{pair[measure]:.3f}" for pair in scores for measure in "JF")
+        )
     return table
 
 

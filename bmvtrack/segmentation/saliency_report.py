@@ -16,6 +16,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 from rich import box
+from rich.markup import escape
 from rich.table import Table
 
 from bmvtrack.figures import line_style, save_figure, tidy
@@ -85,7 +86,7 @@ def images_csv(scores: Mapping[str, SaliencyScores]) -> str:
 def summary_table(summary: dict[str, Any]) -> Table:
     """One row per protocol: the metrics of the paper's Table 5."""
     title = f"{summary['dataset']}, {summary['images']} images, {summary['weights']}"
-    table = Table(title=title, box=box.SIMPLE_HEAD)
+    table = Table(title=escape(title), box=box.SIMPLE_HEAD)
     table.add_column("protocol", no_wrap=True)
     for heading in ("MAE", "adaptive F", "max F", "mean F"):
         table.add_column(heading, justify="right", no_wrap=True)

@@ -12,6 +12,7 @@ Regression Uncertainty in Medical Imaging with Deep Learning", MIDL 2020; here i
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -24,7 +25,7 @@ from bmvtrack.data import sources
 from bmvtrack.data.mirrored import upside_down
 from bmvtrack.data.sequence import VideoSequence
 from bmvtrack.errors import UserError
-from bmvtrack.models import load_network, save_covariance_scale
+from bmvtrack.models import save_covariance_scale, saved_arguments
 from bmvtrack.motion import PARAMETERS
 from bmvtrack.tracker import Tracker
 from bmvtrack.tracking.evaluation import evaluate
@@ -34,7 +35,7 @@ from bmvtrack.tracking.protocols import check_sequence
 from bmvtrack.tracking.report import coverage_table, distances_on_track
 from bmvtrack.tracking.trackers import BoxTracker
 
-_FEWEST = 100  # frames; even if the Gaussians are right, the scale's standard error is then 6 %
+_FEWEST = 100  # frames: if they were independent, the scale would have a standard error of 6 %
 
 
 class TooFewFrames(UserError):
@@ -94,8 +95,10 @@ def calibrate(options: CalibrationOptions, console: Console | None = None) -> fl
     """
     options.check()
     folder = weights_folder(options.weights)
-    before = load_network(folder).covariance_scale
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise UserError(f"--weights {folder} is not writable; copy the folder and give the copy")
     tracker = PerceptionTracker(Tracker.load(folder, options.device))
+    before = float(saved_arguments(folder).get("covariance_scale", 1.0))
     reported = _distances(tracker, _sequences(options), options.segments)
     if len(reported) < _FEWEST:
         raise TooFewFrames(
@@ -104,12 +107,12 @@ def calibrate(options: CalibrationOptions, console: Console | None = None) -> fl
         )
     distances = before * reported  # from the network's own covariance
     scale = float(distances.mean()) / len(PARAMETERS)
-    save_covariance_scale(folder, scale)
     shares = {
         name: {"frames": len(distances), **coverage(distances / factor)}
-        for name, factor in (("1, the network's own", 1.0), (f"{scale:.3g}, saved", scale))
+        for name, factor in (("1, the network's own", 1.0), (f"{scale:.3g}, the likeliest", scale))
     }
     (console or output_console()).print(coverage_table(shares, "scale of the covariance"))
+    save_covariance_scale(folder, scale)
     return scale
 
 

@@ -7,11 +7,13 @@ frames themselves).
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from urllib.parse import quote, unquote_to_bytes
 
 import cv2
 import numpy as np
@@ -39,6 +41,7 @@ _LINES = {"rotated": 1, "axis-aligned": 3, "mask": 0, "box and mask": 6}
 _TILE = 480  # width of a frame in a strip, in pixels
 _LONGEST = 4  # largest aspect ratio of a strip's view
 _PICTURES = re.compile(r"\]\(((?:images/failures|strips)/[^/()]+)\)")
+_NONE = "–"  # the mean of no frames
 _ROOM = 0.4  # margin around the boxes in a strip, as a fraction of their extent
 
 
@@ -84,7 +87,7 @@ def remove_atlas(folder: Path) -> None:
         text = page.read_text(encoding="utf-8")
         if text.startswith(f"{_TITLE}\n\n{_RUNS_ON}"):
             for picture in _PICTURES.findall(text):
-                (folder / picture).unlink(missing_ok=True)
+                (folder / os.fsdecode(unquote_to_bytes(picture))).unlink(missing_ok=True)
             page.unlink()
 
 
@@ -157,7 +160,7 @@ def _draw_curves(axes: Axes, failure: Failure) -> None:
         axes.plot(failure.run.start + index, 0, "^", color="0.2", markersize=5, clip_on=False)
     axes.set(xlabel="frame", ylabel="IoU", xlim=(frames[0], frames[-1]), ylim=(0, 1.01))
     title = f"{failure.tracker}, {failure.run.name}: breaks in frame {failure.frame}"
-    axes.set_title(title, loc="left", fontsize="medium")
+    axes.set_title(_printable(title), loc="left", fontsize="medium", parse_math=False)
     tidy(axes)
     axes.legend(
         loc="lower right",
@@ -166,6 +169,11 @@ def _draw_curves(axes: Axes, failure: Failure) -> None:
         frameon=False,
         fontsize="small",
     )
+
+
+def _printable(name: str) -> str:
+    """Bytes of a file name that are not UTF-8 as ``\\udcXX``, since no font has them."""
+    return name.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def _draw_outlines(axes: Axes, failure: Failure, index: int, sequence: VideoSequence) -> None:
@@ -215,17 +223,21 @@ def _section(failure: Failure) -> Iterator[str]:
         (f"frames {failure.frame} to {last}", slice(failure.index, None)),
     ):
         means = [_mean(values[part]) for values in failure.overlaps.values()]
-        yield f"| {frames} | {' | '.join(means)} |"
+        if set(means) != {_NONE}:
+            yield f"| {frames} | {' | '.join(means)} |"
     breaks = [breaking_index(values) for values in failure.overlaps.values()]
     found = ["never" if i is None else str(failure.run.start + i) for i in breaks]
     yield f"| breaks in frame | {' | '.join(found)} |"
-    yield from ("", f"![IoU over time, and outlines around the break]({_picture(failure)})")
-    yield from ("", f"![Frames around the break]({_strip(failure)})")
+    yield from (
+        "",
+        f"![IoU over time, and outlines around the break]({_linked(_picture(failure))})",
+    )
+    yield from ("", f"![Frames around the break]({_linked(_strip(failure))})")
 
 
 def _mean(values: FloatArray) -> str:
     scored = values[~np.isnan(values)]
-    return f"{scored.mean():.2f}" if scored.size else "–"
+    return f"{scored.mean():.2f}" if scored.size else _NONE
 
 
 def _heading(failure: Failure, index: int) -> str:
@@ -240,6 +252,11 @@ def _picture(failure: Failure) -> Path:
 
 def _strip(failure: Failure) -> Path:
     return Path("strips", f"{failure.name}.jpg")
+
+
+def _linked(path: Path) -> str:
+    """A path as the target of a Markdown link, in which spaces and parentheses would end it."""
+    return quote(os.fsencode(path))
 
 
 def _mask(failure: Failure, index: int) -> BoolArray | None:

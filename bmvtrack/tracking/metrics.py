@@ -3,6 +3,7 @@
 They are computed from two numbers per frame: the overlap (IoU) of the predicted and the true box, and the
 distance between their centres. Both are NaN in frames that are not scored: a run's first frame, whose box
 was given, and frames without an object. A frame with an object but no finite prediction has an overlap of 0.
+(OTB's own tools do score the first frame, as a success.)
 """
 
 from __future__ import annotations

@@ -100,8 +100,9 @@ def check_sequence(sequence: VideoSequence) -> None:
         )
     if not can_start(sequence.boxes[0], *sequence.size):
         raise UserError(
-            f"sequence {sequence.name!r}: the box of its first frame lies outside the frame or is less than "
-            "a pixel wide or high; leave the sequence out or trim it to where the object is visible"
+            f"sequence {sequence.name!r}: the box of its first frame lies outside the frame, is less than a "
+            "pixel wide or high, or is more than four times as large as the frame; leave the sequence out or "
+            "trim it to where the object is visible"
         )
     if not sequence.present[1:].any():
         raise UserError(
@@ -178,9 +179,8 @@ def one_pass(
 def temporal_starts(sequence: VideoSequence, segments: int) -> list[int]:
     """First frames of TRE: spread evenly, each with an object in it and in a later frame.
 
-    Frames whose box a tracker would refuse, because it lies outside the frame or is less than a pixel wide
-    or high, are excluded. The k-th start is the remaining frame nearest to k·T/segments; duplicates are
-    dropped.
+    Frames whose box a tracker would refuse (:func:`~bmvtrack.inputs.can_start`) are excluded. The k-th start
+    is the remaining frame nearest to k·T/segments; duplicates are dropped.
 
     Raises:
         UserError: if ``segments`` is less than 1, or no frame is suitable.
@@ -204,7 +204,7 @@ def spatial_boxes(box: FloatArray, width: int, height: int) -> dict[str, FloatAr
     """First boxes of SRE: eight shifted by a tenth of the size, four scaled by 0.8, 0.9, 1.1, 1.2.
 
     Shifts go along the box's own axes and diagonals; scaling is about the centre. A box that a tracker
-    would refuse (less than a pixel wide or high, or outside the frame) is replaced by the true box.
+    would refuse (:func:`~bmvtrack.inputs.can_start`) is replaced by the true box.
 
     Args:
         box: ``(5,)`` true box.

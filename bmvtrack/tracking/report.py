@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 from rich import box
+from rich.markup import escape
 from rich.table import Table
 
 from bmvtrack.arrays import FloatArray
@@ -123,7 +124,9 @@ def run_csv(run: Run) -> str:
 
 def summary_table(summary: dict[str, Any]) -> Table:
     """One row per tracker: its metrics in both geometries and its frames per second."""
-    table = Table(title=f"{summary['dataset']}, {summary['protocol'].upper()}", box=box.SIMPLE_HEAD)
+    table = Table(
+        title=escape(f"{summary['dataset']}, {summary['protocol'].upper()}"), box=box.SIMPLE_HEAD
+    )
     table.add_column("tracker")
     for geometry in GEOMETRIES:
         for metric in ("AO", "SR.50", "SR.75", "AUC", "P20"):
@@ -184,7 +187,7 @@ def sequence_table(summary: dict[str, Any]) -> Table:
     for sequence in next(iter(trackers.values()))["per_sequence"]:
         overlaps = (tracker["per_sequence"][sequence] for tracker in trackers.values())
         table.add_row(
-            sequence, *(f"{o['axis_aligned']:.2f} / {o['rotated']:.2f}" for o in overlaps)
+            escape(sequence), *(f"{o['axis_aligned']:.2f} / {o['rotated']:.2f}" for o in overlaps)
         )
     return table
 

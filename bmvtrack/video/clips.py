@@ -79,6 +79,7 @@ def slow_down(path: Path, factor: float) -> None:
     stretched = ":".join(
         f"{name.lower()}={name}*{factor:.6f}" for name in ("PTS", "DTS", "DURATION")
     )
+    path = path.absolute()  # because ffmpeg takes whatever precedes a colon for a protocol
     with atomic_file(path) as temporary:
         command = [get_ffmpeg_exe(), "-y", "-loglevel", "error", "-i", str(path), "-c", "copy"]
         subprocess.run([*command, "-bsf:v", f"setts={stretched}", str(temporary)], check=True)

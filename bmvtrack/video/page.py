@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from bmvtrack.motion import PARAMETERS
-from bmvtrack.video.overlay import colour_of
 from bmvtrack.video.tracks import Position, TrackedVideo
 
 _DIGITS = 5  # significant digits of plotted values
@@ -56,13 +55,12 @@ def page_data(video: TrackedVideo) -> dict[str, Any]:
         "objects": [
             {
                 "id": object_id,
-                "colour": "#{:02x}{:02x}{:02x}".format(*colour_of(i)),
                 "score": [_rounded(position.score) for position in positions],
                 "iou": [_rounded(p.iou.rotated if p.iou else None) for p in positions],
                 "mean": [_means(positions, k) for k in range(len(PARAMETERS))],
                 "sigma": [_deviations(positions, k) for k in range(len(PARAMETERS))],
             }
-            for i, (object_id, positions) in enumerate(video.objects.items())
+            for object_id, positions in video.objects.items()
         ],
     }
 

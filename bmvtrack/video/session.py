@@ -205,7 +205,10 @@ def _outcome(video: TrackedVideo, stem: Path, suffixes: list[str]) -> str:
         f"tracked {objects} through {len(video.frames)} frames at {video.speed:.0f} frames/s",
     ]
     if video.skipped:
-        parts.append(f"{len(video.skipped)} frames skipped (damaged, or not the size of the first)")
+        frames = "frame" if len(video.skipped) == 1 else "frames"
+        parts.append(
+            f"{len(video.skipped)} {frames} skipped (damaged, or not the size of the first)"
+        )
     if video.unscored:
         frames = "frame" if video.unscored == 1 else "frames"
         parts.append(f"{video.unscored} {frames} not scored: there are fewer true masks")

@@ -19,6 +19,7 @@ from bmvtrack.files import folder_name, numbered_files
 DEFAULT_FPS = 25.0
 _PLAUSIBLE_FPS = (1.0, 1000.0)  # some cameras and streams report 0, or their clock rate
 _IMAGES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
+_LAST_CAMERA = 99  # higher numbers name a backend of OpenCV as well, or are misspelt file names
 _MOST_FAILURES = 100
 """Number of consecutive undecodable frames after which a video counts as ended."""
 
@@ -174,6 +175,6 @@ def open_source(video: str, fps: float | None = None) -> VideoSource:
         return FrameFolder(path, fps)
     if path.is_file():
         return CapturedVideo(path, fps)
-    if video.isdecimal():
+    if video.isdecimal() and int(video) <= _LAST_CAMERA:
         return CapturedVideo(int(video), fps)
     raise UserError(f"no video {video}: it is not a file, a folder of images or a camera index")

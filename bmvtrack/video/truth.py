@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 from bmvtrack import geometry
@@ -58,8 +59,8 @@ class Truth:
         source: video that they belong to; the k-th mask belongs to frame k.
 
     Raises:
-        UserError: if there is no such folder, or no mask in it; if the video is a folder of frames,
-            and masks and frames do not have the same numbers.
+        UserError: if there is no such folder, or no mask in it; if the masks' numbers are not those of a
+            folder of frames, or have a gap.
     """
 
     def __init__(self, folder: Path, source: VideoSource) -> None:
@@ -68,8 +69,10 @@ class Truth:
         self._paths = numbered_files(folder, (".png",))
         if not self._paths:
             raise UserError(f"{folder} holds no .png masks")
-        if isinstance(source, FrameFolder):  # a video file only estimates its length
+        if isinstance(source, FrameFolder):
             self._check_numbers(folder, source)
+        else:  # a video file only estimates its length
+            self._check_gaps()
 
     def _check_numbers(self, folder: Path, source: FrameFolder) -> None:
         if len(source.paths) != len(self._paths):
@@ -85,6 +88,15 @@ class Truth:
                 raise UserError(
                     f"{self._paths[i]} would be the mask of {source.paths[i].name}, which has another "
                     "number; there must be one mask for each frame"
+                )
+
+    def _check_gaps(self) -> None:
+        numbers = _numbers(self._paths) or []
+        for i, (number, next_) in enumerate(pairwise(numbers)):
+            if next_ != number + 1:
+                raise UserError(
+                    f"after {self._paths[i]} comes {self._paths[i + 1].name}; of a video file, there must be "
+                    "one mask for each frame, without gaps"
                 )
 
     def mask(self, number: int) -> BoolArray:
