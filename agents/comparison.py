@@ -20,11 +20,13 @@ from stable_baselines3.common.callbacks import BaseCallback
 from agents.options import TrainOptions
 from agents.training import make_environments, make_model, with_mirrors
 from bmvtrack.arrays import FloatArray
+from bmvtrack.bundled import weights_folder
 from bmvtrack.console import deadline
 from bmvtrack.data.sequence import VideoSequence
 from bmvtrack.devices import resolved_device
 from bmvtrack.errors import UserError
 from bmvtrack.files import write_json
+from bmvtrack.models import weights_fingerprint
 from bmvtrack.perception import Perception
 from envs.clips import Clip, ClipSource
 from envs.vector_env import BMVTrackVectorEnv
@@ -100,10 +102,12 @@ def compare(
         A curve for each finished run.
 
     Raises:
-        UserError: if an option is invalid, or the folder holds runs with other options or other test clips.
+        UserError: if an option is invalid, or the folder holds runs with other options, another encoder or
+            other test clips.
     """
     device = resolved_device(options.device)
     perception = Perception.load(options.weights, device, options.precision)
+    encoder = weights_fingerprint(weights_folder(options.weights))
     clips = ClipSource(test, _NEVER).spread(test_clips)
     seeds, methods = tuple(dict.fromkeys(seeds)), tuple(dict.fromkeys(methods))
     (source,) = options.data
@@ -118,11 +122,11 @@ def compare(
     curves = []
     for method, run in runs:
         path = options.out / f"{method.replace(', ', '-').replace(' ', '-')}-{run.seed}.json"
-        curve = _stored(path, run, clips)
+        curve = _stored(path, run, encoder, clips)
         if curve is None and method in methods and time.monotonic() < end:
             gc.collect()  # model, callbacks and environments form cycles that keep frames
             curve = _train(method, run, perception, training, clips, console)
-            _store(path, run, clips, curve)
+            _store(path, run, encoder, clips, curve)
         if curve is not None:
             curves.append(curve)
     return curves
@@ -228,10 +232,13 @@ def _played(clips: Sequence[Clip]) -> list[list[Any]]:
     return [[clip.sequence.name, clip.start, clip.last] for clip in clips]
 
 
-def _store(path: Path, options: TrainOptions, clips: Sequence[Clip], curve: Curve) -> None:
+def _store(
+    path: Path, options: TrainOptions, encoder: str, clips: Sequence[Clip], curve: Curve
+) -> None:
     values = {
         "method": curve.method,
         "options": options.fixed() | {"steps": options.steps},
+        "encoder": encoder,
         "clips": _played(clips),
         "steps": curve.steps.tolist(),
         "overlaps": [[None if np.isnan(x) else x for x in row] for row in curve.overlaps.tolist()],
@@ -239,7 +246,7 @@ def _store(path: Path, options: TrainOptions, clips: Sequence[Clip], curve: Curv
     write_json(path, values)
 
 
-def _stored(path: Path, options: TrainOptions, clips: Sequence[Clip]) -> Curve | None:
+def _stored(path: Path, options: TrainOptions, encoder: str, clips: Sequence[Clip]) -> Curve | None:
     if not path.exists():
         return None
     try:
@@ -247,6 +254,10 @@ def _stored(path: Path, options: TrainOptions, clips: Sequence[Clip]) -> Curve |
         expected = options.fixed() | {"steps": options.steps}
         if values["options"] != json.loads(json.dumps(expected)):
             raise UserError(f"{path} holds a run with other options; give another --out")
+        if values.get("encoder", encoder) != encoder:  # older files do not have it
+            raise UserError(
+                f"{path} holds a run with another encoder than {options.weights} is now; give another --out"
+            )
         if values.get("clips") != _played(clips):
             raise UserError(
                 f"{path} was evaluated on other test clips, or does not say on which; give another --out"

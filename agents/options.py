@@ -107,9 +107,9 @@ class TrainOptions:
     """sizes of the critics' hidden layers"""
     mirror: Mirroring = "all"
     """views of a folder's sequences. `all`: original and mirrored left to right, upside down and in time, in
-    all combinations. `upside-down`: always upside down, also for selecting the best agent, and for training
-    mirrored left to right and in time as well; if the encoder was trained on the same sequences, it errs on
-    these views as it does on new sequences. `none`: original only"""
+    all combinations. `upside-down`: always upside down, also those held out for selecting the best agent (but
+    not --validation-data), and for training mirrored left to right and in time as well; if the encoder was
+    trained on the same sequences, it errs on these views as on new ones. `none`: original only"""
     validation_share: float = 0.2
     """share of a folder's sequences that is held out for selecting the best agent"""
     validation_clips: int = 96
@@ -159,6 +159,11 @@ class TrainOptions:
             raise UserError(f"--seed must not be negative, not {self.seed}")
         if not 0 <= self.truth_share <= 1:
             raise UserError(f"--truth-share must lie in [0, 1], not {self.truth_share}")
+        if self.truth_share and not round(self.truth_share * self.environments):
+            raise UserError(
+                f"--truth-share {self.truth_share} of {self.environments} environments rounds to none; give "
+                "more --environments, or a larger share"
+            )
         if self.truth_share and self.policy == "plain":
             raise UserError("--truth-share needs --policy latent-prior or diagonal-prior")
         check_choice(self.device)

@@ -228,14 +228,15 @@ def retrain(options: RecipeOptions, console: Console | None = None) -> Path | No
             return None
         console.rule(name)
         stage = _fitted(stage, options, name, minutes)
-        if not _is_done(stage):
+        trained = not _is_done(stage)
+        if trained:
             _run(stage, console)
         if not _is_done(stage):
             console.print("time is up; repeat the same command to continue")
             return None
         if name in _RESULTS:
             result = options.out / _RESULTS[name]
-            if not result.is_dir():
+            if trained or not result.is_dir():
                 _leave(options, options.out / name / "last", result, console)
             console.print(f"{name}: {result}", soft_wrap=True, markup=False)
     return options.out / DEFAULT_WEIGHTS

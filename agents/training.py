@@ -6,7 +6,7 @@ import json
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 from rich.console import Console
@@ -22,6 +22,7 @@ from agents.replay import TensorReplayBuffer
 from agents.sac import LatentPriorSAC
 from agents.sb3_env import StableBaselinesEnv
 from agents.storage import restore_training_state, save_actor, training_state
+from bmvtrack.bundled import weights_folder
 from bmvtrack.console import deadline
 from bmvtrack.data import sources
 from bmvtrack.data.mirrored import mirrored_views
@@ -30,6 +31,7 @@ from bmvtrack.data.synthetic import SEED_STRIDE
 from bmvtrack.devices import resolved_device
 from bmvtrack.errors import UserError
 from bmvtrack.files import DAMAGED, atomic_folder, held, write_json
+from bmvtrack.models import weights_fingerprint
 from bmvtrack.perception import Perception
 from bmvtrack.training.checkpoint import check_run_folder, resumed_state, save_checkpoint
 from envs.clips import Clip, ClipSource
@@ -37,6 +39,13 @@ from envs.vector_env import BMVTrackVectorEnv
 
 # Offsets from the encoders' seeds, which are multiples of 1000: encoders err less on their own sequences.
 TRAINING_SEED, _VALIDATION_SEED = 400, 500
+
+
+class Prints(TypedDict):
+    """Fingerprints of what a run reads, by which a resumed run sees whether it has changed."""
+
+    data: list[str]
+    weights: str
 
 
 def train_agent(options: TrainOptions, console: Console | None = None) -> float:
@@ -53,7 +62,10 @@ def train_agent(options: TrainOptions, console: Console | None = None) -> float:
     check_run_folder(options.out, options.resume, options.fixed())
     device = resolved_device(options.device)
     perception = Perception.load(options.weights, device, options.precision)
-    prints = sources.fingerprints((*options.data, *options.validation_data))
+    prints: Prints = {
+        "data": sources.fingerprints((*options.data, *options.validation_data)),
+        "weights": weights_fingerprint(weights_folder(options.weights)),
+    }
     training, clips = training_and_validation(options)
     model = make_model(options, make_environments(options, perception, training), device)
     with held(options.out):
@@ -65,7 +77,7 @@ def _train(
     model: SAC,
     perception: Perception,
     clips: Sequence[Clip],
-    prints: Sequence[str],
+    prints: Prints,
     console: Console,
 ) -> float:
     """Train from the last checkpoint, or from scratch, to the last step; see :func:`train_agent`."""
@@ -73,7 +85,12 @@ def _train(
     if options.resume:
         state = resumed_state(options.out / "checkpoints", options.fixed())
         data = (*options.data, *options.validation_data)
-        sources.check_unchanged(data, state.get("data"), prints)
+        sources.check_unchanged(data, state.get("data"), prints["data"])
+        if state.get("weights", prints["weights"]) != prints["weights"]:  # not in older checkpoints
+            raise UserError(
+                f"--weights {options.weights} no longer holds the encoder that this run began with; put it "
+                "back, or start over with another --out"
+            )
         restore_training_state(model, state)
         best = float(state["best"])
         at = f"at step {model.num_timesteps} of {options.steps}"
@@ -179,10 +196,9 @@ def _actor_hidden(options: TrainOptions) -> list[int]:
 class _Keeper(BaseCallback):
     """Writes checkpoints and the agents ``best`` and ``last``, and stops when the time is up."""
 
-    def __init__(self, options: TrainOptions, perception: Perception, data: Sequence[str]) -> None:
+    def __init__(self, options: TrainOptions, perception: Perception, prints: Prints) -> None:
         super().__init__()
-        self.options, self.perception = options, perception
-        self.data = list(data)  # fingerprints
+        self.options, self.perception, self.prints = options, perception, prints
         self.evaluator: EvalCallback | None = None
         self.on_best = _Best(self)
         self._deadline = deadline(options.max_minutes)
@@ -199,7 +215,7 @@ class _Keeper(BaseCallback):
         state = training_state(self.model) | {
             "options": json.dumps(self.options.fixed()),
             "best": float(best),
-            "data": self.data,
+            **self.prints,
         }
         self.export("last")
         save_checkpoint(self.options.out / "checkpoints", self.model.num_timesteps, state)
@@ -264,11 +280,10 @@ def training_and_validation(options: TrainOptions) -> tuple[list[VideoSequence],
     training: list[VideoSequence] = []
     held_out: list[list[VideoSequence]] = []
     for source in options.data:
-        usable = _usable(
-            source, options.synthetic_count, SEED_STRIDE * options.seed + TRAINING_SEED
-        )
-        if not options.validation_data:
-            usable, apart = _split(source, usable, options)
+        if options.validation_data:
+            usable = _training(source, options)
+        else:
+            usable, apart = _split(source, options)
             held_out.append(with_mirrors(options, source, apart, first=True))
         training += with_mirrors(options, source, usable)
     held_out += [_for_validation(source, options) for source in options.validation_data]
@@ -279,15 +294,34 @@ def training_and_validation(options: TrainOptions) -> tuple[list[VideoSequence],
     return training, clips
 
 
+def _training(source: str, options: TrainOptions) -> list[VideoSequence]:
+    seed = SEED_STRIDE * options.seed + TRAINING_SEED
+    loaded = sources.load_sequences(source, synthetic_count=options.synthetic_count, seed=seed)
+    return _usable(source, loaded)
+
+
 def _for_validation(source: str, options: TrainOptions) -> list[VideoSequence]:
-    return _usable(source, options.validation_clips, SEED_STRIDE * options.seed + _VALIDATION_SEED)
+    seed = SEED_STRIDE * options.seed + _VALIDATION_SEED
+    loaded = sources.load_sequences(source, synthetic_count=options.validation_clips, seed=seed)
+    return _usable(source, loaded)
 
 
-def _split(
-    source: str, usable: list[VideoSequence], options: TrainOptions
-) -> tuple[list[VideoSequence], list[VideoSequence]]:
-    """Training and held-out sequences; for generated data, the held-out ones are generated in addition."""
-    if sources.parse(source)[0] in sources.MADE:
+def _split(source: str, options: TrainOptions) -> tuple[list[VideoSequence], list[VideoSequence]]:
+    """Training and held-out sequences; for generated data, the held-out ones are generated in addition,
+    from stills of their own if they are made of stills."""
+    kind = sources.parse(source)[0]
+    if kind == sources.CUTOUTS:
+        halves = sources.split_cutouts(
+            source,
+            options.validation_share,
+            options.seed,
+            count=options.synthetic_count,
+            made_from=SEED_STRIDE * options.seed + TRAINING_SEED,
+        )
+        training, apart = (_usable(source, half) for half in halves)
+        return training, apart
+    usable = _training(source, options)
+    if kind in sources.MADE:
         return usable, _for_validation(source, options)
     if len(usable) < 2:
         raise UserError(f"{source} has {len(usable)} usable sequences; at least 2 are needed")
@@ -317,15 +351,13 @@ def with_mirrors(
     return [view for several in views for view in (several[:1] if first else several)]
 
 
-def _usable(source: str, count: int, seed: int) -> list[VideoSequence]:
+def _usable(source: str, sequences: Sequence[VideoSequence]) -> list[VideoSequence]:
     """The sequences of a source that are suitable for tracking; reads all masks, and frames from files.
 
     Args:
         source: data by name.
-        count: number of sequences, if they are generated.
-        seed: seed of generated sequences.
+        sequences: its sequences, or some of them.
     """
-    sequences = sources.load_sequences(source, synthetic_count=count, seed=seed)
     read = track(sequences, f"reading {source}")
     usable = [s for s in read if len(s) > 1 and s.present[:-1].any()]
     if sources.parse(source)[0] not in sources.MADE:

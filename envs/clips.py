@@ -91,6 +91,9 @@ class ClipSource:
     def spread(self, count: int) -> list[Clip]:
         """Clips spread evenly over the sequences, with evenly spread starts.
 
+        If there are fewer clips than sequences, they are the beginnings of sequences spread evenly over the
+        list.
+
         Args:
             count: number of clips.
 
@@ -102,10 +105,13 @@ class ClipSource:
                 "clips are spread over sequences, but None means new ones for each clip: give a list, or "
                 'data by name, like "synthetic"'
             )
-        rounds = -(-count // len(self._usable))
+        available = len(self._usable)
+        rounds = -(-count // available)
         clips = []
         for i in range(count):
-            turn, which = divmod(i, len(self._usable))
+            turn, which = (
+                divmod(i, available) if count >= available else (0, i * available // count)
+            )
             sequence = self._usable[which]
             starts = usable_starts(sequence)
             clips.append(self._clip(sequence, int(starts[len(starts) * turn // rounds])))

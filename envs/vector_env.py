@@ -151,7 +151,8 @@ class BMVTrackVectorEnv(VectorEnv[Any, Any, Any]):
         """Start N clips.
 
         Args:
-            seed: of environment 0, the others counting up from it; or a list with one for each.
+            seed: of environment 0, the others counting up from it; or a list with one for each. None: the
+                environment's random generator goes on; at the first reset it gets a random seed.
             options: none are supported.
 
         Raises:
@@ -164,7 +165,11 @@ class BMVTrackVectorEnv(VectorEnv[Any, Any, Any]):
             raise UserError(f"{len(seeds)} seeds for {self.num_envs} environments")
         if seeds is not None or not self._generators:
             seeds = [None] * self.num_envs if seeds is None else seeds
-            self._generators = [seeding.np_random(number)[0] for number in seeds]
+            going_on = bool(self._generators)
+            self._generators = [
+                self._generators[i] if number is None and going_on else seeding.np_random(number)[0]
+                for i, number in enumerate(seeds)
+            ]
         if self.clips is not None:
             self._assigned = assign_clips(self.clips, self.num_envs)
         self._allocate()

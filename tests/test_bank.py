@@ -121,12 +121,12 @@ def test_an_image_keeps_a_pixel_of_its_short_side():
 
 def test_a_split_has_no_sequence_in_both():
     bank = build(*(sequence([mask((5, 5, 20, 20))] * (i % 3 + 1), str(i)) for i in range(10)))
-    train, validation = bank.split(0.3, seed=0)
+    train, validation = bank.split(0.3, 0, 10)
     assert sorted([*train.tolist(), *validation.tolist()]) == list(range(len(bank)))
     groups = [set(bank.group[part].tolist()) for part in (train, validation)]
     assert not groups[0] & groups[1]
     assert len(groups[1]) == 3
-    again, other = bank.split(0.3, seed=0), bank.split(0.3, seed=1)
+    again, other = bank.split(0.3, 0, 10), bank.split(0.3, 1, 10)
     assert torch.equal(again[1], validation)
     assert not torch.equal(other[1], validation)
 
@@ -134,12 +134,28 @@ def test_a_split_has_no_sequence_in_both():
 @pytest.mark.parametrize("share", [0.01, 0.99])
 def test_both_sides_of_a_split_have_a_sequence(share):
     bank = build(*(sequence([mask((5, 5, 20, 20))], str(i)) for i in range(3)))
-    assert min(len(part) for part in bank.split(share, seed=0)) == 1
+    assert min(len(part) for part in bank.split(share, 0, 3)) == 1
+
+
+def test_which_sequences_are_held_out_depends_on_their_number_alone():
+    """Not on whether an object is left in each of them."""
+    sequences = [sequence([mask((5, 5, 20, 20))], str(i)) for i in range(10)]
+    held_out = {int(build(*sequences).group[i]) for i in build(*sequences).split(0.4, 3, 10)[1]}
+    for i in range(10):
+        some = build(*sequences[:i], sequence([mask()], "empty"), *sequences[i + 1 :])
+        left = {int(some.group[j]) for j in some.split(0.4, 3, 10)[1]}
+        assert left == held_out - {i}
+
+
+def test_a_side_without_an_object_is_refused():
+    one = [sequence([mask((5, 5, 20, 20))], "a"), sequence([mask()], "b"), sequence([mask()], "c")]
+    with pytest.raises(UserError, match=r"of 3 sequences 1 are held out .* another --split-seed"):
+        build(*one).split(0.3, 0, 3)
 
 
 def test_one_sequence_cannot_be_split():
     with pytest.raises(UserError, match="one sequence cannot be split"):
-        build(moving()).split(0.5, seed=0)
+        build(moving()).split(0.5, 0, 1)
 
 
 def test_data_without_objects_is_refused():

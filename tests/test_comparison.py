@@ -1,11 +1,13 @@
 """Comparing ways to learn: whole and resumable, with numbers that follow from the runs."""
 
 import json
+import shutil
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from networks import change_config
 from rich.console import Console
 
 from agents import comparison
@@ -91,6 +93,14 @@ def test_runs_are_kept_and_not_repeated(options, sequences):
         compare(options, [-1], *rest)
     with pytest.raises(UserError, match="other test clips, or does not say on which"):
         compare(options, [0, 1], sequences[:2], sequences[1:], *rest[2:])
+    encoder = shutil.copytree(options.weights, options.out / "encoder")
+    moved = replace(options, weights=str(encoder))
+    for path, text in files.items():
+        path.write_text(text.replace(options.weights, moved.weights))
+    assert len(compare(moved, [0, 1], *rest, max_minutes=1e-9)) == 2
+    change_config(encoder, box_threshold=0.3)
+    with pytest.raises(UserError, match="holds a run with another encoder than"):
+        compare(moved, [0, 1], *rest)
     damaged = min(files)
     for text in (json.dumps({"options": {}})[:-1], "[]"):
         damaged.write_text(text)

@@ -16,7 +16,7 @@ from bmvtrack.errors import UserError
 from bmvtrack.models import load_network, save_covariance_scale, saved_arguments
 from bmvtrack.perception import Perception
 from bmvtrack.tracking.calibration import CalibrationOptions
-from bmvtrack.training import PretrainOptions
+from bmvtrack.training import PretrainOptions, pretrain
 from bmvtrack.training.parts import build_network
 
 
@@ -118,6 +118,26 @@ def test_retraining_stops_and_goes_on(
     for name in (DEFAULT_WEIGHTS, "davis16-duts-small", MASK_WEIGHTS):
         assert Perception.load(options.out / name).feature_count > 0
         assert weights_folder(name).is_dir(), "bundled"
+
+
+def test_what_was_trained_further_takes_the_place_of_what_was_left(
+    options: RecipeOptions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An agent, unlike an encoder, may be trained for more steps than before."""
+    monkeypatch.setattr(
+        recipes, "recipe", lambda options: {"agent": small_recipe(options)["agent"]}
+    )
+    monkeypatch.setattr(recipes, "calibrate", lambda options, console: None)
+    ninth = small_recipe(options)["ninth"]
+    assert isinstance(ninth, PretrainOptions)
+    pretrain(replace(ninth, out=options.out / "ninth", device="cpu"))
+    for effort in (0.5, 1.0):
+        retrain(replace(options, effort=effort))
+        left, last = (
+            (options.out / name / "agent.safetensors").read_bytes()
+            for name in (DEFAULT_WEIGHTS, "agent/last")
+        )
+        assert left == last
 
 
 def test_weights_are_calibrated_on_what_their_agent_is_trained_on(options: RecipeOptions) -> None:

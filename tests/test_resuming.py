@@ -12,7 +12,7 @@ from rectangles import write_rectangles
 from runs import assert_equal, final_state, killed_at, small_run, train
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from bmvtrack import console
+from bmvtrack import console, prior
 from bmvtrack.errors import UserError
 from bmvtrack.training.checkpoint import checkpoints, load_checkpoint, save_checkpoint
 from bmvtrack.training.pretrain import PretrainRun
@@ -120,6 +120,17 @@ def test_other_sequences_than_before_are_refused(change, tmp_path):
     with pytest.raises(UserError, match=r"davis16:.* no longer holds the sequences"):
         train(options, resume=True)
     assert contents(options.out) == before
+
+
+def test_a_prior_that_has_changed_is_refused(options, tmp_path):
+    """It is given by name; with another the network would predict in other units."""
+    path, given = tmp_path / "prior.json", prior.named("davis16")
+    given.save(path)
+    train(options, prior=str(path))
+    train(options, prior=str(path), resume=True)
+    dataclasses.replace(given, covariance=9 * given.covariance).save(path)
+    with pytest.raises(UserError, match=r"prior.json is no longer the prior that this run began"):
+        train(options, prior=str(path), resume=True)
 
 
 def contents(folder):

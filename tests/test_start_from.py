@@ -2,6 +2,7 @@
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -32,6 +33,48 @@ def test_weights_of_another_network_are_refused(options: PretrainOptions, tmp_pa
         build_network(dataclasses.replace(options, start_from=tmp_path / "weights"))
     with pytest.raises(UserError, match="no weights in"):
         build_network(dataclasses.replace(options, start_from=tmp_path / "nowhere"))
+
+
+@pytest.mark.parametrize(
+    ("change", "classes", "message"),
+    [
+        (
+            {},
+            4,
+            "a ResNetUNet with 3 input channels, 2 classes and 6 .* with 3 input channels, 4 classes",
+        ),
+        (
+            {"samples": 12},
+            2,
+            "2 classes and 6 samples per variable, not .* 12 samples per variable",
+        ),
+        ({"architecture": "beta-mvunet"}, 2, "a ResNetUNet with .*, not a BetaMVUNet with"),
+        ({"architecture": "beta-mvae"}, 2, "a ResNetUNet with .*, not a BetaMVAE with"),
+    ],
+)
+def test_only_widths_and_input_sizes_may_differ(
+    options: PretrainOptions, tmp_path: Path, change: dict[str, Any], classes: int, message: str
+) -> None:
+    """A network with half the classes looks like a narrow one; widened it would be scrambled."""
+    paper = dataclasses.replace(options, mode="paper", covariance="batch")
+    build_network(paper).save_weights(tmp_path / "weights")
+    other = dataclasses.replace(paper, start_from=tmp_path / "weights", **change)
+    with pytest.raises(UserError, match=f"of another network: .*{message}"):
+        build_network(other, classes)
+
+
+def test_demands_of_published_weights_are_errors_of_the_user(
+    options: PretrainOptions, tmp_path: Path
+) -> None:
+    padded = BetaMVUNet(
+        prior.named("paper"), width=4, input_size=128, classes=2, alignment="padded"
+    )
+    padded.save_weights(tmp_path / "weights")
+    small = dataclasses.replace(
+        options, mode="paper", architecture="beta-mvunet", start_from=tmp_path / "weights"
+    )
+    with pytest.raises(UserError, match=r"--architecture beta-mvunet: .*at least 128"):
+        build_network(small)
 
 
 def test_factors_of_the_jitter_are_checked() -> None:

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from folders import write_stills, write_tree
+from networks import change_config
 
 from agents import training
 from agents.options import TrainOptions
@@ -22,11 +24,13 @@ from agents.training import (
     train_agent,
     training_and_validation,
 )
+from bmvtrack.bundled import weights_folder
 from bmvtrack.data import sources
 from bmvtrack.data.sequence import VideoSequence
 from bmvtrack.data.synthetic import synthetic_sequence
 from bmvtrack.errors import UserError
 from bmvtrack.files import held
+from bmvtrack.models import save_covariance_scale
 from bmvtrack.perception import Perception
 from bmvtrack.training.checkpoint import load_checkpoint
 from bmvtrack.training.curves import plot_curves, read_scalars
@@ -262,6 +266,7 @@ def test_time_limit_leaves_a_checkpoint(options: TrainOptions) -> None:
         ({"device": "tpu"}, "--device"),
         ({"max_minutes": 0.0}, "--max-minutes must be positive"),
         ({"seed": -1}, "--seed must not be negative"),
+        ({"truth_share": 0.1}, "--truth-share 0.1 of 2 environments rounds to none"),
     ],
 )
 def test_bad_options_are_refused_before_anything_is_written(
@@ -292,6 +297,42 @@ def test_a_run_goes_on_with_the_sequences_it_began_with(
     write_tree(root, ("dog",))
     with pytest.raises(UserError, match=r"davis16:.* no longer holds the sequences"):
         train_agent(replace(mixed, steps=12, resume=True))
+
+
+def test_a_run_goes_on_with_the_encoder_it_began_with(
+    options: TrainOptions, tmp_path: Path
+) -> None:
+    encoder = tmp_path / "encoder"
+    shutil.copytree(weights_folder(options.weights), encoder)
+    run = replace(options, weights=str(encoder), steps=4)
+    train_agent(run)
+    save_covariance_scale(encoder, 7.0)  # that changes nothing that was learned from
+    train_agent(replace(run, steps=8, resume=True))
+    change_config(encoder, box_threshold=0.3)
+    with pytest.raises(UserError, match="no longer holds the encoder that this run began with"):
+        train_agent(replace(run, steps=12, resume=True))
+
+
+def test_cut_outs_to_choose_on_are_of_other_stills(
+    options: TrainOptions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_stills(tmp_path / "stills", 8)
+    used: list[set[str]] = []
+    make = sources.cutout_sequences
+
+    def recorded(stills: list[VideoSequence], *rest: int) -> list[VideoSequence]:
+        used.append({still.name for still in stills})
+        return make(stills, *rest)
+
+    monkeypatch.setattr(sources, "cutout_sequences", recorded)
+    data = f"cutouts:{tmp_path / 'stills'}"
+    training, clips = training_and_validation(
+        replace(options, data=(data,), validation_share=0.5, synthetic_count=4)
+    )
+    assert [len(stills) for stills in used] == [4, 4]
+    assert not used[0] & used[1]
+    assert len(training) == 4
+    assert len(clips) == options.validation_clips
 
 
 def test_options_are_recorded(options: TrainOptions) -> None:

@@ -157,6 +157,12 @@ def test_fixed_clips_are_played_in_turn_after_each_reset(sequences, perception):
         assert played == [names[0::3], names[1::3], names[2::3]]
 
 
+def test_fewer_clips_than_sequences_come_from_all_over_the_list(sequences):
+    clips = ClipSource([sequences[0]] * 3 + [sequences[1]] * 3, 4).spread(2)
+    assert [clip.sequence.name for clip in clips] == [s.name for s in sequences[:2]]
+    assert len({clip.start for clip in clips}) == 1
+
+
 def test_clips_are_not_spread_over_sequences_that_are_made_as_one_goes():
     with pytest.raises(UserError, match="None means new ones for each clip: give a list"):
         ClipSource(None, 3).spread(2)
@@ -369,6 +375,19 @@ def test_seeds_and_actions_come_in_any_form(sequences, perception):
     many.reset(seed=7)
     backwards = np.ascontiguousarray(actions[:, ::-1])[:, ::-1]
     assert torch.equal(many.step(backwards)[4]["rbbox"], after)
+
+
+def test_without_a_seed_the_random_numbers_of_an_environment_go_on(sequences, perception):
+    """As in Gymnasium: None is no seed."""
+    found = []
+    for _ in range(2):
+        many = BMVTrackVectorEnv(2, sequences, perception, clip_length=4)
+        many.reset(seed=0)
+        found.append(many.reset(seed=[None, 5])[0]["box"])
+    assert torch.equal(found[0], found[1])
+    many.reset(seed=0)
+    assert torch.equal(many.reset()[0]["box"][0], found[0][0])
+    assert torch.equal(many.reset(seed=[9, 5])[0]["box"][1], found[0][1])
 
 
 def test_it_survives_pickling(sequences, perception):

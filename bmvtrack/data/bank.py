@@ -73,17 +73,29 @@ class FrameBank:
         """The same bank on another device."""
         return FrameBank(**{f.name: getattr(self, f.name).to(device) for f in fields(self)})
 
-    def split(self, share: float, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    def split(self, share: float, seed: int, count: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Indices of targets for training and for validation; no sequence is in both.
+
+        Which sequences are held out depends on their number alone, not on whether an object is left in them
+        after they were reduced.
 
         Args:
             share: of the sequences for validation, in (0, 1); each side gets at least one sequence.
             seed: of the shuffle.
+            count: number of sequences that the bank was built from.
+
+        Raises:
+            UserError: if there is only one sequence, or no object on one of the sides.
         """
-        groups = torch.unique(self.group.cpu())
-        held_out = groups[held_out_of(len(groups), share, seed)]
-        validation = torch.isin(self.group, held_out.to(self.group.device))
-        return (~validation).nonzero()[:, 0], validation.nonzero()[:, 0]
+        held_out = held_out_of(count, share, seed).to(self.group.device)
+        validation = torch.isin(self.group, held_out)
+        halves = (~validation).nonzero()[:, 0], validation.nonzero()[:, 0]
+        if not all(map(len, halves)):
+            raise UserError(
+                f"of {count} sequences {len(held_out)} are held out for validation, and there is no object "
+                "in any of these or of the others; give another --split-seed or --validation-share"
+            )
+        return halves
 
 
 def held_out_of(count: int, share: float, seed: int) -> torch.Tensor:

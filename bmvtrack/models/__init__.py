@@ -9,6 +9,7 @@ from bmvtrack.models.base import (
     load_network,
     save_covariance_scale,
     saved_arguments,
+    weights_fingerprint,
 )
 from bmvtrack.models.bottleneck import Bottleneck, Posterior
 from bmvtrack.models.flows import FlowBottleneck, FlowPosterior
@@ -41,4 +42,5 @@ __all__ = [
     "load_network",
     "save_covariance_scale",
     "saved_arguments",
+    "weights_fingerprint",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from abc import abstractmethod
@@ -313,6 +314,22 @@ def saved_arguments(folder: Path) -> dict[str, Any]:
         return dict(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError) as error:
         raise UserError(f"{path} does not describe a network: {error}") from error
+
+
+def weights_fingerprint(folder: Path) -> str:
+    """A fingerprint of the network in a folder of weights; it does not depend on ``covariance_scale``.
+
+    Raises:
+        UserError: if a file is missing, or the configuration is not a JSON object.
+    """
+    config = saved_arguments(folder)
+    config.pop("covariance_scale", None)
+    digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
+    try:
+        digest.update((folder / _FILES[1]).read_bytes())
+    except OSError as error:
+        raise UserError(f"no weights in {folder}: {error}") from error
+    return digest.hexdigest()[:16]
 
 
 def save_covariance_scale(folder: Path, scale: float) -> None:

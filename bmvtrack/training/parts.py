@@ -63,21 +63,29 @@ def build_network(options: PretrainOptions, classes: int = 2) -> Multivariationa
         before = options.out / "last" if options.resume else options.start_from
         if before is not None and "alignment" in (saved := saved_arguments(before)):
             special["alignment"] = saved["alignment"]
-    network = _NETWORKS[options.architecture](
-        prior=prior,
-        width=options.width,
-        input_size=options.input_size,
-        input_channels=4 if tracking else 3,
-        classes=classes,
-        samples=options.samples,
-        covariance=options.covariance,
-        reduction=options.reduction,
-        reparameterization=options.reparameterization,
-        standardized=tracking,
-        bottleneck=options.bottleneck,
-        **special,
-    )
+    try:
+        network = _NETWORKS[options.architecture](
+            prior=prior,
+            width=options.width,
+            input_size=options.input_size,
+            input_channels=4 if tracking else 3,
+            classes=classes,
+            samples=options.samples,
+            covariance=options.covariance,
+            reduction=options.reduction,
+            reparameterization=options.reparameterization,
+            standardized=tracking,
+            bottleneck=options.bottleneck,
+            **special,
+        )
+    except ValueError as error:  # published weights to start from have demands of their own
+        raise UserError(f"--architecture {options.architecture}: {error}") from error
     if start is not None:
+        if (given := _identity(start)) != (asked := _identity(network)):
+            raise UserError(
+                f"--start-from {options.start_from} holds the weights of another network: {given}, not "
+                f"{asked}; give the same network options and the same kind of data, or other weights"
+            )
         known = network.widened_state(network.resized_state(start.state_dict()))
         if network.uses_template and not start.uses_template:
             known |= {k: v for k, v in network.state_dict().items() if k.startswith("recalls.")}
@@ -96,6 +104,15 @@ def build_network(options: PretrainOptions, classes: int = 2) -> Multivariationa
                     "give the same --prior and --mode"
                 )
     return network
+
+
+def _identity(network: MultivariationalNetwork) -> str:
+    """What no change of width or input size can alter."""
+    channels, samples = network.input_channels, network.bottleneck.samples
+    return (
+        f"a {type(network).__name__} with {channels} input channels, {network.classes} classes and {samples} "
+        "samples per variable"
+    )
 
 
 def compile_network(network: MultivariationalNetwork) -> None:
@@ -192,14 +209,15 @@ def _banks_of(source: str, options: PretrainOptions) -> list[tuple[FrameBank, to
     share, count = options.validation_share, options.synthetic_count
     longest, made = options.longest_side, SEED_STRIDE * options.seed
     if sources.parse(source)[0] == sources.CUTOUTS:
-        halves = sources.split_cutouts(
+        made_of = sources.split_cutouts(
             source, share, options.split_seed, count=count, made_from=made
         )
-        banks = [sources.load_bank(source, half, longest) for half in halves]
+        banks = [sources.load_bank(source, half, longest) for half in made_of]
         return [(bank, torch.arange(len(bank))) for bank in banks]
     sequences = sources.load_sequences(source, synthetic_count=count, seed=made)
     bank = sources.load_bank(source, sequences, longest)
-    return [(bank, targets) for targets in bank.split(share, options.split_seed)]
+    halves = bank.split(share, options.split_seed, len(sequences))
+    return [(bank, targets) for targets in halves]
 
 
 def home_of(size: int, device: torch.device, limit: float | None = None) -> torch.device:

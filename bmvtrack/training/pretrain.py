@@ -13,6 +13,7 @@ import torch
 from lightning.fabric import Fabric
 from rich.console import Console
 
+from bmvtrack import prior as priors
 from bmvtrack.console import deadline
 from bmvtrack.cuda_graphs import Launcher
 from bmvtrack.data import sources
@@ -81,6 +82,8 @@ class PretrainRun:
         torch.manual_seed(options.seed)
         self.network = build_network(options, sources.class_count(options.data))
         self.data = sources.fingerprints(options.data)
+        assert options.prior is not None
+        self.prior = json.dumps(priors.load(options.prior).to_json())
         device = self.fabric.device
         self.train_sampler, self.validation_sampler = build_samplers(options, device)
         self.layout = memory_format(self.network, device)
@@ -228,6 +231,7 @@ class PretrainRun:
             "step": self.step,
             "best": self.best,
             "data": self.data,
+            "prior": self.prior,
         }
 
     def load(self) -> None:
@@ -247,6 +251,11 @@ class PretrainRun:
                 "resume with as many (--devices, --nodes), or give another --out"
             )
         sources.check_unchanged(self.options.data, state.get("data"), self.data)
+        if state.get("prior", self.prior) != self.prior:  # older checkpoints do not have it
+            raise UserError(
+                f"--prior {self.options.prior} is no longer the prior that this run began with, in whose "
+                "units the network predicts; put it back, or start over with another --out"
+            )
         self.network.load_state_dict(state["network"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.scheduler.load_state_dict(state["scheduler"])
