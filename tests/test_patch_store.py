@@ -347,13 +347,29 @@ def test_two_preparations_do_not_write_to_one_folder(tmp_path, run_script):
     assert "store.json is a file; give a folder" in errors
 
 
-def test_changed_annotations_are_other_data(tmp_path):
-    small = small_youtube_vos(tmp_path / "data")
-    make(small, tmp_path / "store")
-    path = small.clips[0].annotations[0]
-    path.write_bytes(path.read_bytes() + b"more")
-    with pytest.raises(UserError, match="was begun with another"):
-        prepare(small, tmp_path / "store", SIZE, 1)
+def test_a_damaged_annotation_can_be_replaced_in_between(tmp_path, monkeypatch):
+    monkeypatch.setattr(preparation, "CLIPS_PER_SHARD", 2)
+    small, out = small_youtube_vos(tmp_path / "data"), tmp_path / "store"
+    path = small.clips[2].annotations[0]
+    whole = path.read_bytes()
+    path.write_bytes(whole[:40])
+    with pytest.raises(UserError, match="cannot read the annotation"):
+        make(small, out)
+    path.write_bytes(whole)
+    made = []
+    real = preparation._make_shard
+    monkeypatch.setattr(
+        preparation, "_make_shard", lambda job: made.append(job.number) or real(job)
+    )
+    make(small, out)
+    assert made == [1, 2]
+    before = files(out)
+    path.write_bytes(small.clips[2].annotations[1].read_bytes() + b"more")  # of a finished store
+    make(small, out)
+    assert made == [1, 2, 1]
+    changed = {name for name, content in files(out).items() if content != before[name]}
+    assert {"shards/00001.npy", "shards/00001.npz"} <= {str(name) for name in changed}
+    assert not any("shards/00000" in str(name) for name in changed)
 
 
 def test_a_store_of_another_format_is_not_mended(data, tmp_path):

@@ -107,12 +107,14 @@ class Shard:
     Attributes:
         table: of its patches.
         dropped: number of objects that were left out, by reason.
+        made_of: fingerprint of the data that it was made of.
         nbytes: size of the file of records.
         checksum: CRC-32 of that file.
     """
 
     table: PatchTable
     dropped: dict[str, int]
+    made_of: str
     nbytes: int
     checksum: int
 
@@ -128,6 +130,7 @@ def write_shard(
     records: Sequence[NDArray[Any]],
     table: PatchTable,
     dropped: dict[str, int],
+    made_of: str,
 ) -> Shard:
     """Write a shard: its records, then beside them the table and what proves that they are complete.
 
@@ -137,6 +140,7 @@ def write_shard(
         records: arrays of :func:`record_type`; they are concatenated.
         table: one row per record.
         dropped: see :class:`Shard`.
+        made_of: see :class:`Shard`.
     """
     header = {
         "descr": np.lib.format.dtype_to_descr(record_type(size)),
@@ -148,8 +152,8 @@ def write_shard(
             np.lib.format.write_array_header_1_0(file, header)
             for part in records:
                 file.write(part.tobytes())
-        shard = Shard(table, dropped, temporary.stat().st_size, _checksum(temporary))
-    note = {"dropped": dropped, "nbytes": shard.nbytes, "checksum": shard.checksum}
+        shard = Shard(table, dropped, made_of, temporary.stat().st_size, _checksum(temporary))
+    note = {name: value for name, value in vars(shard).items() if name != "table"}
     with atomic_file(path.with_suffix(".npz")) as temporary:
         np.savez(temporary, note=np.array(json.dumps(note)), **table.columns())
     return shard

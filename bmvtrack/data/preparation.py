@@ -54,6 +54,12 @@ class _Job:
     size: int
     classes: dict[str, int]  # by category
 
+    @property
+    def made_of(self) -> str:
+        """Fingerprint of the annotations, by their names and sizes."""
+        files = [(path.name, path.stat().st_size) for c in self.clips for path in c.annotations]
+        return hashlib.sha256(repr(files).encode()).hexdigest()[:16]
+
 
 def prepare(
     data: YouTubeVOS,
@@ -64,7 +70,8 @@ def prepare(
 ) -> list[Shard]:
     """Cut out the patches of all objects that are kept, and write them to shards.
 
-    Shards that exist and are complete are kept, so a call after a kill continues where it stopped.
+    Shards that exist and are complete are kept, so a call after a kill continues where it stopped. Those of
+    whose annotations a file has changed in size, as when a damaged one was replaced, are made anew.
 
     Args:
         data: to read.
@@ -175,10 +182,10 @@ def held_out(groups: NDArray[np.str_], share: float, seed: int) -> BoolArray:
 
 
 def _fingerprint(data: YouTubeVOS, size: int) -> str:
-    """Everything the shards depend on, as text: format, options, names and sizes of the annotations."""
+    """What all shards depend on, as text: format, options, names of the annotations."""
     digest = hashlib.sha256(repr(data.categories).encode())
     for clip in data.clips:
-        frames = [(path.stem, path.stat().st_size) for path in clip.annotations]
+        frames = [path.stem for path in clip.annotations]
         digest.update(repr((clip.name, frames, sorted((clip.categories or {}).items()))).encode())
     content = {
         "format": FORMAT,
@@ -240,7 +247,7 @@ def _end_with_parent() -> None:
 
 def _shard(job: _Job) -> Shard:
     shard = read_shard(job.path)
-    return _make_shard(job) if shard is None else shard
+    return _make_shard(job) if shard is None or shard.made_of != job.made_of else shard
 
 
 def _make_shard(job: _Job) -> Shard:
@@ -272,7 +279,7 @@ def _make_shard(job: _Job) -> Shard:
         shard=np.full(len(rbbox), job.number, np.int32),
         row=np.arange(len(rbbox), dtype=np.int32),
     )
-    return write_shard(job.path, job.size, records, table, dict(dropped))
+    return write_shard(job.path, job.size, records, table, dict(dropped), job.made_of)
 
 
 def _windows(sequences: Sequence[VideoSequence]) -> FloatArray:
