@@ -92,8 +92,8 @@ class FrameBank:
         halves = (~validation).nonzero()[:, 0], validation.nonzero()[:, 0]
         if not all(map(len, halves)):
             raise UserError(
-                f"of {count} sequences {len(held_out)} are held out for validation, and there is no object "
-                "in any of these or of the others; give another --split-seed or --validation-share"
+                f"of {count} sequences {len(held_out)} are held out for validation, and one of the sides "
+                "has no object; give another --split-seed or --validation-share"
             )
         return halves
 

@@ -70,8 +70,8 @@ def prepare(
 ) -> list[Shard]:
     """Cut out the patches of all objects that are kept, and write them to shards.
 
-    Shards that exist and are complete are kept, so a call after a kill continues where it stopped. Those of
-    whose annotations a file has changed in size, as when a damaged one was replaced, are made anew.
+    Shards that exist and are complete are kept, so a call after a kill continues where it stopped. A
+    shard is made anew if one of its annotations has another size than then: a damaged file may be replaced.
 
     Args:
         data: to read.
