@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import platform
 import tempfile
 import time
@@ -21,8 +22,8 @@ from agents.replay import TensorReplayBuffer
 from agents.sac import LatentPriorSAC
 from agents.tracker import agent_tracker
 from agents.training import make_environments, make_model
-from bmvtrack.bundled import DEFAULT_WEIGHTS
-from bmvtrack.console import check_minutes, deadline, output_console
+from bmvtrack.bundled import DEFAULT_WEIGHTS, weights_folder
+from bmvtrack.console import check_minutes, check_output_folder, deadline, output_console
 from bmvtrack.data import sources
 from bmvtrack.data.batch import Mode
 from bmvtrack.data.sequence import VideoSequence
@@ -130,14 +131,19 @@ def run_benchmark(options: BenchmarkOptions) -> None:
     """Run the benchmark, print each measurement as it is done and, if asked for, write them as JSON.
 
     Raises:
-        UserError: if an option is invalid, before anything is measured.
+        UserError: if an option is invalid, or data or weights do not exist, before anything is measured; if
+            the weights have no agent, when its tracker is to be measured.
     """
-    if options.seconds <= 0:
-        raise UserError(f"--seconds must be positive, not {options.seconds}")
+    if not 0 < options.seconds < math.inf:
+        raise UserError(f"--seconds must be positive and finite, not {options.seconds}")
     if not options.parts or not options.environments or min(options.environments) < 1:
         raise UserError("--parts and --environments need at least one each, and N at least 1")
     check_minutes(options.max_minutes)
     check_choice(options.device)
+    if options.out is not None:
+        check_output_folder(options.out.parent)
+    weights_folder(options.weights)
+    sources.fingerprints((options.data, *options.train_data))
     device = str(checked_device(options.device))
     measured = Measured(device, options.out, deadline(options.max_minutes))
     try:

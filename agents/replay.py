@@ -17,7 +17,7 @@ from bmvtrack.arrays import BoolArray, FloatArray
 from bmvtrack.devices import free_memory, to_device
 from bmvtrack.errors import UserError
 
-_HALF = "features"  # layer-normalised by the encoder, so three decimal digits are enough
+_HALF = "features"  # of order one (ResNetUNet normalises them), so three decimal digits are enough
 _FINAL_SHARE = 32  # initially, one slot for a last observation per this many transitions
 Tables = dict[torch.dtype, torch.Tensor]
 """The parts of observations with the same dtype side by side, so that they are gathered at once."""

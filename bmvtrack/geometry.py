@@ -186,7 +186,7 @@ def nearest_label(rbbox: Array, reference: Array) -> Array:
 
 
 def turns_to_level(rbbox: Array) -> Array:
-    """Quarter turns to the label whose side w is closest to horizontal, |α| ≤ 45°.
+    """Quarter turns to the label whose side w is closest to horizontal, −45° < α ≤ 45°.
 
     A picture of a box does not show which of its labels is in use. This label can be seen in it.
 
@@ -196,7 +196,8 @@ def turns_to_level(rbbox: Array) -> Array:
     Returns:
         ``(...)`` whole numbers, for :func:`relabel`.
     """
-    turns: Array = namespace(rbbox).round(-rbbox[..., 4] / QUARTER_TURN)
+    # Not round, which takes halves to even numbers: a box at 45° would have another label than at 135°.
+    turns: Array = namespace(rbbox).floor(-rbbox[..., 4] / QUARTER_TURN + 0.5)
     return turns
 
 

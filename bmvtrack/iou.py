@@ -53,9 +53,7 @@ def rotated_iou(first: FloatArray, second: FloatArray) -> FloatArray:
     )
     result = np.full(first.shape[:-1], np.nan)
     valid = np.isfinite(first).all(axis=-1) & np.isfinite(second).all(axis=-1)
-    # Coordinates relative to the first box: differences of large numbers would lose digits.
-    origin = np.concatenate([first[valid][:, :2], np.zeros((int(valid.sum()), 3))], axis=-1)
-    polygons = [shapely.polygons(corners(boxes[valid] - origin)) for boxes in (first, second)]
+    polygons = [shapely.polygons(corners(b)) for b in _in_axes(first[valid], second[valid])]
     # Without a grid, GEOS finds four points in common between rectangles that differ by one ulp.
     shared = shapely.intersection(polygons[0], polygons[1], grid_size=_GRID)
     intersection = shapely.area(shared)
@@ -63,6 +61,22 @@ def rotated_iou(first: FloatArray, second: FloatArray) -> FloatArray:
     ratio = np.where(union > 0, intersection / np.where(union > 0, union, 1.0), 0.0)
     result[valid] = np.minimum(ratio, 1.0)
     return result
+
+
+def _in_axes(first: FloatArray, second: FloatArray) -> tuple[FloatArray, FloatArray]:
+    """N pairs of boxes ``(N, 5)`` in coordinates along the first one's sides, about its centre.
+
+    Differences of large numbers would lose digits, and GEOS snaps slanted sides that nearly coincide to each
+    other wrongly: boxes at 45° that differ by two ulp would have an IoU of 0.06.
+    """
+    x, y = (second[:, i] - first[:, i] for i in (0, 1))
+    cos, sin = np.cos(first[:, 4]), np.sin(first[:, 4])
+    turned = second.copy()
+    turned[:, 0], turned[:, 1] = cos * x + sin * y, cos * y - sin * x
+    turned[:, 4] -= first[:, 4]
+    level = first.copy()
+    level[:, [0, 1, 4]] = 0
+    return level, turned
 
 
 def rotated_iou_torch(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:

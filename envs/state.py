@@ -18,7 +18,6 @@ from bmvtrack.masks import GEOMETRY
 from bmvtrack.motion import COORDINATES, Coordinates
 from bmvtrack.movers import move_by_mask
 from bmvtrack.percept import Percept
-from bmvtrack.prior import push_forward
 
 Observation = dict[str, NDArray[np.float32]]
 
@@ -135,10 +134,13 @@ def numbers_of(
         Mean, packed Cholesky factor, residual of the mask, and box, as float32.
     """
     width, height = sizes.to(boxes).unbind(-1)
-    if coordinates == "frame":
-        mean, covariance = push_forward(mean, covariance, boxes, width, height)
-    suggested = motion.solve(boxes, by_mask, width, height, coordinates)
     factor = gaussian.cholesky(covariance)
+    if coordinates == "frame":
+        # The Jacobian J is lower triangular, so JL is the factor of JΣJᵀ (as of prior.push_forward), whose
+        # own factorization would be beyond float64 for a box of one pixel far from the frame's corner.
+        factor = motion.to_frame_jacobian(mean, boxes, width, height) @ factor
+        mean = motion.to_frame(mean, boxes, width, height)
+    suggested = motion.solve(boxes, by_mask, width, height, coordinates)
     residual = gaussian.whiten(suggested, mean, factor).clamp(-_MOST_RESIDUAL, _MOST_RESIDUAL)
     x, y, w, h, angle = boxes.unbind(-1)
     relative = [x / width, y / height, w / width, h / height, angle.sin(), angle.cos()]

@@ -51,6 +51,24 @@ def test_nearest_label_turns_least_of_all_labels(rbbox, reference):
     assert turn <= math.pi / 4 + 1e-9
 
 
+def assert_level(rbbox, other):
+    level = geometry.relabel(rbbox, geometry.turns_to_level(rbbox))
+    assert abs(level[4]) <= math.pi / 4 + 1e-12
+    assert_allclose(geometry.relabel(other, geometry.turns_to_level(other)), level, atol=1e-9)
+
+
+@given(rbboxes(), QUARTER_TURNS)
+def test_the_level_label_is_the_same_for_all_labels_of_a_box(rbbox, k):
+    assert_level(rbbox, geometry.relabel(rbbox, np.array(k)))
+
+
+@pytest.mark.parametrize("quarters", [-2, -1, 1, 2])
+def test_the_level_label_is_the_same_at_exactly_45_degrees(quarters):
+    """As OpenCV labels every square that stands on its corner."""
+    rbbox = np.array([20.0, 30, 8, 5, math.pi / 4])
+    assert_level(rbbox, geometry.relabel(rbbox, np.array(float(quarters))))
+
+
 def test_continuous_labels_follow_a_rectangle_through_a_whole_turn():
     turning = np.array([[100, 80, 60, 30, angle] for angle in np.arange(-0.2, 7, 0.1)])
     turning[20:23] = np.nan  # the object is gone for a while

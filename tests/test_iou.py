@@ -49,6 +49,25 @@ def test_torch_agrees_with_shapely_on_random_boxes():
     assert_allclose(torch_iou(first, second), expected, atol=1e-6)
 
 
+@pytest.mark.parametrize("angle", [0.0, math.pi / 2, math.pi / 4, 3 * math.pi / 4, math.atan(0.5)])
+@pytest.mark.parametrize("relative", [0.0, 1e-16, 3e-16, 1e-15, 1e-14, 1e-12])
+def test_boxes_that_differ_by_rounding_agree(angle, relative):
+    """As the box that true motion leads to and the true box do."""
+    rng = np.random.default_rng(0)
+    count = 2000
+    first = np.column_stack(
+        [
+            rng.uniform(0, 2000, (count, 2)),
+            np.exp(rng.uniform(0, 7, (count, 2))),
+            np.full(count, angle),
+        ]
+    )
+    second = first * (1 + relative * rng.uniform(-1, 1, first.shape))
+    second = geometry.relabel(second, rng.integers(-2, 3, count))
+    assert_allclose(rotated_iou(first, second), 1, atol=1e-6)
+    assert_allclose(rotated_iou(second, first), 1, atol=1e-6)
+
+
 @given(rbboxes(), vectors(*[(-20, 20)] * 2, *[(1, 3)] * 2, (-1.6, 1.6)))
 def test_torch_agrees_with_shapely_on_thin_and_small_boxes(first, change):
     second = np.concatenate(

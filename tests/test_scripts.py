@@ -82,6 +82,9 @@ def test_help_says_what_every_option_is(run, name: str) -> None:
     [
         ("demo.py", ["--test-sequences", "0"], "at least 1"),
         ("benchmark.py", ["--seconds", "0"], "must be positive"),
+        ("benchmark.py", ["--seconds", "nan"], "must be positive and finite"),
+        ("benchmark.py", ["--data", "davis16:nowhere"], "no folder nowhere"),
+        ("benchmark.py", ["--weights", "nowhere"], "no weights 'nowhere'"),
         ("evaluate_davis16.py", ["--root", "nowhere"], "no folder nowhere"),
         ("evaluate_davis16.py", ["--weights", "nowhere"], "no weights 'nowhere'"),
         ("fit_prior.py", ["--root", "nowhere"], "no folder nowhere"),

@@ -75,6 +75,22 @@ def test_the_posterior_is_told_in_the_coordinates_of_the_action(
         torch.testing.assert_close(found, covariance / units, rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("size", [(320, 180), (1920, 1080), (3840, 2160)])
+def test_a_box_of_a_pixel_far_outside_the_frame_is_told_in_finite_numbers(
+    perception: Perception, size: tuple[int, int]
+) -> None:
+    """There, the covariance in frame coordinates is singular to within rounding."""
+    percept, boxes, _ = seen(perception, spread=1)
+    corner = torch.tensor([2.0 * size[0], 2.0 * size[1], 1, 1, 1.54]).double().expand_as(boxes)
+    state = observe(percept, corner, REST, torch.tensor([size] * 8), "frame")
+    for name, value in state.items():
+        assert value.isfinite().all(), name
+    diagonal = state["prior_cholesky"][:, [0, 2, 5, 9, 14]]
+    assert (diagonal > 0).all()
+    expected = percept.covariance.diagonal(dim1=1, dim2=2)[:, 0].sqrt().float()
+    torch.testing.assert_close(diagonal[:, 0], expected)
+
+
 @pytest.mark.parametrize("coordinates", COORDINATES)
 @pytest.mark.parametrize("spread", [30, 1, 0.1])
 def test_the_mask_s_motion_is_told_in_units_of_the_prior(
