@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any, Generic, TypeVar
+from weakref import WeakSet
 
 import torch
 
@@ -15,6 +16,7 @@ RowFunction = Callable[..., Sequence[torch.Tensor]]
 """Takes tensors ``(B, …)`` and returns tensors ``(B, …)`` whose row i depends on rows i alone."""
 _WARM_UP = 3  # runs before a capture; in these, libraries choose kernels and allocate memory
 _LEAST_ROWS = 8  # of a graph
+_STREAMS = 32  # that torch has, of each priority
 
 
 class Captured(Generic[Result]):
@@ -33,6 +35,7 @@ class Captured(Generic[Result]):
 
     Attributes:
         result: what ``work`` returned during the capture; each replay overwrites its tensors.
+        stream: that it was captured on.
     """
 
     def __init__(
@@ -43,7 +46,7 @@ class Captured(Generic[Result]):
         generators: Sequence[torch.Generator] = (),
     ) -> None:
         with torch.cuda.device(device):
-            side = torch.cuda.Stream()
+            self.stream = side = unused_stream()
             side.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(side):
                 for _ in range(warm_up):
@@ -52,17 +55,35 @@ class Captured(Generic[Result]):
             self._graph = torch.cuda.CUDAGraph()
             for generator in generators:
                 self._graph.register_generator_state(generator)
-            # On a stream of its own: when several graphs are captured on one stream, the first to be freed
-            # also frees cuBLAS's workspace (pytorch#193402). Other threads may keep working: they read
-            # data ahead into pinned memory.
+            # Other threads may keep working: they read data ahead into pinned memory.
             mode = "thread_local"
             with torch.cuda.graph(self._graph, stream=side, capture_error_mode=mode):
                 self.result = work()
+        _in_use.add(self)
 
     def replay(self) -> Result:
         """Repeat the work; returns :attr:`result`, whose tensors hold the new values."""
         self._graph.replay()
         return self.result
+
+
+_in_use: WeakSet[Captured[Any]] = WeakSet()
+
+
+def unused_stream() -> torch.cuda.Stream:
+    """A stream of the current GPU on which no graph in use was captured.
+
+    When several graphs are captured on one stream, the first to be freed also frees cuBLAS's workspace of the
+    others (pytorch#193402). New streams are not enough: torch has 32 of each of two priorities and hands
+    them out in turn. If more graphs are in use than that, this is one of theirs.
+    """
+    taken = {captured.stream for captured in _in_use}
+    for priority in (0, -1):
+        for _ in range(_STREAMS):
+            stream = torch.cuda.Stream(priority=priority)
+            if stream not in taken:
+                return stream
+    return stream
 
 
 class Launcher(Generic[Result]):

@@ -40,8 +40,9 @@ def all_gather(values: torch.Tensor) -> torch.Tensor:
     """The values of all ranks in rank order, ``(ranks, …)``; not differentiable."""
     if rank_count() == 1:
         return values[None]
+    values = values.contiguous()
     parts = [torch.empty_like(values) for _ in range(rank_count())]
-    distributed.all_gather(parts, values.contiguous())
+    distributed.all_gather(parts, values)
     return torch.stack(parts)
 
 

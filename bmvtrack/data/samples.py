@@ -137,7 +137,11 @@ class Sampler:
         after = _level(motion.apply(box, own, 1.0, 1.0, "object"))
         has_it = rotated_iou_torch(after, self.bank.boxes[target]) >= _LEAST_OVERLAP
         kept = has_it & (after[:, 2:4] > 0).all(dim=-1)
-        self._reached[target] = torch.where(kept[:, None], after, 0.0)
+        # Of samples of one target the last counts. On a GPU, where several values are written to one place,
+        # any of their numbers may arrive; so all of them write those of the last.
+        order = torch.arange(len(target), device=target.device)
+        last = ((target[:, None] == target) * order).amax(dim=1)
+        self._reached[target] = torch.where(kept[:, None], after, 0.0)[last]
 
     def reached(self) -> list[torch.Tensor]:
         """The boxes that the network reached when each target was last drawn, ``(M, 5)``; 0: none."""

@@ -1,4 +1,4 @@
-"""The pretraining loop: on one or several devices, bitwise resumable, with the data kept on the device."""
+"""The pretraining loop: on one or several devices, with the data kept there; resumable, on a CPU bitwise."""
 
 from __future__ import annotations
 
