@@ -163,13 +163,11 @@ class BMVTrackVectorEnv(VectorEnv[Any, Any, Any]):
         seeds = self._seeds(seed)
         if seeds is not None and len(seeds) != self.num_envs:
             raise UserError(f"{len(seeds)} seeds for {self.num_envs} environments")
-        if seeds is not None or not self._generators:
-            seeds = [None] * self.num_envs if seeds is None else seeds
-            going_on = bool(self._generators)
-            self._generators = [
-                self._generators[i] if number is None and going_on else seeding.np_random(number)[0]
-                for i, number in enumerate(seeds)
-            ]
+        before = self._generators
+        self._generators = [
+            before[i] if number is None and before else seeding.np_random(number)[0]
+            for i, number in enumerate(seeds or [None] * self.num_envs)
+        ]
         if self.clips is not None:
             self._assigned = assign_clips(self.clips, self.num_envs)
         self._allocate()

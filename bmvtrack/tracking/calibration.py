@@ -30,9 +30,8 @@ from bmvtrack.motion import PARAMETERS
 from bmvtrack.tracker import Tracker
 from bmvtrack.tracking.evaluation import evaluate
 from bmvtrack.tracking.learned import PerceptionTracker
-from bmvtrack.tracking.metrics import coverage
 from bmvtrack.tracking.protocols import check_sequence
-from bmvtrack.tracking.report import coverage_table, distances_on_track
+from bmvtrack.tracking.report import coverage_table, distances_on_track, shares_of
 from bmvtrack.tracking.trackers import BoxTracker
 
 _FEWEST = 100  # frames: if they were independent, the scale would have a standard error of 6 %
@@ -108,8 +107,8 @@ def calibrate(options: CalibrationOptions, console: Console | None = None) -> fl
     distances = before * reported  # from the network's own covariance
     scale = float(distances.mean()) / len(PARAMETERS)
     shares = {
-        name: {"frames": len(distances), **coverage(distances / factor)}
-        for name, factor in (("1, the network's own", 1.0), (f"{scale:.3g}, the likeliest", scale))
+        "1, the network's own": shares_of(distances),
+        f"{scale:.3g}, the likeliest": shares_of(distances / scale),
     }
     (console or output_console()).print(coverage_table(shares, "scale of the covariance"))
     save_covariance_scale(folder, scale)

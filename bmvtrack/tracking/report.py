@@ -148,7 +148,12 @@ def covered(runs: Sequence[Run]) -> dict[str, float] | None:
         are no such frames, or the tracker has no Gaussian.
     """
     counted = distances_on_track(runs)
-    return {"frames": len(counted), **coverage(counted)} if counted.size else None
+    return shares_of(counted) if counted.size else None
+
+
+def shares_of(distances: FloatArray) -> dict[str, float]:
+    """The number of frames, and :func:`~bmvtrack.tracking.metrics.coverage` of their squared distances."""
+    return {"frames": len(distances), **coverage(distances)}
 
 
 def distances_on_track(runs: Sequence[Run]) -> FloatArray:
