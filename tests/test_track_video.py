@@ -1,7 +1,5 @@
 """A video of one's own: sources, what is written, Ctrl-C and damage."""
 
-import base64
-import csv
 import json
 import shutil
 import signal
@@ -13,7 +11,7 @@ import cv2
 import numpy as np
 import pytest
 from rich.console import Console
-from videos import LENGTH, embedded, read_video, write_clip, write_image
+from videos import LENGTH, embedded, interrupting, read_video, rows, write_clip, write_image
 
 from bmvtrack import visualization
 from bmvtrack.data.sequence import VideoSequence
@@ -43,10 +41,6 @@ def weights(perception: Perception, tmp_path_factory: pytest.TempPathFactory) ->
 @pytest.fixture(scope="module")
 def clip(sequence: VideoSequence, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_clip(tmp_path_factory.mktemp("videos"), sequence)
-
-
-def rows(path: Path) -> list[dict[str, str]]:
-    return list(csv.DictReader(path.read_text().splitlines()))
 
 
 def text_of(box: np.ndarray) -> str:
@@ -183,20 +177,6 @@ def test_a_file_s_frames_are_rgb(tmp_path: Path) -> None:
     assert frame.mean(axis=(0, 1)) == pytest.approx([200, 30, 10], abs=6)
 
 
-def interrupting(monkeypatch: pytest.MonkeyPatch, calls: tuple[int, ...]) -> None:
-    """Ctrl-C while the tracker is at work for the n-th time."""
-    update, count = Tracker.update_all, 0
-
-    def update_all(tracker: Tracker, frame: Any) -> Any:
-        nonlocal count
-        count += 1
-        for _ in range(calls.count(count)):
-            signal.raise_signal(signal.SIGINT)
-        return update(tracker, frame)
-
-    monkeypatch.setattr(Tracker, "update_all", update_all)
-
-
 def test_ctrl_c_leaves_whole_files(
     clip: Path, weights: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -256,85 +236,6 @@ def test_mistakes_are_said_before_anything_is_written(
     with pytest.raises(UserError, match=message):
         track_video(TrackOptions(**values, out=tmp_path / "out"))
     assert not (tmp_path / "out").exists()
-
-
-class Clock:
-    """Stands in for the module ``time``, so that a test does not hang on how busy the machine is."""
-
-    def __init__(self) -> None:
-        self.now = 0.0
-
-    def perf_counter(self) -> float:
-        self.now += 1e-3
-        return self.now
-
-
-class Camera:
-    """Stands in for OpenCV's capture: a camera that says 25 frames a second, and gives 10."""
-
-    def __init__(self, frames: list[np.ndarray], clock: Clock) -> None:
-        self._frames, self._clock, self._count = frames, clock, 0
-
-    def isOpened(self) -> bool:
-        return True
-
-    def get(self, what: int) -> float:
-        return {cv2.CAP_PROP_FPS: 25.0}.get(what, -1.0)
-
-    def read(self) -> tuple[bool, np.ndarray]:
-        self._clock.now += 0.1
-        self._count += 1
-        return True, self._frames[self._count % len(self._frames)]
-
-    def release(self) -> None:
-        self._frames = []
-
-
-@pytest.fixture
-def camera(sequence: VideoSequence, monkeypatch: pytest.MonkeyPatch) -> None:
-    frames = [sequence.frame(t)[..., ::-1] for t in range(LENGTH)]
-    capture, clock = cv2.VideoCapture, Clock()
-    monkeypatch.setattr("bmvtrack.video.session.time", clock)
-    monkeypatch.setattr(
-        cv2, "VideoCapture", lambda what: Camera(frames, clock) if what == 0 else capture(what)
-    )
-
-
-@pytest.mark.usefixtures("camera")
-def test_a_camera_s_video_lasts_as_long_as_it_was_watched(
-    weights: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    options = TrackOptions(
-        "0", ("100,60,70,50",), weights=weights, out=Path("14:30"), max_frames=12, report=True
-    )
-    video = track_video(options)
-    tmp_path = tmp_path / "14:30"
-    assert len(video.frames) == 12
-    assert 9 < video.fps <= 10
-    written = cv2.VideoCapture(str(tmp_path / "camera-0-tracked.mp4"))
-    assert written.get(cv2.CAP_PROP_FPS) == pytest.approx(video.fps, rel=0.02)
-    assert len(read_video(tmp_path / "camera-0-tracked.mp4")) == 12
-    table = rows(tmp_path / "camera-0-tracked.csv")
-    assert float(table[-1]["seconds"]) == pytest.approx(11 / video.fps, abs=1e-3)
-    data = embedded(tmp_path / "camera-0-tracked.html")
-    assert data["fps"] == pytest.approx(video.fps, rel=1e-3)
-    (tmp_path / "patches.mp4").write_bytes(base64.b64decode(data["objects"][0]["patches"]))
-    patches = cv2.VideoCapture(str(tmp_path / "patches.mp4"))
-    assert patches.get(cv2.CAP_PROP_FPS) == pytest.approx(video.fps, rel=0.02)
-
-
-@pytest.mark.usefixtures("camera")
-def test_ctrl_c_is_how_a_camera_ends(
-    weights: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    interrupting(monkeypatch, (3,))
-    box = ("100,60,70,50",)
-    video = track_video(TrackOptions("0", box, weights=weights, out=tmp_path, fps=25))
-    assert len(video.frames) == 4
-    assert video.fps == 25
-    written = cv2.VideoCapture(str(tmp_path / "camera-0-tracked.mp4"))
-    assert written.get(cv2.CAP_PROP_FPS) == pytest.approx(25)
 
 
 def test_what_is_no_video_is_refused(clip: Path, weights: str, tmp_path: Path) -> None:

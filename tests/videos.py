@@ -1,15 +1,19 @@
 """Videos for tests: written from sequences, read back, what their pictures and pages show."""
 
+import csv
 import json
+import signal
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
+import pytest
 
 from bmvtrack import visualization
 from bmvtrack.data.sequence import VideoSequence
+from bmvtrack.tracker import Tracker
 
 LENGTH = 10
 
@@ -70,3 +74,21 @@ class Page(HTMLParser):
 def embedded(path: Path) -> dict[str, Any]:
     data: dict[str, Any] = json.loads(Page(path.read_text(encoding="utf-8")).texts["data"])
     return data
+
+
+def rows(path: Path) -> list[dict[str, str]]:
+    return list(csv.DictReader(path.read_text().splitlines()))
+
+
+def interrupting(monkeypatch: pytest.MonkeyPatch, calls: tuple[int, ...]) -> None:
+    """Ctrl-C while the tracker is at work for the n-th time."""
+    update, count = Tracker.update_all, 0
+
+    def update_all(tracker: Tracker, frame: Any) -> Any:
+        nonlocal count
+        count += 1
+        for _ in range(calls.count(count)):
+            signal.raise_signal(signal.SIGINT)
+        return update(tracker, frame)
+
+    monkeypatch.setattr(Tracker, "update_all", update_all)
