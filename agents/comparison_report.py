@@ -30,19 +30,18 @@ COLUMNS = (
 _OURS, _YARDSTICK = "latent prior", "plain SAC, frame"
 
 
-def crossed_bootstrap(scores: FloatArray, seed: int = 0) -> Estimate:
+def crossed_bootstrap(scores: FloatArray) -> Estimate:
     """The mean and its 95 % percentile interval, with sequences and seeds drawn with replacement.
 
     Args:
         scores: ``(sequences, seeds)``.
-        seed: seed of the resampling.
 
     Raises:
         ValueError: if there are no scores.
     """
     if not scores.size:
         raise ValueError("a bootstrap needs at least one sequence and one seed")
-    generator = np.random.default_rng(seed)
+    generator = np.random.default_rng(0)
     rows, columns = (generator.integers(count, size=(RESAMPLES, count)) for count in scores.shape)
     means = scores[rows[:, :, None], columns[:, None, :]].mean(axis=(1, 2))
     tail = (1 - CONFIDENCE) / 2

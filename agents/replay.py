@@ -106,11 +106,6 @@ class TensorReplayBuffer(ReplayBuffer):
         """Bytes of one transition, not counting the last observations of episodes."""
         return self._observation_bytes() + self._scalar_bytes()
 
-    @property
-    def nbytes(self) -> int:
-        """Bytes held on the device."""
-        return sum(tensor.nbytes for tensor in self.tensors)
-
     def add(  # type: ignore[override]
         self,
         obs: dict[str, FloatArray],

@@ -16,6 +16,7 @@ RowFunction = Callable[..., Sequence[torch.Tensor]]
 """Takes tensors ``(B, …)`` and returns tensors ``(B, …)`` whose row i depends on rows i alone."""
 _WARM_UP = 3  # runs before a capture; in these, libraries choose kernels and allocate memory
 _LEAST_ROWS = 8  # of a graph
+_KEPT = 8  # graphs of one RowGraphs
 _STREAMS = 32  # that torch has, of each priority
 
 
@@ -148,19 +149,16 @@ class RowGraphs:
     torch has cached no longer fit. So batches are padded even where there is no graph.
 
     A capture takes as long as a few dozen calls, so a graph is made only for what is called a second time.
-    Each graph holds its own memory. Copies and pickles are empty. On a CPU the function is called directly.
-
-    Args:
-        kept: largest number of graphs; beyond it, the least recently used one is dropped.
+    Each graph holds its own memory; the eight used last are kept. Copies and pickles are empty. On a CPU the
+    function is called directly.
     """
 
-    def __init__(self, kept: int = 8) -> None:
-        self._kept = kept
+    def __init__(self) -> None:
         self._graphs: OrderedDict[Hashable, _RowGraph] = OrderedDict()
         self._asked: OrderedDict[Hashable, None] = OrderedDict()  # the last keys
 
-    def __reduce__(self) -> tuple[type[RowGraphs], tuple[int]]:
-        return type(self), (self._kept,)
+    def __reduce__(self) -> tuple[type[RowGraphs], tuple[()]]:
+        return type(self), ()
 
     def __len__(self) -> int:
         return len(self._graphs)
@@ -191,7 +189,7 @@ class RowGraphs:
         if key not in self._graphs and not self._worthwhile(key, device, memory):
             return [t[:count] for t in function(*(filled(t, rows) for t in tensors))]
         if key not in self._graphs:
-            while len(self._graphs) >= self._kept:
+            while len(self._graphs) >= _KEPT:
                 self._graphs.popitem(last=False)
             self._graphs[key] = _RowGraph(function, tensors, rows)
         self._graphs.move_to_end(key)
@@ -202,7 +200,7 @@ class RowGraphs:
         again = key in self._asked
         self._asked[key] = None
         self._asked.move_to_end(key)
-        if len(self._asked) > self._kept:
+        if len(self._asked) > _KEPT:
             self._asked.popitem(last=False)
         return again and (not memory or free_memory(device) >= memory)
 

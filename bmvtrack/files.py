@@ -152,9 +152,9 @@ def _swap(new: Path, path: Path) -> None:
         shutil.rmtree(aside, ignore_errors=True)
 
 
-def listed(folder: Path, pattern: str = "*") -> list[Path]:
+def listed(folder: Path) -> list[Path]:
     """Entries of a folder, sorted by name, without hidden files (``._00000.jpg``), which are not data."""
-    return sorted(path for path in folder.glob(pattern) if not path.name.startswith("."))
+    return sorted(path for path in folder.glob("*") if not path.name.startswith("."))
 
 
 def read_lines(path: Path) -> list[str]:

@@ -302,17 +302,3 @@ class BMVTrackEnv(gym.Env[Observation, NDArray[np.float32]]):
         pygame.event.pump()
         pygame.display.flip()
         self._clock.tick(self.metadata["render_fps"])
-
-
-def true_motion(env: BMVTrackEnv) -> FloatArray:
-    """The action that would move the current box to the true one, in the environment's coordinates.
-
-    Args:
-        env: environment after a reset; the next frame must have an object.
-
-    Returns:
-        ``(5,)`` float64.
-    """
-    sequence = env._current()
-    truth = geometry.nearest_label(sequence.boxes[env.frame_index + 1], env.rbbox)
-    return motion.solve(env.rbbox, truth, *sequence.size, env.coordinates)

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from bmvtrack import geometry, motion
 from bmvtrack.data.scene import SceneOptions
 from bmvtrack.data.synthetic import synthetic_sequence
 
@@ -15,6 +16,13 @@ AWAY = (1.0, 1.0, 0.0, 0.9, 1.4)
 def sequence(seed, width=96, height=72, length=9):
     options = SceneOptions(width=width, height=height, length=length)
     return synthetic_sequence(seed, options).in_memory()
+
+
+def true_motion(environment):
+    """The action ``(5,)`` that moves the current box of one environment to the true one."""
+    sequence, t = environment.sequence, environment.frame_index
+    truth = geometry.nearest_label(sequence.boxes[t + 1], environment.rbbox)
+    return motion.solve(environment.rbbox, truth, *sequence.size, environment.coordinates)
 
 
 def assert_same(single, batched, i=0):

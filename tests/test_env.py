@@ -9,6 +9,7 @@ from pathlib import Path
 import gymnasium as gym
 import numpy as np
 import pytest
+from environments import true_motion
 from gymnasium.utils.env_checker import check_env
 from gymnasium.wrappers import FlattenObservation, RecordVideo
 from hypothesis import HealthCheck, given, settings
@@ -25,7 +26,7 @@ from bmvtrack.iou import bounds_iou, rotated_iou
 from bmvtrack.motion import AT_REST, COORDINATES, Coordinates, apply, solve
 from bmvtrack.perception import Perception
 from envs import WhitenedActions
-from envs.bmvtrack_env import BMVTrackEnv, true_motion
+from envs.bmvtrack_env import BMVTrackEnv
 from envs.state import ACTION_BOUNDS, action_space, move
 
 

@@ -7,7 +7,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
-from environments import AWAY, follow, of_three_sizes, sequence
+from environments import AWAY, follow, of_three_sizes, sequence, true_motion
 from gymnasium.vector import AutoresetMode
 from gymnasium.wrappers import vector
 
@@ -20,7 +20,6 @@ from bmvtrack.data.sequence import VideoSequence
 from bmvtrack.errors import UserError
 from bmvtrack.motion import AT_REST
 from envs import BMVTrackEnv, BMVTrackVectorEnv, ToNumpy
-from envs.bmvtrack_env import true_motion
 from envs.clips import ClipSource
 
 
