@@ -10,7 +10,7 @@ from typing import Literal, get_args
 
 from agents.tracker import agent_tracker
 from bmvtrack.bundled import DEFAULT_WEIGHTS
-from bmvtrack.console import check_output_folder, print_results, progress_bar
+from bmvtrack.console import check_at_least, check_output_folder, print_results, progress_bar
 from bmvtrack.data import sources
 from bmvtrack.data.davis import load_davis16
 from bmvtrack.data.mirrored import upside_down
@@ -97,10 +97,8 @@ class EvaluationOptions:
             raise UserError("--split selects from a DAVIS16 folder: give --root")
         if self.sequences and self.root is None and synthetic:
             raise UserError("--sequences selects from a folder: give --root or --data")
-        if self.segments < 1:
-            raise UserError(f"--segments must be at least 1, not {self.segments}")
-        if self.seed < 0:
-            raise UserError(f"--seed must not be negative, not {self.seed}")
+        check_at_least(1, self, "segments")
+        check_at_least(0, self, "seed")
         check_output_folder(self.out)
 
     @property

@@ -10,7 +10,7 @@ from typing import Any
 from agents.policy import Inputs
 from agents.storage import PolicyName
 from bmvtrack.bundled import DEFAULT_WEIGHTS
-from bmvtrack.console import check_minutes
+from bmvtrack.console import check_at_least, check_minutes, flag
 from bmvtrack.data import sources
 from bmvtrack.data.frame_cache import GIBIBYTE
 from bmvtrack.data.mirrored import Mirroring
@@ -139,9 +139,8 @@ class TrainOptions:
         for option, named in (("data", self.data), ("validation-data", self.validation_data)):
             for source in named:
                 sources.refuse_stills(option, source)
-        for name in _AT_LEAST_ONE:
-            if getattr(self, name) < 1:
-                raise UserError(f"--{name.replace('_', '-')} must be at least 1")
+        check_at_least(1, self, *_AT_LEAST_ONE)
+        check_at_least(0, self, "seed")
         if not 0 <= self.gamma < 1 or not 0 < self.validation_share < 1:
             raise UserError(
                 f"--gamma must lie in [0, 1) and --validation-share in (0, 1), not {self.gamma} "
@@ -150,13 +149,11 @@ class TrainOptions:
         for name in _POSITIVE:
             value = getattr(self, name)
             if value is not None and not 0 < value < math.inf:
-                raise UserError(f"--{name.replace('_', '-')} must be positive and finite")
+                raise UserError(f"{flag(name)} must be positive and finite")
         for name in ("actor_hidden", "critic_hidden"):
             if min(getattr(self, name), default=1) < 1:
-                raise UserError(f"--{name.replace('_', '-')}: every layer needs at least one unit")
+                raise UserError(f"{flag(name)}: every layer needs at least one unit")
         check_minutes(self.max_minutes)
-        if self.seed < 0:
-            raise UserError(f"--seed must not be negative, not {self.seed}")
         if not 0 <= self.truth_share <= 1:
             raise UserError(f"--truth-share must lie in [0, 1], not {self.truth_share}")
         if self.truth_share and not round(self.truth_share * self.environments):

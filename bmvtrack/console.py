@@ -124,6 +124,29 @@ def check_output_folder(out: Path) -> None:
         raise UserError(f"--out {out}: {existing} is not writable; give another folder")
 
 
+def flag(name: str) -> str:
+    """An option as it is written on the command line: ``batch_size`` → ``--batch-size``."""
+    return "--" + name.replace("_", "-")
+
+
+def check_at_least(least: int, options: object, *names: str) -> None:
+    """Reject numbers that are too small.
+
+    Args:
+        least: the smallest allowed number.
+        options: dataclass of the options.
+        names: those to check; one that is None is not set.
+
+    Raises:
+        UserError: if one is smaller, or NaN; it names the option.
+    """
+    wanted = f"be at least {least}" if least else "not be negative"
+    for name in names:
+        value = getattr(options, name)
+        if value is not None and not value >= least:
+            raise UserError(f"{flag(name)} must {wanted}, not {value}")
+
+
 def deadline(max_minutes: float | None) -> float:
     """The :func:`time.monotonic` at which work limited to ``max_minutes`` stops; None is no limit."""
     return time.monotonic() + 60 * (math.inf if max_minutes is None else max_minutes)

@@ -8,6 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from bmvtrack.errors import UserError
 from bmvtrack.files import atomic_file
 
 # Okabe and Ito's colours, distinct for colour-blind readers; dashes distinguish them in greyscale.
@@ -25,6 +26,16 @@ def tidy(axes: Axes) -> None:
     """Draw a pale grid, and remove the top and right spines."""
     axes.grid(color="0.9", linewidth=0.6)
     axes.spines[["top", "right"]].set_visible(False)
+
+
+def check_picture(out: Path) -> None:
+    """Reject a file to write a plot to that is not named as a PNG.
+
+    Raises:
+        UserError: if the name does not end in ``.png``.
+    """
+    if out.suffix != ".png":
+        raise UserError(f"--out {out}: the name must end in .png")
 
 
 def save_figure(figure: Figure, path: Path) -> None:

@@ -13,7 +13,7 @@ from agents.comparison_report import COLUMNS, plot_curves, rows
 from agents.options import TrainOptions
 from agents.training import TRAINING_SEED
 from bmvtrack.bundled import DEFAULT_WEIGHTS
-from bmvtrack.console import check_minutes, parse_options
+from bmvtrack.console import check_at_least, check_minutes, parse_options
 from bmvtrack.data import sources
 from bmvtrack.data.mirrored import Mirroring
 from bmvtrack.errors import UserError, run_script
@@ -79,14 +79,11 @@ def main() -> None:
         cache_gigabytes=options.cache_gigabytes,
         mirror=options.mirror,
     )
-    if options.evaluate_every < 1:
-        raise UserError(f"--evaluate-every must be at least 1, not {options.evaluate_every}")
+    check_at_least(1, options, "evaluate_every", "test_clips")
     train.check()
     check_minutes(options.max_minutes)
-    if not options.seeds or not options.methods or options.test_clips < 1:
-        raise UserError(
-            "--seeds and --methods need at least one each, and --test-clips must be at least 1"
-        )
+    if not options.seeds or not options.methods:
+        raise UserError("--seeds and --methods need at least one each")
     training = sources.load_sequences(
         options.data, synthetic_count=options.synthetic_count, seed=TRAINING_SEED
     )

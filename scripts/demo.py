@@ -18,7 +18,7 @@ from rich.table import Table
 from agents.options import TrainOptions
 from agents.tracker import agent_tracker
 from agents.training import train_agent
-from bmvtrack.console import parse_options
+from bmvtrack.console import check_at_least, parse_options
 from bmvtrack.data.sequence import VideoSequence
 from bmvtrack.data.synthetic import synthetic_sequences
 from bmvtrack.errors import UserError, run_script
@@ -60,10 +60,8 @@ class Options:
 def main() -> None:
     """Run the parts one after another."""
     options = parse_options(Options, __doc__)
-    if min(options.test_sequences, options.pretrain_steps, options.agent_steps) < 1:
-        raise UserError("--test-sequences, --pretrain-steps and --agent-steps must be at least 1")
-    if options.synthetic_count < 4:
-        raise UserError(f"--synthetic-count must be at least 4, not {options.synthetic_count}")
+    check_at_least(1, options, "test_sequences", "pretrain_steps", "agent_steps")
+    check_at_least(4, options, "synthetic_count")
     if not min(options.pretrain_minutes, options.agent_minutes) > 0:
         raise UserError("--pretrain-minutes and --agent-minutes must be positive")
     console, started = Console(), time.monotonic()

@@ -22,7 +22,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from bmvtrack.console import check_output_folder, parse_options, print_results, progress_bar
+from bmvtrack.console import (
+    check_at_least,
+    check_output_folder,
+    parse_options,
+    print_results,
+    progress_bar,
+)
 from bmvtrack.data.stills import count_without_mask, load_stills
 from bmvtrack.errors import UserError, run_script
 from bmvtrack.segmentation.options import NetworkOptions
@@ -58,8 +64,7 @@ class Options(NetworkOptions):
             UserError: naming the option.
         """
         super().check()
-        if self.every < 1:
-            raise UserError(f"--every must be at least 1, not {self.every}")
+        check_at_least(1, self, "every")
         if not 0 < self.steepness < float("inf"):
             raise UserError(f"--steepness must be a positive number, not {self.steepness}")
 

@@ -25,6 +25,7 @@ from bmvtrack.corner import plot_corner
 from bmvtrack.data.sequence import VideoSequence
 from bmvtrack.data.sources import load_sequences
 from bmvtrack.errors import UserError, run_script
+from bmvtrack.figures import check_picture
 from bmvtrack.motion import Coordinates
 from bmvtrack.perception import Perception
 from bmvtrack.prior import Labels, MotionPrior
@@ -63,8 +64,7 @@ class Options:
         Raises:
             UserError: if there is nothing to draw or an option is invalid; it names the option.
         """
-        if self.out.suffix != ".png":
-            raise UserError(f"--out {self.out}: the name must end in .png")
+        check_picture(self.out)
         if not (self.priors or self.labels or (self.frames and self.weights)):
             raise UserError("nothing to draw: give --priors, --labels or --frames")
         if self.points and not self.labels:

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bmvtrack import prior
-from bmvtrack.console import parse_options
-from bmvtrack.errors import UserError, run_script
+from bmvtrack.console import check_at_least, parse_options
+from bmvtrack.errors import run_script
+from bmvtrack.figures import check_picture
 from bmvtrack.models import Bottleneck
 from bmvtrack.training.detached import DetachedBottleneck, converge, plot_convergence
 
@@ -34,10 +35,8 @@ class Options:
 def main() -> None:
     """Train both bottlenecks, print their final values, and plot how they converge."""
     options = parse_options(Options, __doc__)
-    if options.steps < 1:
-        raise UserError(f"--steps must be at least 1, not {options.steps}")
-    if options.out.suffix != ".png":
-        raise UserError(f"--out {options.out}: the name must end in .png")
+    check_at_least(1, options, "steps")
+    check_picture(options.out)
     motion_prior = prior.load(options.prior)
     kinds = {"trained Σ' head": Bottleneck, "detached Σ' head": DetachedBottleneck}
     results = {

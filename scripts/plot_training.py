@@ -14,6 +14,7 @@ import tyro
 
 from bmvtrack.console import parse_options
 from bmvtrack.errors import UserError, run_script
+from bmvtrack.figures import check_picture
 from bmvtrack.training.curves import LOSSES, check_logged, plot_runs, read_scalars
 
 
@@ -34,8 +35,7 @@ def main() -> None:
     options = parse_options(Options, __doc__)
     if not options.runs:
         raise UserError("give the folder of at least one run")
-    if options.out.suffix != ".png":
-        raise UserError(f"--out {options.out}: the name must end in .png")
+    check_picture(options.out)
     runs = {str(folder): read_scalars(folder) for folder in options.runs}
     check_logged(runs, LOSSES)
     plot_runs(runs, LOSSES, options.out, options.log)

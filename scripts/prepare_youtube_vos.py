@@ -21,7 +21,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from bmvtrack.console import parse_options, print_results, progress_bar
+from bmvtrack.console import check_at_least, parse_options, print_results, progress_bar
 from bmvtrack.data.patch_store import PatchStore, Shard, Split
 from bmvtrack.data.preparation import SplitBy, finish, prepare
 from bmvtrack.data.youtube_vos import REASONS, load_youtube_vos
@@ -56,8 +56,7 @@ def main() -> None:
     options = parse_options(Options, __doc__)
     if not 0 < options.validation_share < 1:
         raise UserError(f"--validation-share must lie in (0, 1), not {options.validation_share}")
-    if options.seed < 0:
-        raise UserError(f"--seed must not be negative, not {options.seed}")
+    check_at_least(0, options, "seed")
     data = load_youtube_vos(options.root)
     console = Console()
     if options.class_agnostic:

@@ -302,7 +302,7 @@ def test_data_that_cannot_be_scored_is_refused_before_anything_is_written(
         (("--weights", "nowhere"), "no weights 'nowhere'"),
         (("--sequences", "wasp"), "no sequence wasp"),
         (("--batch-size", 0), "--batch-size must be at least 1"),
-        (("--seed", -1), "--seed must be at least 0"),
+        (("--seed", -1), "--seed must not be negative"),
         (("--out", __file__), "give a folder"),
     ],
 )

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from bmvtrack.bundled import MASK_WEIGHTS
+from bmvtrack.console import check_at_least
 from bmvtrack.data.mirrored import upside_down
 from bmvtrack.data.sequence import VideoSequence
-from bmvtrack.errors import UserError
 
 
 @dataclass(kw_only=True)
@@ -44,8 +44,5 @@ class NetworkOptions:
         Raises:
             UserError: if one is invalid; it names the option.
         """
-        for name, least in (("draws", 1), ("batch_size", 1), ("seed", 0)):
-            value = getattr(self, name)
-            if value < least:
-                option = "--" + name.replace("_", "-")
-                raise UserError(f"{option} must be at least {least}, not {value}")
+        check_at_least(1, self, "draws", "batch_size")
+        check_at_least(0, self, "seed")

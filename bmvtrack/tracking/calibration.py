@@ -20,7 +20,7 @@ from rich.console import Console
 
 from bmvtrack.arrays import FloatArray
 from bmvtrack.bundled import weights_folder
-from bmvtrack.console import output_console, progress_bar
+from bmvtrack.console import check_at_least, output_console, progress_bar
 from bmvtrack.data import sources
 from bmvtrack.data.mirrored import upside_down
 from bmvtrack.data.sequence import VideoSequence
@@ -71,12 +71,8 @@ class CalibrationOptions:
             raise UserError("--data needs at least one name, like synthetic or davis16:FOLDER")
         for source in self.data:
             sources.refuse_stills("data", source)
-        for name in ("segments", "synthetic_count"):
-            if getattr(self, name) < 1:
-                option = name.replace("_", "-")
-                raise UserError(f"--{option} must be at least 1, not {getattr(self, name)}")
-        if self.seed < 0:
-            raise UserError(f"--seed must not be negative, not {self.seed}")
+        check_at_least(1, self, "segments", "synthetic_count")
+        check_at_least(0, self, "seed")
 
 
 def calibrate(options: CalibrationOptions, console: Console | None = None) -> float:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from bmvtrack.console import check_minutes
+from bmvtrack.console import check_at_least, check_minutes, flag
 from bmvtrack.data import sources
 from bmvtrack.data.augmentation import Augmentation
 from bmvtrack.data.batch import Mode
@@ -137,15 +137,12 @@ class PretrainOptions:
         Raises:
             UserError: if an option is invalid; it names the option and the values it may take.
         """
-        values: dict[str, Any] = dict(self.__dict__)
         defaults = _MODE_DEFAULTS[self.mode] | {"width": _WIDTHS[self.architecture]}
         if self.bottleneck != "multivariational":
             defaults["covariance"] = "frame"
-        for name, default in defaults.items():
-            if values[name] is None:
-                values[name] = default
-        values["shares"] = self.shares or (1.0,) * len(self.data)
-        options = PretrainOptions(**values)
+        missing = {name: value for name, value in defaults.items() if getattr(self, name) is None}
+        shares = self.shares or (1.0,) * len(self.data)
+        options = replace(self, shares=shares, **missing)
         options._check()
         return options
 
@@ -155,53 +152,23 @@ class PretrainOptions:
         positive = all(0 < share < math.inf for share in self.shares)
         if len(self.shares) != len(self.data) or not self.data or not positive:
             raise UserError(f"--shares needs one positive number for each of --data {self.data}")
-        for name in ("steps", "batch_size", "synthetic_count", "validate_every", "width"):
-            if getattr(self, name) < 1:
-                raise UserError(f"--{name.replace('_', '-')} must be at least 1")
-        for name, count in (("devices", self.devices), ("nodes", self.nodes)):
-            if count is not None and count < 1:
-                raise UserError(f"--{name} must be at least 1")
-        if self.bottleneck != "multivariational":
-            self._check_flow()
-        if (self.mode, self.covariance) == ("tracking", "batch"):
-            raise UserError("--mode tracking needs one posterior per frame: omit --covariance")
+        counts = ("steps", "batch_size", "synthetic_count", "validate_every", "width")
+        check_at_least(1, self, *counts, "devices", "nodes")
+        check_at_least(6, self, "samples")
+        check_at_least(32, self, "longest_side")
+        check_at_least(0, self, "resident_gigabytes")
+        check_minutes(self.max_minutes)
+        self._check_ranges()
+        self._check_mode()
+
+    def _check_ranges(self) -> None:
         assert self.input_size is not None
         if self.input_size < 64 or self.input_size % 64:
             raise UserError(f"--input-size must be a multiple of 64, not {self.input_size}")
-        if self.samples < 6:
-            raise UserError(f"--samples must be at least 6, not {self.samples}")
         if not 0 < self.validation_share < 1:
             raise UserError(f"--validation-share must lie in (0, 1), not {self.validation_share}")
-        check_minutes(self.max_minutes)
-        if self.resident_gigabytes is not None and not self.resident_gigabytes >= 0:
-            raise UserError(
-                f"--resident-gigabytes must not be negative, not {self.resident_gigabytes}"
-            )
         if not self.jitter or not all(0 <= factor < math.inf for factor in self.jitter):
             raise UserError(f"--jitter needs non-negative factors, not {self.jitter}")
-        self._check_numbers()
-        if self.template and (self.mode, self.architecture) != ("tracking", "resnet-unet"):
-            raise UserError("--template is for --mode tracking --architecture resnet-unet")
-        both = self.distractors + self.backgrounds
-        if not (0 <= self.distractors <= both <= 1):
-            raise UserError(
-                "--distractors and --backgrounds must not be negative, and together at most 1, not "
-                f"{self.distractors} and {self.backgrounds}"
-            )
-        for name, share in (
-            ("--whole-images", self.whole_images),
-            ("--own-boxes", self.own_boxes),
-        ):
-            if not 0 <= share <= 1:
-                raise UserError(f"{name} must lie in [0, 1], not {share}")
-        if self.mode == "paper" and (both or self.whole_images or self.own_boxes):
-            raise UserError(
-                "--distractors, --backgrounds, --whole-images and --own-boxes are for --mode tracking"
-            )
-        if self.longest_side < 32:
-            raise UserError(f"--longest-side must be at least 32, not {self.longest_side}")
-
-    def _check_numbers(self) -> None:
         assert self.learning_rate is not None
         if not 0 < self.learning_rate < math.inf:
             raise UserError(f"--learning-rate must be positive, not {self.learning_rate}")
@@ -211,16 +178,39 @@ class PretrainOptions:
                 raise UserError(f"--{name} must not be negative, not {weight}")
         if self.box_threshold is not None and not 0 < self.box_threshold < 1:
             raise UserError(f"--box-threshold must lie in (0, 1), not {self.box_threshold}")
-        if self.mode == "paper" and self.box_threshold is not None:
+        for name in ("seed", "split_seed"):
+            if not 0 <= (value := getattr(self, name)) < _SEEDS:
+                raise UserError(f"{flag(name)} must lie in [0, 2⁶²), not {value}")
+        if not 0 <= self.distractors <= self.distractors + self.backgrounds <= 1:
+            raise UserError(
+                "--distractors and --backgrounds must not be negative, and together at most 1, not "
+                f"{self.distractors} and {self.backgrounds}"
+            )
+        for name in ("whole_images", "own_boxes"):
+            if not 0 <= (share := getattr(self, name)) <= 1:
+                raise UserError(f"{flag(name)} must lie in [0, 1], not {share}")
+
+    def _check_mode(self) -> None:
+        """Check what suits only one of the modes."""
+        if self.bottleneck != "multivariational":
+            self._check_flow()
+        if (self.mode, self.covariance) == ("tracking", "batch"):
+            raise UserError("--mode tracking needs one posterior per frame: omit --covariance")
+        if self.template and (self.mode, self.architecture) != ("tracking", "resnet-unet"):
+            raise UserError("--template is for --mode tracking --architecture resnet-unet")
+        if self.mode == "tracking":
+            return
+        if self.box_threshold is not None:
             raise UserError("--box-threshold is for --mode tracking: mode paper tracks no boxes")
-        if self.mode == "paper" and self.likelihood:
+        if self.likelihood:
             raise UserError(
                 "--likelihood is for --mode tracking: in mode paper patches are seen through the true "
                 "box, so there is no motion to explain"
             )
-        for name in ("seed", "split_seed"):
-            if not 0 <= (value := getattr(self, name)) < _SEEDS:
-                raise UserError(f"--{name.replace('_', '-')} must lie in [0, 2⁶²), not {value}")
+        if self.distractors or self.backgrounds or self.whole_images or self.own_boxes:
+            raise UserError(
+                "--distractors, --backgrounds, --whole-images and --own-boxes are for --mode tracking"
+            )
 
     def _check_flow(self) -> None:
         flow = f"--bottleneck {self.bottleneck}"

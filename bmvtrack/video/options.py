@@ -9,7 +9,7 @@ from typing import Annotated
 import tyro
 
 from bmvtrack.bundled import DEFAULT_WEIGHTS
-from bmvtrack.console import check_output_folder
+from bmvtrack.console import check_at_least, check_output_folder
 from bmvtrack.errors import UserError
 
 
@@ -55,8 +55,7 @@ class TrackOptions:
             raise UserError("--truth scores a single object; give at most one --box")
         if self.fps is not None and not 0 < self.fps <= 1000:
             raise UserError(f"--fps must be above 0 and at most 1000, not {self.fps}")
-        if self.max_frames is not None and self.max_frames < 2:
-            raise UserError(f"--max-frames must be at least 2, not {self.max_frames}")
+        check_at_least(2, self, "max_frames")
         self.boxes()
         check_output_folder(self.out)
 
