@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from bmvtrack import geometry
-from bmvtrack.arrays import ByteArray, FloatArray
-from bmvtrack.data.sequence import VideoSequence, read_image
+from bmvtrack.arrays import FloatArray
+from bmvtrack.data.sequence import VideoSequence, read_image, read_nth
 from bmvtrack.errors import UserError
 from bmvtrack.files import listed, numbered_files, read_lines
 from bmvtrack.inputs import upright_box
@@ -82,9 +82,8 @@ def boxed_sequence(name: str, frames: list[Path], boxes: list[FloatArray]) -> Vi
             f"sequence {name!r} has {len(frames)} frames but {len(boxes)} lines of ground truth; "
             "there must be one line for each frame"
         )
-    return VideoSequence(
-        name, len(frames), partial(_frame, frames), given_boxes=np.reshape(boxes, (-1, 5))
-    )
+    read = partial(read_nth, read_image, frames)
+    return VideoSequence(name, len(frames), read, given_boxes=np.reshape(boxes, (-1, 5)))
 
 
 def _numbers(line: str, path: Path, number: int) -> FloatArray:
@@ -92,7 +91,3 @@ def _numbers(line: str, path: Path, number: int) -> FloatArray:
         return np.array([float(part) for part in _SEPARATORS.split(line)])
     except ValueError as error:
         raise UserError(f"{path}, line {number}: {line[:40]!r} must hold numbers only") from error
-
-
-def _frame(paths: list[Path], t: int) -> ByteArray:
-    return read_image(paths[t])

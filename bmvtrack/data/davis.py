@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from bmvtrack.arrays import BoolArray, ByteArray
-from bmvtrack.data.sequence import NO_IMAGE, VideoSequence, read_image, upright_image
+from bmvtrack.arrays import BoolArray
+from bmvtrack.data.sequence import NO_IMAGE, VideoSequence, read_image, read_nth, upright_image
 from bmvtrack.errors import UserError
 from bmvtrack.files import listed, numbered_files, read_lines
 
@@ -131,14 +131,5 @@ def _sequence(name: str, images: Path, annotations: Path) -> VideoSequence:
             f"sequence {name!r} lacks {len(missing)} of {len(masks)} masks, "
             f"the first is {missing[0]}; there must be an annotation with the number of each frame"
         )
-    return VideoSequence(
-        name, len(frames), partial(_read_frame, frames), partial(_read_mask, masks)
-    )
-
-
-def _read_frame(paths: list[Path], t: int) -> ByteArray:
-    return read_image(paths[t])
-
-
-def _read_mask(paths: list[Path], t: int) -> BoolArray:
-    return read_mask(paths[t])
+    read = partial(read_nth, read_image, frames), partial(read_nth, read_mask, masks)
+    return VideoSequence(name, len(frames), *read)

@@ -5,15 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 from itertools import product
-from typing import Literal, TypeVar
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from bmvtrack.arrays import FloatArray
-from bmvtrack.data.sequence import VideoSequence
+from bmvtrack.data.sequence import Pixel, VideoSequence
 
-Pixel = TypeVar("Pixel", bound=np.generic)
 Mirroring = Literal["all", "upside-down", "none"]
 """Which mirrored views to make."""
 

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import TypeVar
 
 import cv2
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from bmvtrack import geometry
 from bmvtrack.arrays import BoolArray, ByteArray, FloatArray
 from bmvtrack.errors import UserError
 from bmvtrack.inputs import boolean_mask, rgb_frame
+
+Pixel = TypeVar("Pixel", bound=np.generic)
 
 
 @dataclass(eq=False)
@@ -190,6 +194,13 @@ class VideoSequence:
             None if masks is None else masks.__getitem__,
             self.boxes,
         )
+
+
+def read_nth(
+    read: Callable[[Path], NDArray[Pixel]], paths: Sequence[Path], t: int
+) -> NDArray[Pixel]:
+    """Read the t-th of the files of a sequence; with the first two arguments bound, its ``read_frame``."""
+    return read(paths[t])
 
 
 def read_image(path: Path) -> ByteArray:

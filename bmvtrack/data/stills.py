@@ -5,9 +5,8 @@ from __future__ import annotations
 from functools import partial
 from pathlib import Path
 
-from bmvtrack.arrays import BoolArray, ByteArray
 from bmvtrack.data.davis import read_mask
-from bmvtrack.data.sequence import VideoSequence, read_image
+from bmvtrack.data.sequence import VideoSequence, read_image, read_nth
 from bmvtrack.errors import UserError
 from bmvtrack.files import listed
 
@@ -36,10 +35,7 @@ def load_stills(root: Path) -> list[VideoSequence]:
     pairs = [(image, mask) for image, mask in _pairs(images, masks) if mask.is_file()]
     if not pairs:
         raise UserError(f"no .jpg or .jpeg in {images} has a .png with the same name in {masks}")
-    return [
-        VideoSequence(image.stem, 1, partial(_frame, image), partial(_mask, mask))
-        for image, mask in pairs
-    ]
+    return [_still(image, mask) for image, mask in pairs]
 
 
 def count_without_mask(root: Path) -> int:
@@ -65,9 +61,6 @@ def _pairs(images: Path, masks: Path) -> list[tuple[Path, Path]]:
     return [(path, masks / f"{path.stem}.png") for path in photographs]
 
 
-def _frame(path: Path, t: int) -> ByteArray:
-    return read_image(path)
-
-
-def _mask(path: Path, t: int) -> BoolArray:
-    return read_mask(path)
+def _still(image: Path, mask: Path) -> VideoSequence:
+    read = partial(read_nth, read_image, [image]), partial(read_nth, read_mask, [mask])
+    return VideoSequence(image.stem, 1, *read)
