@@ -35,7 +35,7 @@ from bmvtrack.motion import AT_REST
 from bmvtrack.perception import Perception
 from bmvtrack.tracking.learned import learned_tracker
 from bmvtrack.training import PretrainOptions
-from bmvtrack.training.options import Architecture
+from bmvtrack.training.options import Architecture, TrainingPrecision
 from bmvtrack.training.pretrain import PretrainRun
 from bmvtrack.training.speed import rate, rates_in_turn, training_profile, training_rates
 from envs import BMVTrackEnv, BMVTrackVectorEnv
@@ -69,7 +69,7 @@ class BenchmarkOptions:
     """input size of the pretrained network; default by mode"""
     batch_size: int = 32
     """batch size of pretraining"""
-    precision: Literal["auto", "32-true", "bf16-mixed"] = "auto"
+    precision: TrainingPrecision = "auto"
     """precision of pretraining, as in pretrain_vae.py"""
     compile: bool = False
     """compile the pretrained network, as in pretrain_vae.py"""

@@ -12,7 +12,7 @@ from agents.tracker import agent_tracker
 from bmvtrack.bundled import DEFAULT_WEIGHTS
 from bmvtrack.console import check_at_least, check_output_folder, print_results, progress_bar
 from bmvtrack.data import sources
-from bmvtrack.data.davis import load_davis16
+from bmvtrack.data.davis import DavisSplit, load_davis16
 from bmvtrack.data.mirrored import upside_down
 from bmvtrack.data.sequence import VideoSequence
 from bmvtrack.errors import UserError
@@ -44,7 +44,7 @@ class EvaluationOptions:
 
     root: Path | None = None
     """DAVIS16 folder that contains JPEGImages and Annotations."""
-    split: Literal["train", "val", "trainval"] | None = None
+    split: DavisSplit | None = None
     """Split from the folder's ImageSets; default: all sequences of the folder."""
     data: str = "synthetic"
     """Instead of --root: `synthetic`, otb:FOLDER, vot:FOLDER or davis16:FOLDER[:SPLIT]. OTB and VOT have no

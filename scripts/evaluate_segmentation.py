@@ -17,10 +17,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from bmvtrack.console import check_output_folder, parse_options, print_results, progress_bar
-from bmvtrack.data.davis import load_davis16
+from bmvtrack.data.davis import DavisSplit, load_davis16
 from bmvtrack.errors import run_script
 from bmvtrack.segmentation.evaluation import SequenceScores, check_sequence, evaluate_sequence
 from bmvtrack.segmentation.options import NetworkOptions
@@ -41,7 +40,7 @@ class Options(NetworkOptions):
 
     root: Path
     """DAVIS16 folder that contains JPEGImages and Annotations."""
-    split: Literal["train", "val", "trainval"] | None = None
+    split: DavisSplit | None = None
     """Split from the folder's ImageSets; default: all sequences of the folder."""
     sequences: tuple[str, ...] = ()
     """Evaluate only these sequences of the folder."""

@@ -198,7 +198,9 @@ def test_a_missing_library_is_named(monkeypatch):
 
 def test_a_name_or_a_covariance_that_cannot_be_is_refused():
     rest = {"reduction": "norm", "reparameterization": "affine", "standardized": False}
-    with pytest.raises(ValueError, match=r"bottleneck must be multivariational, .* not 'glow'"):
+    with pytest.raises(
+        ValueError, match=r"bottleneck must be one of multivariational, .* not 'glow'"
+    ):
         build_bottleneck("glow", FEATURES, PAPER, 10, "frame", **rest)
     with pytest.raises(ValueError, match="covariance must be frame for the flow planar"):
         build_bottleneck("planar", FEATURES, PAPER, 10, "batch", **rest)

@@ -6,6 +6,7 @@ import re
 from collections.abc import Collection
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from PIL import Image
@@ -15,6 +16,7 @@ from bmvtrack.data.sequence import NO_IMAGE, VideoSequence, read_image, read_nth
 from bmvtrack.errors import UserError
 from bmvtrack.files import listed, numbered_files, read_lines
 
+DavisSplit = Literal["train", "val", "trainval"]
 _FEWEST_GREYS = 64  # if the brightest value is below this, values are object numbers
 
 

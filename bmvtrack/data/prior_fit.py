@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from rich import box
 from rich.console import Console
@@ -14,7 +13,7 @@ from rich.table import Table
 from bmvtrack import prior
 from bmvtrack.arrays import FloatArray
 from bmvtrack.console import check_output_folder, output_console
-from bmvtrack.data.davis import load_davis16
+from bmvtrack.data.davis import DavisSplit, load_davis16
 from bmvtrack.errors import UserError
 from bmvtrack.motion import PARAMETERS, Coordinates
 from bmvtrack.prior import Labels, MotionPrior
@@ -28,7 +27,7 @@ TABLE: tuple[Setting, ...] = (
     (1, "continuous", "frame"),
     (1, "continuous", "object"),
 )
-SPLITS = {
+SPLITS: dict[DavisSplit | None, str] = {
     None: "all sequences",
     "train": "training split",
     "val": "validation split",
@@ -42,7 +41,7 @@ class FitOptions:
 
     root: Path
     """DAVIS16 folder that contains JPEGImages and Annotations."""
-    split: Literal["train", "val", "trainval"] | None = None
+    split: DavisSplit | None = None
     """Split listed in ImageSets; all sequences of the folder if not given."""
     frames_apart: int = 1
     """Frames between the two boxes of a pair; 5 corresponds to the annotation of YouTube-VOS."""

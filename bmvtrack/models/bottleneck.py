@@ -19,6 +19,8 @@ from bmvtrack.prior import MotionPrior
 CovarianceKind = Literal["batch", "frame"]
 Reduction = Literal["norm", "mean"]
 Reparameterization = Literal["affine", "full"]
+Direction = Literal["posterior", "prior"]
+"""Of the KL divergence: D(q‖p), paper Eq. 2, or D(p‖q), its Algorithm 1."""
 VARIABLES = 5
 _JITTER = 1e-6
 
@@ -156,7 +158,7 @@ class Bottleneck(nn.Module):
         )
 
     def kl_divergence(
-        self, posterior: Posterior, direction: Literal["posterior", "prior"] = "posterior"
+        self, posterior: Posterior, direction: Direction = "posterior"
     ) -> torch.Tensor:
         """``(B,)`` nats. ``posterior``: D(q‖p), paper Eq. 2. ``prior``: D(p‖q), its Algorithm 1."""
         q = posterior.mean, posterior.factor

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 import torch
@@ -22,6 +22,7 @@ from bmvtrack.models.bottleneck import (
     VARIABLES,
     Bottleneck,
     CovarianceKind,
+    Direction,
     Posterior,
     Reduction,
     Reparameterization,
@@ -30,7 +31,7 @@ from bmvtrack.models.bottleneck import (
 from bmvtrack.prior import MotionPrior
 
 FlowKind = Literal["planar", "radial", "realnvp", "iaf"]
-BottleneckKind = Literal["multivariational", "planar", "radial", "realnvp", "iaf"]
+BottleneckKind = Literal["multivariational", FlowKind]
 STEPS = 8
 """Layers of each flow."""
 _DRAWS = 256  # per frame, for what has no closed form
@@ -146,7 +147,7 @@ class FlowBottleneck(Bottleneck):
         return z.transpose(1, 2)
 
     def kl_divergence(
-        self, posterior: Posterior, direction: Literal["posterior", "prior"] = "posterior"
+        self, posterior: Posterior, direction: Direction = "posterior"
     ) -> torch.Tensor:
         """``(B,)`` nats, estimated from draws.
 
@@ -183,10 +184,9 @@ def build_bottleneck(
         return Bottleneck(
             features, prior, samples, covariance, reduction, reparameterization, standardized
         )
-    if kind not in ("planar", "radial", "realnvp", "iaf"):
-        raise ValueError(
-            f"bottleneck must be multivariational, planar, radial, realnvp or iaf, not {kind!r}"
-        )
+    if kind not in get_args(FlowKind):
+        kinds = ", ".join(get_args(BottleneckKind))
+        raise ValueError(f"bottleneck must be one of {kinds}, not {kind!r}")
     if covariance != "frame":
         raise ValueError(f"covariance must be frame for the flow {kind}, not {covariance!r}")
     return FlowBottleneck(kind, features, prior, samples, standardized)

@@ -12,6 +12,7 @@ from bmvtrack import gaussian, motion
 from bmvtrack.data.batch import Batch
 from bmvtrack.losses import balanced_cross_entropy, soft_jaccard_loss
 from bmvtrack.models import Bottleneck, Output
+from bmvtrack.models.bottleneck import Direction
 
 ClassWeights = Literal["balanced", "none"]
 """Weighting of the cross-entropy: equal weight for every class, or for every pixel."""
@@ -24,7 +25,7 @@ def objective(
     bottleneck: Bottleneck,
     beta: float,
     likelihood: float,
-    kl_direction: Literal["posterior", "prior"] = "posterior",
+    kl_direction: Direction = "posterior",
     class_weights: ClassWeights = "balanced",
 ) -> dict[str, torch.Tensor]:
     """The loss (``total``) and its terms, each a scalar tensor.

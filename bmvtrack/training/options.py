@@ -12,10 +12,12 @@ from bmvtrack.data import sources
 from bmvtrack.data.augmentation import Augmentation
 from bmvtrack.data.batch import Mode
 from bmvtrack.errors import UserError
+from bmvtrack.models.bottleneck import CovarianceKind, Direction, Reduction, Reparameterization
 from bmvtrack.models.flows import BottleneckKind
 from bmvtrack.training.objective import ClassWeights
 
 Architecture = Literal["resnet-unet", "beta-mvae", "beta-mvunet"]
+TrainingPrecision = Literal["auto", "32-true", "bf16-mixed"]
 
 
 @dataclass(frozen=True)
@@ -48,15 +50,15 @@ class PretrainOptions:
     """side of the patch in pixels, a multiple of 64; default by mode: 256 (paper), 128 (tracking)"""
     samples: int = 50
     """S, the number of values per motion parameter at the bottleneck"""
-    covariance: Literal["batch", "frame"] | None = None
+    covariance: CovarianceKind | None = None
     """one posterior covariance per `batch` or per `frame`; default: `batch` (paper), `frame` (tracking,
     and flows)"""
-    reduction: Literal["norm", "mean"] = "norm"
+    reduction: Reduction = "norm"
     """reduction over the batch for the `batch` covariance: `norm` as in the paper's text, `mean` as in its
     code. With `norm` the covariance grows with the batch: with --start-from, keep the --batch-size"""
-    reparameterization: Literal["affine", "full"] | None = None
+    reparameterization: Reparameterization | None = None
     """reparameterization of the latent sample; default by mode: `affine` (paper Eq. 6), `full` (tracking)"""
-    kl_direction: Literal["posterior", "prior"] = "posterior"
+    kl_direction: Direction = "posterior"
     """direction of the KL divergence: `posterior` is D(q‖p), Eq. 2; `prior` is D(p‖q), Algorithm 1"""
     class_weights: ClassWeights | None = None
     """weighting of the cross-entropy; default by mode: `balanced`, equal weight per class (paper); `none`,
@@ -119,7 +121,7 @@ class PretrainOptions:
     nodes: int | None = None
     """number of machines, which must share the folder --out; default: one, or as many as torchrun started.
     Without torchrun, start the script on each machine with MASTER_ADDR, MASTER_PORT and NODE_RANK set"""
-    precision: Literal["auto", "32-true", "bf16-mixed"] = "auto"
+    precision: TrainingPrecision = "auto"
     """`auto`: bf16 on a GPU with bfloat16 instructions, float32 elsewhere"""
     compile: bool = False
     """compile encoder and decoder with torch.compile; this takes a minute or more at the start and did not
