@@ -46,8 +46,6 @@ def build_network(options: PretrainOptions, classes: int = 2) -> Multivariationa
             to another network.
     """
     assert options.prior is not None
-    assert options.covariance is not None
-    assert options.reparameterization is not None
     tracking = options.mode == "tracking"
     prior = priors.load(options.prior)
     if tracking and prior.coordinates != "object":
@@ -58,11 +56,6 @@ def build_network(options: PretrainOptions, classes: int = 2) -> Multivariationa
     start = None
     if options.start_from is not None and not options.resume:  # on resuming, a checkpoint has them
         start = load_network(options.start_from)
-    special: dict[str, Any] = {"template": True} if options.template else {}
-    if options.architecture == "beta-mvunet":  # its weights do not determine its alignment
-        before = options.out / "last" if options.resume else options.start_from
-        if before is not None and "alignment" in (saved := saved_arguments(before)):
-            special["alignment"] = saved["alignment"]
     try:
         network = _NETWORKS[options.architecture](
             prior=prior,
@@ -76,34 +69,60 @@ def build_network(options: PretrainOptions, classes: int = 2) -> Multivariationa
             reparameterization=options.reparameterization,
             standardized=tracking,
             bottleneck=options.bottleneck,
-            **special,
+            **_own_arguments(options),
         )
     except ValueError as error:  # published weights to start from have demands of their own
         raise UserError(f"--architecture {options.architecture}: {error}") from error
     if start is not None:
-        if (given := _identity(start)) != (asked := _identity(network)):
-            raise UserError(
-                f"--start-from {options.start_from} holds the weights of another network: {given}, not "
-                f"{asked}; give the same network options and the same kind of data, or other weights"
-            )
-        known = network.widened_state(network.resized_state(start.state_dict()))
-        if network.uses_template and not start.uses_template:
-            known |= {k: v for k, v in network.state_dict().items() if k.startswith("recalls.")}
-        try:
-            network.load_state_dict(known)
-        except RuntimeError as error:
-            reason = " ".join(str(error).split())
-            raise UserError(
-                f"--start-from {options.start_from} holds the weights of another network: {reason}; give "
-                "the same network options, or other weights"
-            ) from error
-        for name in ("offset", "scale"):  # the units of the heads
-            if not torch.equal(*(getattr(n.bottleneck, name) for n in (network, start))):
-                raise UserError(
-                    f"--start-from {options.start_from} predicts in units of another prior or mode; "
-                    "give the same --prior and --mode"
-                )
+        _start_from(start, network, f"--start-from {options.start_from}")
     return network
+
+
+def _own_arguments(options: PretrainOptions) -> dict[str, Any]:
+    """The arguments that only some of the architectures take."""
+    if options.architecture == "resnet-unet":
+        return {"template": options.template}
+    if options.architecture == "beta-mvunet":  # its weights do not determine its alignment
+        before = options.out / "last" if options.resume else options.start_from
+        if before is not None and "alignment" in (saved := saved_arguments(before)):
+            return {"alignment": saved["alignment"]}
+    return {}
+
+
+def _start_from(
+    start: MultivariationalNetwork, network: MultivariationalNetwork, option: str
+) -> None:
+    """Give a network the weights of another one, converted to its width and input size.
+
+    Args:
+        start: whose weights are taken.
+        network: gets them; it keeps its own weights for a template if the other one has none.
+        option: for messages.
+
+    Raises:
+        UserError: if the weights do not fit.
+    """
+    if (given := _identity(start)) != (asked := _identity(network)):
+        raise UserError(
+            f"{option} holds the weights of another network: {given}, not {asked}; give the same network "
+            "options and the same kind of data, or other weights"
+        )
+    known = network.widened_state(network.resized_state(start.state_dict()))
+    if network.uses_template and not start.uses_template:
+        known |= {k: v for k, v in network.state_dict().items() if k.startswith("recalls.")}
+    try:
+        network.load_state_dict(known)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())
+        raise UserError(
+            f"{option} holds the weights of another network: {reason}; give the same network options, or "
+            "other weights"
+        ) from error
+    for name in ("offset", "scale"):  # the units of the heads
+        if not torch.equal(*(getattr(n.bottleneck, name) for n in (network, start))):
+            raise UserError(
+                f"{option} predicts in units of another prior or mode; give the same --prior and --mode"
+            )
 
 
 def _identity(network: MultivariationalNetwork) -> str:
