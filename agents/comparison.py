@@ -18,7 +18,8 @@ from stable_baselines3 import SAC
 from stable_baselines3.common.callbacks import BaseCallback
 
 from agents.options import TrainOptions
-from agents.training import make_environments, make_model, with_mirrors
+from agents.sequences import with_mirrors
+from agents.training import make_environments, make_model
 from bmvtrack.arrays import FloatArray
 from bmvtrack.bundled import weights_folder
 from bmvtrack.console import deadline

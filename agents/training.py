@@ -10,7 +10,6 @@ from typing import Any, TypedDict
 
 import numpy as np
 from rich.console import Console
-from rich.progress import track
 from stable_baselines3 import SAC
 from stable_baselines3.common.callbacks import BaseCallback, CallbackList, EvalCallback
 from stable_baselines3.common.evaluation import evaluate_policy
@@ -21,11 +20,11 @@ from agents.policy import StateExtractor
 from agents.replay import TensorReplayBuffer
 from agents.sac import LatentPriorSAC
 from agents.sb3_env import StableBaselinesEnv
+from agents.sequences import training_and_validation
 from agents.storage import restore_training_state, save_actor, training_state
 from bmvtrack.bundled import weights_folder
 from bmvtrack.console import deadline
 from bmvtrack.data import sources
-from bmvtrack.data.mirrored import mirrored_views
 from bmvtrack.data.sequence import VideoSequence
 from bmvtrack.data.synthetic import SEED_STRIDE
 from bmvtrack.devices import resolved_device
@@ -34,11 +33,8 @@ from bmvtrack.files import DAMAGED, atomic_folder, held, write_json
 from bmvtrack.models import weights_fingerprint
 from bmvtrack.perception import Perception
 from bmvtrack.training.checkpoint import check_run_folder, resumed_state, save_checkpoint
-from envs.clips import Clip, ClipSource
+from envs.clips import Clip
 from envs.vector_env import BMVTrackVectorEnv
-
-# Offsets from the encoders' seeds, which are multiples of 1000: encoders err less on their own sequences.
-TRAINING_SEED, _VALIDATION_SEED = 400, 500
 
 
 class Prints(TypedDict):
@@ -81,26 +77,7 @@ def _train(
     console: Console,
 ) -> float:
     """Train from the last checkpoint, or from scratch, to the last step; see :func:`train_agent`."""
-    best = float("-inf")
-    if options.resume:
-        state = resumed_state(options.out / "checkpoints", options.fixed())
-        data = (*options.data, *options.validation_data)
-        sources.check_unchanged(data, state.get("data"), prints["data"])
-        if state.get("weights", prints["weights"]) != prints["weights"]:  # not in older checkpoints
-            raise UserError(
-                f"--weights {options.weights} no longer holds the encoder that this run began with; put it "
-                "back, or start over with another --out"
-            )
-        restore_training_state(model, state)
-        best = float(state["best"])
-        at = f"at step {model.num_timesteps} of {options.steps}"
-        over = model.num_timesteps >= options.steps
-        text = (
-            f"{options.out} is {at}: nothing is left to do"
-            if over
-            else f"resuming {options.out} {at}"
-        )
-        console.print(text, markup=False)
+    before = _resumed(options, model, prints, console) if options.resume else None
     evaluation = make_environments(options, perception, clips=clips)
     keeper = _Keeper(options, perception, prints)
     evaluator = EvalCallback(
@@ -113,9 +90,9 @@ def _train(
         verbose=0,
     )
     keeper.evaluator = evaluator
-    evaluator.best_mean_reward = best
     untrained = None
-    if options.resume:
+    if before is not None:
+        evaluator.best_mean_reward = before
         _recall_evaluations(evaluator, model.num_timesteps)
         # For other clips and noise than at the start.
         model.set_random_seed(_seed_from(options, model.num_timesteps))
@@ -123,7 +100,7 @@ def _train(
         keeper.init_callback(model)
         untrained = _mean_reward(model, evaluation, options.validation_clips)
         evaluator.best_mean_reward = untrained
-        console.print(f"untrained: {evaluator.best_mean_reward:.2f} per clip")
+        console.print(f"untrained: {untrained:.2f} per clip")
         keeper.export("best")
     write_json(options.out / "options.json", options.fixed())
     model.learn(
@@ -134,18 +111,57 @@ def _train(
         tb_log_name="sac",
     )
     keeper.save()
+    reward = float(evaluator.best_mean_reward)
+    _print_outcome(options, model, reward, reward == untrained, console)
+    return reward
+
+
+def _resumed(options: TrainOptions, model: SAC, prints: Prints, console: Console) -> float:
+    """Load the last checkpoint into the model; return the best mean reward up to there.
+
+    Raises:
+        UserError: if there is none, or it belongs to a run with other options, data or encoder.
+    """
+    state = resumed_state(options.out / "checkpoints", options.fixed())
+    data = (*options.data, *options.validation_data)
+    sources.check_unchanged(data, state.get("data"), prints["data"])
+    if state.get("weights", prints["weights"]) != prints["weights"]:  # not in older checkpoints
+        raise UserError(
+            f"--weights {options.weights} no longer holds the encoder that this run began with; put it "
+            "back, or start over with another --out"
+        )
+    restore_training_state(model, state)
+    at = f"at step {model.num_timesteps} of {options.steps}"
+    over = model.num_timesteps >= options.steps
+    text = (
+        f"{options.out} is {at}: nothing is left to do" if over else f"resuming {options.out} {at}"
+    )
+    console.print(text, markup=False)
+    return float(state["best"])
+
+
+def _print_outcome(
+    options: TrainOptions, model: SAC, reward: float, untrained: bool, console: Console
+) -> None:
+    """Print how far the training went and what came of it.
+
+    Args:
+        options: of the run.
+        model: after training.
+        reward: of the best evaluation.
+        untrained: whether that was before the first step.
+        console: to print on.
+    """
     if model.num_timesteps < options.steps:
         console.print(f"time is up at step {model.num_timesteps}; continue with --resume")
     if model.num_timesteps <= options.learning_starts:
         console.print(f"nothing was learned: updates start after {options.learning_starts} steps")
-    reward = float(evaluator.best_mean_reward)
     console.print(
         f"best evaluation: {reward:.2f} per clip (sum of IoU over up to {options.clip_length} steps)"
-        + (", before the first step" if reward == untrained else "")
+        + (", before the first step" if untrained else "")
     )
     written = f"written to {options.out / 'best'} and {options.out / 'last'}"
     console.print(written, soft_wrap=True, markup=False)
-    return reward
 
 
 def make_model(options: TrainOptions, environments: VecEnv, device: str) -> SAC:
@@ -273,101 +289,6 @@ def _recall_evaluations(evaluator: EvalCallback, step: int) -> None:
         return
     evaluator.evaluations_timesteps, evaluator.evaluations_results = steps, results
     evaluator.evaluations_length = lengths
-
-
-def training_and_validation(options: TrainOptions) -> tuple[list[VideoSequence], list[Clip]]:
-    """Training sequences, and validation clips of other sequences, equally many of each data set."""
-    training: list[VideoSequence] = []
-    held_out: list[list[VideoSequence]] = []
-    for source in options.data:
-        if options.validation_data:
-            usable = _training(source, options)
-        else:
-            usable, apart = _split(source, options)
-            held_out.append(with_mirrors(options, source, apart, first=True))
-        training += with_mirrors(options, source, usable)
-    held_out += [_for_validation(source, options) for source in options.validation_data]
-    clips: list[Clip] = []
-    for i, apart in enumerate(held_out, start=1):
-        count = options.validation_clips * i // len(held_out) - len(clips)
-        clips += ClipSource(apart, options.clip_length).spread(count)
-    return training, clips
-
-
-def _training(source: str, options: TrainOptions) -> list[VideoSequence]:
-    seed = SEED_STRIDE * options.seed + TRAINING_SEED
-    loaded = sources.load_sequences(source, synthetic_count=options.synthetic_count, seed=seed)
-    return _usable(source, loaded)
-
-
-def _for_validation(source: str, options: TrainOptions) -> list[VideoSequence]:
-    seed = SEED_STRIDE * options.seed + _VALIDATION_SEED
-    loaded = sources.load_sequences(source, synthetic_count=options.validation_clips, seed=seed)
-    return _usable(source, loaded)
-
-
-def _split(source: str, options: TrainOptions) -> tuple[list[VideoSequence], list[VideoSequence]]:
-    """Training and held-out sequences; for generated data, the held-out ones are generated in addition,
-    from stills of their own if they are made of stills."""
-    kind = sources.parse(source)[0]
-    if kind == sources.CUTOUTS:
-        halves = sources.split_cutouts(
-            source,
-            options.validation_share,
-            options.seed,
-            count=options.synthetic_count,
-            made_from=SEED_STRIDE * options.seed + TRAINING_SEED,
-        )
-        training, apart = (_usable(source, half) for half in halves)
-        return training, apart
-    usable = _training(source, options)
-    if kind in sources.MADE:
-        return usable, _for_validation(source, options)
-    if len(usable) < 2:
-        raise UserError(f"{source} has {len(usable)} usable sequences; at least 2 are needed")
-    order = np.random.default_rng(options.seed).permutation(len(usable))
-    count = max(1, min(len(usable) - 1, round(options.validation_share * len(usable))))
-    chosen = set(order[:count].tolist())
-    parts: tuple[list[VideoSequence], list[VideoSequence]] = ([], [])
-    for i, sequence in enumerate(usable):
-        parts[i in chosen].append(sequence)
-    return parts
-
-
-def with_mirrors(
-    options: TrainOptions, source: str, training: Sequence[VideoSequence], first: bool = False
-) -> list[VideoSequence]:
-    """The mirrored views of sequences that ``options`` ask for.
-
-    Args:
-        options: options of the training.
-        source: name of the data; generated sequences are not mirrored, since more can be generated.
-        training: its sequences.
-        first: only one view of each sequence, the least mirrored one.
-    """
-    if sources.parse(source)[0] in sources.MADE:
-        return list(training)
-    views = [mirrored_views(sequence, options.mirror) for sequence in training]
-    return [view for several in views for view in (several[:1] if first else several)]
-
-
-def _usable(source: str, sequences: Sequence[VideoSequence]) -> list[VideoSequence]:
-    """The sequences of a source that are suitable for tracking; reads all masks, and frames from files.
-
-    Args:
-        source: data by name.
-        sequences: its sequences, or some of them.
-    """
-    read = track(sequences, f"reading {source}")
-    usable = [s for s in read if len(s) > 1 and s.present[:-1].any()]
-    if sources.parse(source)[0] not in sources.MADE:
-        for sequence in track(usable, f"checking {source}"):
-            sequence.check_frame_sizes()  # now, rather than in the middle of a run
-    if not usable:
-        raise UserError(
-            f"{source} has no usable sequence: none has an object in a frame with another after it"
-        )
-    return usable
 
 
 def make_environments(

@@ -11,7 +11,7 @@ from rich.table import Table
 from agents.comparison import METHODS, Method, compare
 from agents.comparison_report import COLUMNS, plot_curves, rows
 from agents.options import TrainOptions
-from agents.training import TRAINING_SEED
+from agents.sequences import TRAINING_SEED
 from bmvtrack.bundled import DEFAULT_WEIGHTS
 from bmvtrack.console import check_at_least, check_minutes, parse_options
 from bmvtrack.data import sources

@@ -16,14 +16,10 @@ from networks import change_config
 from agents import training
 from agents.options import TrainOptions
 from agents.sac import LatentPriorSAC
+from agents.sequences import training_and_validation
 from agents.storage import load_actor
 from agents.tracker import agent_tracker
-from agents.training import (
-    make_environments,
-    make_model,
-    train_agent,
-    training_and_validation,
-)
+from agents.training import make_environments, make_model, train_agent
 from bmvtrack.bundled import weights_folder
 from bmvtrack.data import sources
 from bmvtrack.data.sequence import VideoSequence
