@@ -5,9 +5,7 @@ The environment, the trackers and the agent all see frames through :class:`Perce
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
-from functools import lru_cache
 from pathlib import Path
 from typing import Literal
 
@@ -355,37 +353,6 @@ def _apart(
     boxes, sizes, fill = numbers.split((5, 2, 3), dim=1)
     seen = frames.expand(len(numbers), -1, -1, -1)
     return seen, boxes.contiguous(), sizes.long(), fill.float()
-
-
-def shared_perception(weights: str, device: str = "cpu") -> Perception:
-    """:meth:`Perception.load`, once per process, so that parallel environments share one network.
-
-    Weights whose files have been rewritten are loaded again.
-    """
-    files = [weights_folder(weights) / name for name in ("config.json", "model.safetensors")]
-    stamps = tuple(file.stat().st_mtime_ns if file.is_file() else 0 for file in files)
-    return _shared(weights, device, stamps)
-
-
-@lru_cache(maxsize=4)
-def _shared(weights: str, device: str, stamps: tuple[int, ...]) -> Perception:
-    return Perception.load(weights, device)
-
-
-def perception_of(weights: str | os.PathLike[str] | Perception, device: str = "cpu") -> Perception:
-    """Return a perception as it is, or :func:`shared_perception` of the given weights.
-
-    Raises:
-        UserError: if the weights are neither, or do not exist.
-    """
-    if isinstance(weights, Perception):
-        return weights
-    if not isinstance(weights, (str, os.PathLike)):
-        raise UserError(
-            "weights must be the name of bundled weights, a folder, or a Perception, not "
-            f"{type(weights).__name__}"
-        )
-    return shared_perception(os.fspath(weights), device)
 
 
 def as_labelled(

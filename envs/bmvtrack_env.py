@@ -18,9 +18,10 @@ from bmvtrack.iou import bounds_iou, rotated_iou
 from bmvtrack.masks import mask_in_frame
 from bmvtrack.motion import Coordinates
 from bmvtrack.percept import Percept
-from bmvtrack.perception import Perception, perception_of
+from bmvtrack.perception import Perception
 from bmvtrack.visualization import draw_overlay
 from envs.clips import ClipSource
+from envs.encoders import encoder_of
 from envs.state import (
     OVERLAP_OF_LOST,
     Observation,
@@ -146,7 +147,7 @@ class BMVTrackEnv(gym.Env[Observation, NDArray[np.float32]]):
                 f"render_mode must be one of {self.metadata['render_modes']}, not {render_mode!r}"
             )
         self.source = ClipSource(sequences, clip_length)
-        self.perception = perception_of(weights, device)
+        self.perception = encoder_of(weights, device)
         self.lost_after = lost_after
         self.coordinates: Coordinates = coordinates
         self._overlap = _OVERLAPS[reward]

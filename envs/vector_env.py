@@ -24,8 +24,9 @@ from bmvtrack.errors import UserError
 from bmvtrack.iou import bounds_iou, rotated_iou_torch
 from bmvtrack.models import Template
 from bmvtrack.motion import Coordinates
-from bmvtrack.perception import Perception, perception_of
+from bmvtrack.perception import Perception
 from envs.clips import Clip, ClipSource, assign_clips
+from envs.encoders import encoder_of
 from envs.observer import BatchObserver, Observations, View
 from envs.state import (
     OVERLAP_OF_LOST,
@@ -98,7 +99,7 @@ class BMVTrackVectorEnv(VectorEnv[Any, Any, Any]):
             )
         check_choices(coordinates, reward, lost_after)
         self.source = ClipSource(sequences, clip_length)
-        self.perception = perception_of(weights, device)
+        self.perception = encoder_of(weights, device)
         self.num_envs = num_envs
         self.single_observation_space = observation_space(self.perception.feature_count)
         self.single_action_space = action_space(coordinates)

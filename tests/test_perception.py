@@ -18,7 +18,7 @@ from bmvtrack.iou import rotated_iou
 from bmvtrack.masks import mask_boxes, mask_geometry, mask_in_frame
 from bmvtrack.models import ResNetUNet
 from bmvtrack.percept import Percept
-from bmvtrack.perception import Perception, as_labelled, perception_of
+from bmvtrack.perception import Perception, as_labelled
 
 SIZE = 96
 
@@ -205,20 +205,3 @@ def test_the_level_side_comes_first():
     assert (covariances[:, 0, 0] == 2).tolist() == swapped
     assert (means[:, 2:] == mean[:, 2:]).all()
     assert torch.equal(covariances.diagonal(dim1=1, dim2=2).sum(-1), torch.full((6,), 15.0))
-
-
-def test_weights_that_are_written_anew_are_loaded_anew(tmp_path):
-    first, second = (ResNetUNet(prior.named("davis16"), width=2, input_size=64) for _ in range(2))
-    first.save_weights(tmp_path, half=False)
-    before = perception_of(str(tmp_path))
-    assert perception_of(str(tmp_path)) is perception_of(tmp_path) is before
-    second.save_weights(tmp_path, half=False)
-    after = perception_of(str(tmp_path))
-    for name, value in second.state_dict().items():
-        assert torch.equal(after.network.state_dict()[name], value)
-    assert not torch.equal(before.network.stem[0].weight, after.network.stem[0].weight)
-
-
-def test_weights_that_are_none_are_named():
-    with pytest.raises(UserError, match=r"weights must be the name .* not NoneType"):
-        perception_of(None)
