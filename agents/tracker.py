@@ -9,14 +9,13 @@ import torch
 
 from agents.storage import StoredActor, load_actor
 from bmvtrack.bundled import DEFAULT_WEIGHTS, weights_folder
-from bmvtrack.data.sequence import VideoSequence
 from bmvtrack.errors import UserError
 from bmvtrack.movers import Mover
 from bmvtrack.percept import Percept
 from bmvtrack.perception import Perception
 from bmvtrack.tracker import Tracker
 from bmvtrack.tracking.learned import PerceptionTracker
-from bmvtrack.tracking.trackers import BoxTracker, TrackerFactory
+from bmvtrack.tracking.trackers import TrackerFactory, always
 from envs.state import checked_action, moved, observe
 
 
@@ -81,9 +80,4 @@ def agent_tracker(weights: str | Path = DEFAULT_WEIGHTS, device: str = "cpu") ->
     """
     folder = weights_folder(weights)
     perception = Perception.load(folder, device)
-    tracker = PerceptionTracker(Tracker(perception, load_agent_mover(folder, perception)))
-
-    def factory(sequence: VideoSequence, start: int) -> BoxTracker:
-        return tracker
-
-    return factory
+    return always(PerceptionTracker(Tracker(perception, load_agent_mover(folder, perception))))

@@ -10,16 +10,15 @@ import re
 import sys
 from importlib import import_module
 from importlib.metadata import version
-from pathlib import Path
 
 import cv2
 import torch
 from rich.table import Table
 
 from bmvtrack import __version__
+from bmvtrack.bundled import BUNDLED
 from bmvtrack.console import output_console
 
-_WEIGHTS = Path(__file__).parent / "weights"
 _COMMAND = "agents.cli"  # by name, so that bmvtrack does not import agents
 TRY = (
     ("bmvtrack evaluate --synthetic-count 3", "the bundled agent on sequences made on the fly"),
@@ -69,7 +68,7 @@ def device() -> str:
 def weights() -> dict[str, str]:
     """Descriptions of the bundled weights, by name: the first sentence of each README."""
     described = {}
-    for readme in sorted(_WEIGHTS.glob("*/README.md")):
+    for readme in sorted(BUNDLED.glob("*/README.md")):
         paragraph = readme.read_text(encoding="utf-8").split("\n\n")[1].replace("\n", " ")
         described[readme.parent.name] = re.split(r"(?<=\.) ", paragraph)[0].replace("`", "")
     return described

@@ -10,7 +10,8 @@ DEFAULT_WEIGHTS = "davis16-duts"
 """Bundled encoder and agent, trained on real images and video: the best that run at twice CSRT's rate."""
 MASK_WEIGHTS = "davis16-duts-masks"
 """Bundled encoder with better masks, without an agent."""
-_BUNDLED = Path(__file__).parent / "weights"
+BUNDLED = Path(__file__).parent / "weights"
+"""The folder with a folder for each of them."""
 
 
 def weights_folder(weights: str | Path) -> Path:
@@ -19,12 +20,12 @@ def weights_folder(weights: str | Path) -> Path:
     Raises:
         UserError: if neither exists.
     """
-    bundled = _BUNDLED / weights
+    bundled = BUNDLED / weights
     if isinstance(weights, str) and (bundled / "config.json").is_file():
         return bundled
     if Path(weights).is_dir():
         return Path(weights)
-    names = sorted(p.name for p in _BUNDLED.glob("*/") if (p / "config.json").is_file())
+    names = sorted(p.name for p in BUNDLED.glob("*/") if (p / "config.json").is_file())
     raise UserError(
         f"no weights {str(weights)!r}: neither a folder nor bundled (bundled: {', '.join(names)})"
     )

@@ -32,7 +32,7 @@ from bmvtrack.tracking.evaluation import evaluate
 from bmvtrack.tracking.learned import PerceptionTracker
 from bmvtrack.tracking.protocols import check_sequence
 from bmvtrack.tracking.report import coverage_table, distances_on_track, shares_of
-from bmvtrack.tracking.trackers import BoxTracker
+from bmvtrack.tracking.trackers import BoxTracker, always
 
 _FEWEST = 100  # frames: if they were independent, the scale would have a standard error of 6 %
 
@@ -130,7 +130,7 @@ def _distances(
         for sequence in progress.track(sequences, description="checking the data"):
             check_sequence(sequence)
         task = progress.add_task("tracking", total=len(sequences))
-        factories = {"tracker": lambda sequence, start: tracker}
+        factories = {"tracker": always(tracker)}
         results = evaluate(
             factories, sequences, "tre", segments, advance=lambda: progress.advance(task)
         )

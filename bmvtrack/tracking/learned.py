@@ -9,11 +9,10 @@ from typing import Literal
 from bmvtrack import geometry
 from bmvtrack.arrays import BoolArray, ByteArray, FloatArray
 from bmvtrack.bundled import DEFAULT_WEIGHTS
-from bmvtrack.data.sequence import VideoSequence
 from bmvtrack.movers import Mover, move_by_both, move_by_mask, move_by_posterior
 from bmvtrack.perception import Perception
 from bmvtrack.tracker import Result, Tracker
-from bmvtrack.tracking.trackers import BoxTracker, TrackerFactory
+from bmvtrack.tracking.trackers import BoxTracker, TrackerFactory, always
 
 LearnedName = Literal["prior", "mask", "both"]
 
@@ -74,9 +73,4 @@ def learned_tracker(
     Raises:
         UserError: if the weights are missing or invalid.
     """
-    tracker = PerceptionTracker(Tracker(Perception.load(weights, device), MOVERS[name]))
-
-    def factory(sequence: VideoSequence, start: int) -> BoxTracker:
-        return tracker
-
-    return factory
+    return always(PerceptionTracker(Tracker(Perception.load(weights, device), MOVERS[name])))

@@ -67,6 +67,11 @@ TrackerFactory = Callable[[VideoSequence, int], BoxTracker]
 every time, since ``init`` restarts it."""
 
 
+def always(tracker: BoxTracker) -> TrackerFactory:
+    """The factory that returns one tracker for every run."""
+    return lambda sequence, start: tracker
+
+
 class StaticTracker(BoxTracker):
     """Never moves its box: the lower bound that any tracker must beat."""
 
