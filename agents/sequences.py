@@ -9,6 +9,7 @@ from rich.progress import track
 
 from agents.options import TrainOptions
 from bmvtrack.data import sources
+from bmvtrack.data.bank import share_of
 from bmvtrack.data.mirrored import mirrored_views
 from bmvtrack.data.sequence import VideoSequence
 from bmvtrack.data.synthetic import SEED_STRIDE
@@ -70,8 +71,7 @@ def _split(source: str, options: TrainOptions) -> tuple[list[VideoSequence], lis
     if len(usable) < 2:
         raise UserError(f"{source} has {len(usable)} usable sequences; at least 2 are needed")
     order = np.random.default_rng(options.seed).permutation(len(usable))
-    count = max(1, min(len(usable) - 1, round(options.validation_share * len(usable))))
-    chosen = set(order[:count].tolist())
+    chosen = set(order[: share_of(len(usable), options.validation_share)].tolist())
     parts: tuple[list[VideoSequence], list[VideoSequence]] = ([], [])
     for i, sequence in enumerate(usable):
         parts[i in chosen].append(sequence)

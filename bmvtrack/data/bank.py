@@ -112,7 +112,12 @@ def held_out_of(count: int, share: float, seed: int) -> torch.Tensor:
     if count < 2:
         raise UserError("one sequence cannot be split into training and validation; give more")
     order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
-    return order[: max(1, min(count - 1, round(share * count)))]
+    return order[: share_of(count, share)]
+
+
+def share_of(count: int, share: float) -> int:
+    """The number of ``count`` ≥ 2 things that are a share of them; at least one is, and one is not."""
+    return max(1, min(count - 1, round(share * count)))
 
 
 @dataclass

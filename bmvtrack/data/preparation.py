@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from bmvtrack.arrays import BoolArray, FloatArray
 from bmvtrack.data import patches
+from bmvtrack.data.bank import share_of
 from bmvtrack.data.patch_store import (
     FORMAT,
     PatchTable,
@@ -176,7 +177,7 @@ def held_out(groups: NDArray[np.str_], share: float, seed: int) -> BoolArray:
         raise UserError(
             f"only {names[0]} is kept, which cannot be split into training and validation"
         )
-    count = min(max(round(share * len(names)), 1), len(names) - 1)
+    count = share_of(len(names), share)
     chosen = np.random.default_rng(seed).permutation(names)[:count]
     return np.isin(groups, chosen)
 
