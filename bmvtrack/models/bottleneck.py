@@ -122,8 +122,7 @@ class Bottleneck(nn.Module):
             spread = self.covariance_head(features).unflatten(-1, shape)
             if self.covariance_kind == "batch":
                 spread = self._reduce(spread)[None]  # (1, 5, S)
-            covariance = sample_covariance(spread)
-            covariance = covariance + _JITTER * torch.eye(VARIABLES, device=features.device)
+            covariance = definite_covariance(spread)
             return Posterior(rows.mean(dim=-1), covariance, gaussian.cholesky(covariance))
 
     def draw(self, posterior: Posterior, generator: torch.Generator | None = None) -> torch.Tensor:
@@ -186,3 +185,8 @@ def sample_covariance(rows: torch.Tensor) -> torch.Tensor:
     """Unbiased covariance between the rows of ``(..., V, S)``, over S: ``(..., V, V)``."""
     centred = rows - rows.mean(dim=-1, keepdim=True)
     return centred @ centred.transpose(-1, -2) / (rows.shape[-1] - 1)
+
+
+def definite_covariance(rows: torch.Tensor) -> torch.Tensor:
+    """:func:`sample_covariance`, which may be singular, with a little more variance: it has a factor."""
+    return sample_covariance(rows) + _JITTER * torch.eye(rows.shape[-2], device=rows.device)

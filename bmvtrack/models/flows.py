@@ -9,7 +9,7 @@ from the library ``normflows`` (the extra ``flows``).
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 import numpy as np
@@ -26,6 +26,7 @@ from bmvtrack.models.bottleneck import (
     Posterior,
     Reduction,
     Reparameterization,
+    definite_covariance,
     sample_covariance,
 )
 from bmvtrack.prior import MotionPrior
@@ -36,7 +37,6 @@ STEPS = 8
 """Layers of each flow."""
 _DRAWS = 256  # per frame, for what has no closed form
 _HIDDEN = 32  # units of the small networks inside RealNVP and IAF
-_JITTER = 1e-6
 
 
 @dataclass
@@ -78,13 +78,7 @@ class FlowBottleneck(Bottleneck):
         samples: int = 50,
         standardized: bool = False,
     ) -> None:
-        factorised = MotionPrior(
-            prior.mean,
-            np.diag(np.diag(prior.covariance)),
-            prior.coordinates,
-            prior.labels,
-            prior.source,
-        )
+        factorised = replace(prior, covariance=np.diag(np.diag(prior.covariance)))
         super().__init__(features, factorised, samples, "frame", standardized=standardized)
         self.steps = nn.ModuleList(_steps(kind))
         self.register_buffer("nodes", _standard_nodes(_DRAWS), persistent=False)
@@ -106,8 +100,7 @@ class FlowBottleneck(Bottleneck):
             noise = torch.randn(noise.shape, generator=generator, device=features.device)
         with torch.autocast(features.device.type, enabled=False):
             z, log_density = self.carry(heads.mean, deviation, noise)
-            covariance = sample_covariance(z.transpose(1, 2))
-            covariance = covariance + _JITTER * torch.eye(VARIABLES, device=features.device)
+            covariance = definite_covariance(z.transpose(1, 2))
             return FlowPosterior(
                 z.mean(dim=1),
                 covariance,
