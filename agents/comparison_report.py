@@ -6,7 +6,6 @@ is good on all sequences, and a hard sequence is hard for all seeds.
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,8 +15,8 @@ from matplotlib.figure import Figure
 from agents.comparison import METHODS, UNTRAINED, Curve
 from bmvtrack.arrays import FloatArray
 from bmvtrack.figures import line_style, save_figure, tidy
-from bmvtrack.files import atomic_file
-from bmvtrack.tracking.bootstrap import CONFIDENCE, RESAMPLES, Estimate
+from bmvtrack.files import csv_text, write_text
+from bmvtrack.tracking.bootstrap import RESAMPLES, Estimate, percentile_interval
 
 COLUMNS = (
     "method",
@@ -44,9 +43,7 @@ def crossed_bootstrap(scores: FloatArray) -> Estimate:
     generator = np.random.default_rng(0)
     rows, columns = (generator.integers(count, size=(RESAMPLES, count)) for count in scores.shape)
     means = scores[rows[:, :, None], columns[:, None, :]].mean(axis=(1, 2))
-    tail = (1 - CONFIDENCE) / 2
-    low, high = np.quantile(means, [tail, 1 - tail])
-    return Estimate(float(scores.mean()), float(low), float(high))
+    return percentile_interval(float(scores.mean()), means)
 
 
 def plot_curves(curves: Sequence[Curve], path: Path) -> None:
@@ -100,10 +97,7 @@ def rows(curves: Sequence[Curve], path: Path) -> list[tuple[str, ...]]:
         reached = "" if goal is None else _reached(runs, goal)
         score = _shown(crossed_bootstrap(scores))
         result.append((method, str(len(runs)), score, gain, behind, reached))
-    with atomic_file(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(COLUMNS)
-        writer.writerows(result)
+    write_text(path, csv_text([COLUMNS, *result]))
     return result
 
 

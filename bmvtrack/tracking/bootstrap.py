@@ -56,10 +56,15 @@ def bootstrap_mean(scores: Sequence[FloatArray], seed: int = 0) -> Estimate:
     picked = generator.integers(count, size=(*drawn.shape, lengths.max()))
     counted = np.arange(lengths.max()) < count
     means = (padded[drawn[..., None], picked] * counted).sum(axis=-1) / count[..., 0]
+    mean = float(np.mean([np.mean(runs) for runs in scores]))
+    return percentile_interval(mean, means.mean(axis=-1))
+
+
+def percentile_interval(mean: float, resampled: FloatArray) -> Estimate:
+    """A mean and the 95 % percentile interval of the means ``(RESAMPLES,)`` of its resamples."""
     tail = (1 - CONFIDENCE) / 2
-    low, high = np.quantile(means.mean(axis=-1), [tail, 1 - tail])
-    mean = np.mean([np.mean(runs) for runs in scores])
-    return Estimate(float(mean), float(low), float(high))
+    low, high = np.quantile(resampled, [tail, 1 - tail])
+    return Estimate(mean, float(low), float(high))
 
 
 def paired_difference(
