@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from bmvtrack.errors import UserError
@@ -40,6 +39,5 @@ def check_picture(out: Path) -> None:
 
 def save_figure(figure: Figure, path: Path) -> None:
     """Write a figure as PNG, atomically."""
-    FigureCanvasAgg(figure)
     with atomic_file(path) as temporary:
         figure.savefig(temporary, dpi=150)
