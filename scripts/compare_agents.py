@@ -62,28 +62,39 @@ class Options:
     max_minutes: float | None = None
     """start no further run after this many minutes; repeat the same command to continue"""
 
+    def check(self) -> None:
+        """Check the options.
+
+        Raises:
+            UserError: if an option is invalid; it names the option.
+        """
+        check_at_least(1, self, "evaluate_every", "test_clips")
+        self.of_every_run().check()
+        check_minutes(self.max_minutes)
+        if not self.seeds or not self.methods:
+            raise UserError("--seeds and --methods need at least one each")
+
+    def of_every_run(self) -> TrainOptions:
+        """What all runs have in common."""
+        return TrainOptions(
+            out=self.out,
+            weights=self.weights,
+            data=(self.data,),
+            synthetic_count=self.synthetic_count,
+            steps=self.steps,
+            validate_every=self.evaluate_every,
+            device=self.device,
+            precision=self.precision,
+            cache_gigabytes=self.cache_gigabytes,
+            mirror=self.mirror,
+        )
+
 
 def main() -> None:
     """Run the missing runs, then plot and print all finished ones."""
     options = parse_options(Options, __doc__)
+    options.check()
     console = Console()
-    train = TrainOptions(
-        out=options.out,
-        weights=options.weights,
-        data=(options.data,),
-        synthetic_count=options.synthetic_count,
-        steps=options.steps,
-        validate_every=options.evaluate_every,
-        device=options.device,
-        precision=options.precision,
-        cache_gigabytes=options.cache_gigabytes,
-        mirror=options.mirror,
-    )
-    check_at_least(1, options, "evaluate_every", "test_clips")
-    train.check()
-    check_minutes(options.max_minutes)
-    if not options.seeds or not options.methods:
-        raise UserError("--seeds and --methods need at least one each")
     training = sources.load_sequences(
         options.data, synthetic_count=options.synthetic_count, seed=TRAINING_SEED
     )
@@ -91,7 +102,7 @@ def main() -> None:
         options.test, synthetic_count=max(1, options.synthetic_count // 4), seed=_TEST_SEED
     )
     curves = compare(
-        train,
+        options.of_every_run(),
         options.seeds,
         training,
         test,
