@@ -40,6 +40,14 @@ def test_the_environment_page_is_the_docstring():
     assert text(DOCS / "environment.md").endswith(f"\n\n{docstring}\n")
 
 
+def test_every_package_is_typed_once_installed_as_its_classifier_says():
+    packaging = text(ROOT / "pyproject.toml")
+    (packages,) = re.findall(r"packages\.find\]\ninclude = \[(.*)\]", packaging)
+    for package in re.findall(r"\w+", packages):
+        assert (ROOT / package / "py.typed").is_file(), package
+        assert f'\n{package} = ["py.typed"' in packaging
+
+
 def _class(path, name):
     nodes = ast.parse(text(ROOT / path)).body
     return next(node for node in nodes if isinstance(node, ast.ClassDef) and node.name == name)
