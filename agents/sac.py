@@ -42,9 +42,9 @@ class LatentPriorSAC(SAC):
         policy: ``LatentPriorPolicy``.
         env: ``BMVTrack-v0``, or any environment with its observations.
         target_kl: nats by which the policy may deviate from the prior; the temperature is tuned to it.
-        learning_rate: learning rate of critics and temperature.
-        actor_learning_rate: learning rate of the actor, a number or a function of the remaining share of
-            training; None: that of the critics.
+        learning_rate: learning rate of critics and temperature, a number or a function of the remaining
+            share of training.
+        actor_learning_rate: learning rate of the actor, likewise; None: that of the critics.
         truth_share: share of the environments that act by the true motion plus the prior's noise, so that
             part of the buffer shows the value of good tracking. It needs environments with a
             ``true_motion`` method.
@@ -67,7 +67,7 @@ class LatentPriorSAC(SAC):
         policy: str | type[LatentPriorPolicy],
         env: GymEnv | str,
         target_kl: float = 1.0,
-        learning_rate: float = 3e-4,
+        learning_rate: float | Schedule = 3e-4,
         actor_learning_rate: float | Schedule | None = None,
         truth_share: float = 0.0,
         graphed: bool = True,
@@ -76,9 +76,7 @@ class LatentPriorSAC(SAC):
         self.target_kl, self.truth_share, self.graphed = target_kl, truth_share, graphed
         self._launcher: Launcher[Report] | None = None
         self._rates: list[torch.Tensor] = []  # learning rates, for the graph
-        self.actor_learning_rate = (
-            learning_rate if actor_learning_rate is None else actor_learning_rate
-        )
+        self.actor_learning_rate = actor_learning_rate
         super().__init__(
             policy, env, learning_rate=learning_rate, target_entropy=-target_kl, **kwargs
         )
@@ -143,12 +141,11 @@ class LatentPriorSAC(SAC):
         """See ``SAC``; also logs the KL to the prior."""
         if not self.policy.training:
             self.policy.set_training_mode(True)
-        actor, *others = self._optimizers
-        self._update_learning_rate(others)
+        self._update_learning_rate(self._optimizers)
         rate = self.actor_learning_rate
-        if callable(rate):
-            rate = rate(self._current_progress_remaining)
-        update_learning_rate(actor, rate)
+        if rate is not None:
+            rate = rate(self._current_progress_remaining) if callable(rate) else rate
+            update_learning_rate(self.actor.optimizer, rate)
         graphed = self._can_be_graphed()
         if graphed:
             self._prepare_graph()

@@ -266,10 +266,17 @@ def test_followers_act_by_the_truth_with_the_prior_s_noise(
     np.testing.assert_allclose(scaled, model.policy.scale_action(actions), atol=1e-6)
 
 
-def test_the_actor_learns_as_fast_as_the_critics_unless_told(env: BMVTrackEnv) -> None:
+def test_the_actor_learns_as_fast_as_the_critics_unless_told(
+    env: BMVTrackEnv, tmp_path: Path
+) -> None:
     model = agent(env, learning_rate=1e-2)
     model.learn(20)
     assert model.actor.optimizer.param_groups[0]["lr"] == 1e-2
+    model.save(tmp_path / "agent")
+    slower = LatentPriorSAC.load(tmp_path / "agent", env=env, learning_rate=1e-3)
+    slower.learn(20)
+    for optimizer in (slower.actor.optimizer, slower.critic.optimizer):
+        assert optimizer.param_groups[0]["lr"] == 1e-3
 
 
 def test_the_kl_that_is_logged_is_of_the_states_acted_in(env: BMVTrackEnv) -> None:
