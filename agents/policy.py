@@ -259,7 +259,8 @@ class LatentPriorPolicy(SACPolicy):
     def __init__(self, *args: Any, correlated: bool = True, **kwargs: Any) -> None:
         self.correlated = correlated
         kwargs.setdefault("features_extractor_class", StateExtractor)
-        kwargs.setdefault("optimizer_kwargs", {"fused": True})
+        if "optimizer_class" not in kwargs:  # Adam; others may not take it
+            kwargs.setdefault("optimizer_kwargs", {"fused": True})
         super().__init__(*args, **kwargs)
         if any(True for _ in self.actor.features_extractor.parameters()):
             raise UserError(

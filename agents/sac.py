@@ -29,6 +29,7 @@ from envs.state import action_space
 
 Report = tuple[tuple[str, ...], torch.Tensor]
 """Names of losses and other metrics, and their values on the device."""
+_UNUSED = {"activation_fn", "clip_mean", "log_std_init", "n_critics", "use_expln"}  # of SACPolicy
 
 
 class LatentPriorSAC(SAC):
@@ -115,6 +116,11 @@ class LatentPriorSAC(SAC):
             )
         if self.use_sde or self.n_steps > 1:
             raise UserError("the latent prior does not support use_sde and n_steps: omit them")
+        unused = sorted(_UNUSED & self.policy_kwargs.keys())
+        if unused:
+            raise UserError(
+                f"the latent prior's networks do not use {', '.join(unused)}: omit them in policy_kwargs"
+            )
         if not 0 <= self.truth_share <= 1:
             raise UserError(f"truth_share must lie in [0, 1], not {self.truth_share}")
 

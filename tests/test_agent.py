@@ -145,6 +145,13 @@ def test_an_extractor_that_learns_is_refused(env: BMVTrackEnv) -> None:
         agent(env, policy_kwargs={"net_arch": [16], "features_extractor_class": Learning})
 
 
+def test_any_optimiser_may_be_given(env: BMVTrackEnv) -> None:
+    model = agent(env, policy_kwargs={"net_arch": [16], "optimizer_class": torch.optim.RMSprop})
+    before = [parameter.clone() for parameter in model.actor.parameters()]
+    model.learn(20)
+    assert not all(map(torch.equal, before, model.actor.parameters()))
+
+
 def test_plain_actor_is_stored_too(env: BMVTrackEnv, tmp_path: Path) -> None:
     model = SAC(
         "MultiInputPolicy",
@@ -189,6 +196,7 @@ def test_what_would_make_another_prior_is_refused(perception: Perception) -> Non
         (VecNormalize(environment), {}, "give it norm_obs=False"),
         (VecNormalize(environment, norm_obs=False), {}, "TensorReplayBuffer takes no VecNormalize"),
         (environment, {"use_sde": True}, "does not support use_sde"),
+        (environment, {"policy_kwargs": {"n_critics": 3}}, "networks do not use n_critics"),
         (VecFrameStack(environment, 2), {}, "remove wrappers that stack or flatten them"),
         (environment, {"truth_share": 0.1}, "of 2 environments rounds to none"),
         (environment, {"truth_share": 1.5}, r"must lie in \[0, 1\]"),
