@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from gymnasium.vector import VectorEnv
 from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvStepReturn
 
@@ -26,19 +27,21 @@ class StableBaselinesEnv(VecEnv):
     ``EvalCallback``.
 
     Args:
-        environment: the vector environment.
+        environment: a ``BMVTrackVectorEnv``, or wrappers around one.
 
     Raises:
-        UserError: if ``environment`` is a single environment.
+        UserError: if ``environment`` is or consists of single environments.
     """
 
-    def __init__(self, environment: BMVTrackVectorEnv) -> None:
-        if not hasattr(environment, "num_envs"):
+    def __init__(self, environment: VectorEnv[Any, Any, Any]) -> None:
+        if not isinstance(environment.unwrapped, BMVTrackVectorEnv):
             raise UserError(
-                "StableBaselinesEnv takes a vector environment, as gym.make_vec makes them; "
-                "pass a single environment to Stable-Baselines3 directly"
+                "StableBaselinesEnv takes the vector environment that gym.make_vec makes by default; pass "
+                "single environments to Stable-Baselines3 directly"
             )
-        self.environment = environment
+        self.environment: Any = (
+            environment  # its reset takes a list of seeds, also through wrappers
+        )
         self.render_mode = None
         super().__init__(
             environment.num_envs,

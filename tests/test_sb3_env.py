@@ -1,8 +1,12 @@
 """The vector environment under Stable-Baselines3: its own API, wrappers and callbacks."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 from environments import AWAY
+from gymnasium.vector import SyncVectorEnv
+from gymnasium.wrappers.vector import TransformReward
 from stable_baselines3 import SAC
 from stable_baselines3.common.callbacks import EvalCallback
 from stable_baselines3.common.evaluation import evaluate_policy
@@ -148,6 +152,16 @@ def test_only_what_is_there_is_there(sequences, perception):
     assert not environment.has_attr("anything")
 
 
-def test_a_single_environment_is_refused(sequences, perception):
-    with pytest.raises(UserError, match=r"as gym\.make_vec makes them"):
-        StableBaselinesEnv(BMVTrackEnv(sequences, perception))
+def test_single_environments_are_refused(sequences, perception):
+    single = partial(BMVTrackEnv, sequences, perception)
+    for environment in (single(), SyncVectorEnv([single, single])):
+        with pytest.raises(UserError, match="pass single environments to Stable-Baselines3 dir"):
+            StableBaselinesEnv(environment)
+
+
+def test_wrappers_that_keep_tensors_may_lie_between(sequences, perception):
+    many = BMVTrackVectorEnv(2, sequences, perception)
+    environment = StableBaselinesEnv(TransformReward(many, lambda reward: 2 * reward))
+    observations = environment.reset()
+    _, rewards, _, infos = environment.step(observations["prior_mean"])
+    np.testing.assert_allclose(rewards, [2 * info["iou"] for info in infos], rtol=1e-6)
