@@ -39,9 +39,7 @@ class StableBaselinesEnv(VecEnv):
                 "StableBaselinesEnv takes the vector environment that gym.make_vec makes by default; pass "
                 "single environments to Stable-Baselines3 directly"
             )
-        self.environment: Any = (
-            environment  # its reset takes a list of seeds, also through wrappers
-        )
+        self.environment: Any = environment  # with Any, its reset takes a list of seeds
         self.render_mode = None
         super().__init__(
             environment.num_envs,
