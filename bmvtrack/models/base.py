@@ -8,7 +8,7 @@ import math
 from abc import abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -27,6 +27,7 @@ from bmvtrack.prior import MotionPrior
 BOX_THRESHOLD = 0.125
 """Default where nothing better is known: what suits the first weights that were measured."""
 _FILES = ("config.json", "model.safetensors")
+Network = TypeVar("Network", bound="MultivariationalNetwork")
 
 
 @dataclass(frozen=True)
@@ -193,8 +194,8 @@ class MultivariationalNetwork(
 
     @classmethod
     def from_pretrained(
-        cls, pretrained_model_name_or_path: str | Path, **download: Any
-    ) -> MultivariationalNetwork:
+        cls: type[Network], pretrained_model_name_or_path: str | Path, **download: Any
+    ) -> Network:
         """Load a network from a folder (:func:`load_network`) or from the Hugging Face Hub.
 
         Args:
