@@ -38,12 +38,15 @@ def checked_device(device: str | torch.device) -> torch.device:
     """The device with this name, or the best available one for ``auto``.
 
     Raises:
-        UserError: if there is no such device, or it is a GPU that the machine does not have.
+        UserError: if it is neither a CPU nor a CUDA device, or a GPU that the machine does not have.
     """
+    unknown = UserError(f"unknown device {str(device)!r}; use cpu, cuda, cuda:1 … or auto")
     try:
         checked = torch.device(resolved_device(device) if isinstance(device, str) else device)
     except RuntimeError:
-        raise UserError(f"unknown device {device!r}; use cpu, cuda, cuda:1 … or auto") from None
+        raise unknown from None
+    if checked.type not in ("cpu", "cuda"):  # mps has no float64, which boxes need
+        raise unknown
     if checked.type == "cuda":
         there = torch.cuda.device_count() if torch.cuda.is_available() else 0
         if not there:

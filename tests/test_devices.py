@@ -81,7 +81,8 @@ def test_the_best_device_there_is(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "message"), [("gpu", "unknown device 'gpu'"), ("cuda", "no CUDA")]
+    ("name", "message"),
+    [("gpu", "unknown device 'gpu'"), ("mps", "unknown device 'mps'"), ("cuda", "no CUDA")],
 )
 def test_devices_that_are_not_there(
     name: str, message: str, monkeypatch: pytest.MonkeyPatch
