@@ -12,7 +12,7 @@ from typing import Any, Literal
 import torch
 from gymnasium import spaces
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from stable_baselines3 import SAC
 from stable_baselines3.sac.policies import Actor
 from torch import nn
@@ -65,7 +65,7 @@ def save_actor(actor: Actor, policy: PolicyName, coordinates: Coordinates, folde
         name: value.detach().cpu().half().contiguous() for name, value in actor.state_dict().items()
     }
     with atomic_file(folder / "agent.safetensors") as temporary:
-        save_file(tensors, temporary)
+        temporary.write_bytes(save(tensors))
     write_json(folder / "agent.json", config)
 
 

@@ -1,10 +1,14 @@
 """Small data sets on disk, in the layouts of DAVIS16, DUTS and YouTube-VOS."""
 
 import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import cv2
 import numpy as np
+import pytest
 from PIL import Image
 
 from bmvtrack.data.sequence import VideoSequence
@@ -12,6 +16,21 @@ from bmvtrack.data.sequence import VideoSequence
 WIDTH, HEIGHT = 64, 36
 NAMES = ("bear", "camel", "dog")
 PALETTE = [0, 0, 0, 236, 95, 103, 249, 145, 87, 250, 200, 99, 153, 199, 148]
+
+
+@contextmanager
+def full_disk(largest: int = 1000) -> Iterator[None]:
+    """Writing stops in the middle of every file of more bytes, as where the disk is full."""
+    if sys.platform == "win32":
+        pytest.skip("Windows has no such limit")
+    import resource
+
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (largest, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def write_tree(root: Path, names: tuple[str, ...] = ("ant", "bee"), length: int = 6) -> Path:

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from folders import full_disk
 
 from agents.storage import StoredActor, load_actor, make_actor, save_actor
 from agents.tracker import AgentMover, agent_tracker
@@ -24,6 +25,13 @@ def test_agent_of_another_encoder_is_refused(perception: Perception, tmp_path: P
     save_actor(make_actor("latent-prior", "frame", 6, []), "latent-prior", "frame", tmp_path)
     with pytest.raises(UserError, match="belong together"):
         AgentMover(perception, load_actor(tmp_path))
+
+
+def test_an_agent_for_which_the_disk_is_too_full_is_not_written(tmp_path: Path) -> None:
+    actor = make_actor("latent-prior", "frame", 6, [16])
+    with full_disk(), pytest.raises(OSError, match="File too large"):
+        save_actor(actor, "latent-prior", "frame", tmp_path)
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("coordinates", ["frame", "object"])

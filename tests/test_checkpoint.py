@@ -4,6 +4,7 @@ import pickle
 
 import pytest
 import torch
+from folders import full_disk
 
 from bmvtrack.errors import UserError
 from bmvtrack.training.checkpoint import KEPT, checkpoints, load_checkpoint, save_checkpoint
@@ -34,6 +35,14 @@ def test_the_newest_is_loaded_and_the_last_few_are_kept(tmp_path):
     assert checkpoints(tmp_path) == paths[-KEPT:]
     assert sorted(tmp_path.iterdir()) == paths[-KEPT:]
     assert load_checkpoint(tmp_path)["step"] == 4000
+
+
+def test_a_full_disk_is_named_and_leaves_the_last_one(tmp_path):
+    paths = save(tmp_path, 1)
+    newest = tmp_path / "step-00000002.pt"
+    with full_disk(), pytest.raises(OSError, match=f"File too large: '{newest}'"):
+        save(tmp_path, 2)
+    assert list(tmp_path.iterdir()) == paths
 
 
 @pytest.mark.parametrize("folder", ["missing", "."])

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from huggingface_hub import PyTorchModelHubMixin, snapshot_download
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import nn
 
 from bmvtrack.errors import UserError
@@ -238,7 +238,7 @@ class MultivariationalNetwork(
             for name, value in self.state_dict().items()
         }
         with atomic_file(folder / _FILES[1]) as temporary:
-            save_file(tensors, temporary)
+            temporary.write_bytes(save(tensors))  # save_file() hides what a full disk raises
 
 
 def check_sizes(input_channels: int, classes: int, width: int, samples: int) -> None:

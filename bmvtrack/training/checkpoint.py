@@ -26,12 +26,21 @@ def save_checkpoint(folder: Path, step: int, state: dict[str, Any]) -> Path:
         folder: folder of the checkpoints; created if missing.
         step: training steps done.
         state: may hold only tensors, numbers, strings, lists and dictionaries.
+
+    Raises:
+        OSError: if the disk is full, or the folder cannot be written to.
     """
     for unfinished in folder.glob(".step-*"):  # left by a process that was killed
         unfinished.unlink()
     path = folder / f"step-{step:08d}.pt"
-    with atomic_file(path) as temporary:
-        torch.save(state, temporary)
+    with atomic_file(path) as temporary, temporary.open("wb") as file:
+        try:
+            torch.save(state, file)
+        except RuntimeError as error:  # torch's own, in the course of the system's
+            cause = error.__context__
+            if not isinstance(cause, OSError):
+                raise
+            raise OSError(cause.errno, cause.strerror, str(path)) from error
     there = checkpoints(folder)
     newest = there.index(path) + 1
     for ahead in there[newest:]:
