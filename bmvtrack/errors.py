@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
 import signal
 import sys
@@ -25,14 +26,20 @@ def run_script(main: Callable[[], None]) -> None:
     System errors that name a file, such as a folder that is not writable, and a full disk are printed in
     the same way. When interrupted, it exits with the status that shells use: 130 after Ctrl-C, 143 after
     SIGTERM (which batch systems send), 141 when the output is no longer read (``| head``).
+
+    Characters that the output cannot represent (σ in many encodings of Windows, bytes of a file name that
+    are not UTF-8) are printed as ``\\u03c3``.
     """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, _terminate)
     try:
         try:
             main()
         finally:
-            sys.stdout.flush()
+            if sys.stdout is not None:  # whoever started this may have closed it (>&-)
+                sys.stdout.flush()
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None

@@ -1,5 +1,6 @@
 """How a script ends: in a line where somebody can mend something, and with nothing half written."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -58,3 +59,23 @@ def test_a_batch_system_leaves_nothing_half_written(tmp_path) -> None:
     process.send_signal(signal.SIGTERM)
     assert process.wait(30) == 128 + signal.SIGTERM
     assert list(tmp_path.iterdir()) == []
+
+
+def finished(statement: str, *start: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """A program whose main function is one statement, as the last arguments of ``start``."""
+    program = f"from bmvtrack.errors import run_script; run_script(lambda: {statement})"
+    command = [*start, sys.executable, "-c", program]
+    return subprocess.run(command, capture_output=True, text=True, env=os.environ | environment)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="its shell cannot close the output")
+def test_nobody_need_listen() -> None:
+    done = finished("print('done')", "sh", "-c", '"$@" >&-', "sh")
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("encoding", ["ascii:strict", "cp1252:strict", "utf-8:strict"])
+def test_what_the_output_cannot_represent_is_printed_all_the_same(encoding: str) -> None:
+    done = finished(r"print('\u03c3 of caf\udce9')", PYTHONIOENCODING=encoding)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.endswith("of caf\\udce9\n")
