@@ -101,34 +101,33 @@ def rotated_box(box: Any, width: int, height: int) -> FloatArray:
     text = ", ".join(f"{number:g}" for number in numbers)
     if not np.isfinite(numbers).all():
         raise UserError(f"the numbers of a box must be finite: {text}")
-    if numbers[2:4].min() < geometry.MINIMUM_SIDE:
-        raise UserError(f"a box must be at least one pixel wide and high: {text}")
     if len(numbers) == 5 and abs(numbers[4]) > 2 * np.pi:
         raise UserError(f"the angle of a box must be in radians, within one turn: {text}")
-    most = geometry.MAXIMUM_SIDE * max(width, height)
-    if numbers[2:4].max() > most:
-        raise UserError(
-            f"the box {text} is too large to be followed in a frame of {width}×{height}: "
-            f"its sides may be at most {most:g} pixels"
-        )
     rbbox = numbers if len(numbers) == 5 else upright_box(numbers)
-    if not meets_frame(rbbox, width, height):
-        raise UserError(f"the box {text} lies outside the frame, which is {width}×{height}")
+    if reason := refusal(rbbox, width, height):
+        raise UserError(f"the box {text} {reason}")
     return rbbox
 
 
 def can_start(rbbox: FloatArray, width: int, height: int) -> bool:
-    """Whether a tracker can start from a box ``(5,)``; see :func:`rotated_box`."""
-    shortest, longest = rbbox[2:4].min(), rbbox[2:4].max()
-    fits = shortest >= geometry.MINIMUM_SIDE
-    fits = fits and longest <= geometry.MAXIMUM_SIDE * max(width, height)
-    return bool(fits) and meets_frame(rbbox, width, height)
+    """Whether a tracker can start from a box ``(5,)``; see :func:`refusal`."""
+    return refusal(rbbox, width, height) is None
 
 
-def meets_frame(rbbox: FloatArray, width: int, height: int) -> bool:
-    """Whether any pixel of a frame lies within the bounds of a box ``(5,)``."""
+def refusal(rbbox: FloatArray, width: int, height: int) -> str | None:
+    """Why a tracker cannot start from a box ``(5,)``, to follow the box in a sentence; None if it can."""
+    most = geometry.MAXIMUM_SIDE * max(width, height)
+    if not rbbox[2:4].min() >= geometry.MINIMUM_SIDE:
+        return "is less than a pixel wide or high"
+    if rbbox[2:4].max() > most:
+        return (
+            f"is too large to be followed in a frame of {width}×{height}: its sides may be at most "
+            f"{most:g} pixels"
+        )
     left, top, right, bottom = geometry.bounds(rbbox)
-    return bool(right >= 0 and bottom >= 0 and left <= width - 1 and top <= height - 1)
+    if not (right >= 0 and bottom >= 0 and left <= width - 1 and top <= height - 1):
+        return f"lies outside the frame, which is {width}×{height}"
+    return None
 
 
 def _of_opencv(box: Any) -> Any:
@@ -148,10 +147,11 @@ def upright_box(numbers: FloatArray) -> FloatArray:
         numbers: ``(..., 4)``: x, y of the upper left pixel, w, h.
 
     Returns:
-        ``(..., 5)``.
+        ``(..., 5)``, with exactly these sides.
     """
-    first = numbers[..., :2] - 0.5
-    return geometry.upright(np.concatenate([first, first + numbers[..., 2:]], axis=-1))
+    sides = numbers[..., 2:]
+    middle = numbers[..., :2] - 0.5 + sides / 2
+    return np.concatenate([middle, sides, np.zeros_like(sides[..., :1])], axis=-1)
 
 
 def corner_and_size(limits: FloatArray) -> FloatArray:

@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bmvtrack import geometry
+from bmvtrack.data.annotations import annotated_box
 from bmvtrack.data.synthetic import synthetic_sequence
 from bmvtrack.errors import UserError
 from bmvtrack.inputs import can_start, corner_and_size, rotated_box
@@ -55,6 +56,14 @@ def test_a_box_out_of_all_proportion_is_refused() -> None:
         rotated_box((0, 0, 1e6, 20), 64, 48)
     assert not can_start(np.array([20.0, 20, 1000, 10, 0]), 64, 48)
     assert can_start(np.array([20.0, 20, 200, 10, 0]), 64, 48)
+
+
+def test_the_sides_of_a_box_are_kept_to_the_last_bit() -> None:
+    """So that what an annotation widens to one pixel is not less than one, wherever it is."""
+    for x, y in np.random.default_rng(0).uniform(0, 2, (100, 2)).round(2):
+        box = annotated_box(np.array([x, y, 0.5, 12.7]))
+        assert box[2:].tolist() == [1, 12.7, 0]
+        assert can_start(box, 64, 48)
 
 
 def test_the_one_box_of_select_rois_is_a_box() -> None:

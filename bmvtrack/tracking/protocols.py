@@ -22,7 +22,7 @@ from bmvtrack import geometry
 from bmvtrack.arrays import BoolArray, FloatArray
 from bmvtrack.data.sequence import VideoSequence
 from bmvtrack.errors import UserError
-from bmvtrack.inputs import can_start
+from bmvtrack.inputs import can_start, refusal
 from bmvtrack.tracking.metrics import (
     GEOMETRIES,
     Geometry,
@@ -98,10 +98,9 @@ def check_sequence(sequence: VideoSequence) -> None:
             f"sequence {sequence.name!r}: the mask of its first frame is empty, so there is no box "
             "to start from; leave the sequence out or trim it to where the object is visible"
         )
-    if not can_start(sequence.boxes[0], *sequence.size):
+    if reason := refusal(sequence.boxes[0], *sequence.size):
         raise UserError(
-            f"sequence {sequence.name!r}: the box of its first frame lies outside the frame, is less than a "
-            "pixel wide or high, or is more than four times as large as the frame; leave the sequence out or "
+            f"sequence {sequence.name!r}: the box of its first frame {reason}; leave the sequence out or "
             "trim it to where the object is visible"
         )
     if not sequence.present[1:].any():
