@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
 from functools import partial
 from itertools import pairwise
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -190,44 +191,72 @@ def _parts(mask: BoolArray) -> list[BoolArray]:
     return [labels == i for i in large[: _LEFT_OVER - 1]] if len(large) > 1 else []
 
 
+class _Target(NamedTuple):
+    """A row of the bank's table, in the order of :class:`FrameBank`'s attributes."""
+
+    frame: int
+    object_id: int
+    box: FloatArray
+    previous: int
+    weight: float
+    group: int
+
+
 def _assemble(frames: list[_Frame], starts: list[int]) -> FrameBank:
-    if not any(frame.targets for frame in frames):
-        raise UserError("no frame of the training data has an object; are the masks all empty?")
-    height = max(f.image.shape[0] for f in frames)
-    width = max(f.image.shape[1] for f in frames)
-    images = np.zeros((len(frames), height, width, 3), np.uint8)
-    objects = np.zeros((len(frames), height, width), np.uint8)
-    for i, frame in enumerate(frames):
-        images[i, : frame.image.shape[0], : frame.image.shape[1]] = frame.image
-        objects[i, : frame.image.shape[0], : frame.image.shape[1]] = frame.objects
-    rows: list[tuple[int, int, int, float, int]] = []  # frame, object, previous, weight, group
-    boxes: list[FloatArray] = []
+    targets: list[_Target] = []
     shown: list[tuple[int, int]] = []
     for group, (first, last) in enumerate(pairwise(starts)):
-        previous, video = -1, last - first > 1
-        for i in range(first, last):
-            for number, box, weight in frames[i].targets:
-                if previous >= 0:
-                    box = geometry.nearest_label(box, boxes[previous])
-                boxes.append(box)
-                rows.append((i, number, previous, weight, group))
-            previous = len(boxes) - 1 if frames[i].targets and video else -1
-        known, new = len(shown), len(boxes) - len(shown)
+        known = len(targets)
+        targets += _targets(frames[first:last], group, first, known)
+        new = len(targets) - known
+        video = last - first > 1
         shown += [(known, new)] * new if video else [(known + k, 1) for k in range(new)]
-    table = list(zip(*rows, strict=True))
+    if not targets:
+        raise UserError("no frame of the training data has an object; are the masks all empty?")
+    frame_index, object_id, boxes, previous, weights, groups = zip(*targets, strict=True)
     return FrameBank(
-        frames=torch.from_numpy(images),
-        objects=torch.from_numpy(objects),
+        frames=_padded([frame.image for frame in frames]),
+        objects=_padded([frame.objects for frame in frames]),
         sizes=torch.tensor([f.image.shape[1::-1] for f in frames]),
         means=torch.from_numpy(_means(frames)),
-        frame_index=torch.tensor(table[0]),
-        object_id=torch.tensor(table[1]),
+        frame_index=torch.tensor(frame_index),
+        object_id=torch.tensor(object_id),
         boxes=torch.from_numpy(np.stack(boxes)),
-        previous=torch.tensor(table[2]),
-        weights=torch.tensor(table[3], dtype=torch.float32),
-        group=torch.tensor(table[4]),
+        previous=torch.tensor(previous),
+        weights=torch.tensor(weights, dtype=torch.float32),
+        group=torch.tensor(groups),
         shown=torch.tensor(shown),
     )
+
+
+def _targets(sequence: Sequence[_Frame], group: int, first: int, known: int) -> list[_Target]:
+    """The targets of one sequence, linked from frame to frame if it is a video.
+
+    Args:
+        sequence: its frames.
+        group: number of the sequence.
+        first: number of its first frame.
+        known: number of the targets before.
+    """
+    targets: list[_Target] = []
+    previous = -1
+    for i, frame in enumerate(sequence, start=first):
+        for number, box, weight in frame.targets:
+            if previous >= 0:
+                box = geometry.nearest_label(box, targets[previous - known].box)
+            targets.append(_Target(i, number, box, previous, weight, group))
+        linked = frame.targets and len(sequence) > 1
+        previous = known + len(targets) - 1 if linked else -1
+    return targets
+
+
+def _padded(images: Sequence[ByteArray]) -> torch.Tensor:
+    """Images ``(H, W, …)`` on a common canvas, padded with zeros on the right and at the bottom."""
+    height, width = (max(image.shape[axis] for image in images) for axis in (0, 1))
+    result = np.zeros((len(images), height, width, *images[0].shape[2:]), np.uint8)
+    for canvas, image in zip(result, images, strict=True):
+        canvas[: image.shape[0], : image.shape[1]] = image
+    return torch.from_numpy(result)
 
 
 def _means(frames: Iterable[_Frame]) -> FloatArray:
