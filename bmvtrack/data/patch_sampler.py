@@ -25,6 +25,7 @@ from bmvtrack.data.patches import normalize
 from bmvtrack.data.samples import host_seed
 from bmvtrack.devices import data_capacity, to_device
 from bmvtrack.errors import UserError
+from bmvtrack.motion import AT_REST
 
 READ_AHEAD = 2
 """Number of batches that are read before they are requested, each by its own thread."""
@@ -164,7 +165,7 @@ class PatchSampler:
         kind = ResidentRecords if resident else StreamedRecords
         self.records: Records = kind(store, indices, device)
         self._categories = torch.from_numpy(store.table.category[indices]).long().to(device)
-        self._still = torch.tensor([1.0, 1.0, 0.0, 0.0, 0.0], device=device)
+        self._still = torch.tensor(AT_REST, device=device)
         self._boxes = torch.from_numpy(store.table.rbbox[indices]).to(device)
 
     def draw(self, count: int, generator: torch.Generator) -> Batch:

@@ -16,6 +16,7 @@ from bmvtrack import geometry
 from bmvtrack.arrays import ByteArray, FloatArray
 from bmvtrack.data.sequence import VideoSequence
 from bmvtrack.errors import UserError
+from bmvtrack.inputs import upright_box
 from bmvtrack.tracking.trackers import BoxTracker, TrackerFactory
 
 Peer = Literal["csrt", "kcf", "mil", "mosse"]
@@ -60,7 +61,7 @@ class OpenCVTracker(BoxTracker):
         except cv2.error:  # some fail on a window outside the frame rather than report a loss
             found, rectangle = False, None
         if found:
-            self._rbbox = _from_rectangle(rectangle)
+            self._rbbox = upright_box(np.array(rectangle, dtype=np.float64))
         return self._rbbox.copy()
 
 
@@ -97,8 +98,3 @@ def _to_rectangle(rbbox: FloatArray, width: int, height: int) -> tuple[int, int,
     last = np.clip(edges[2:], first + _SMALLEST_SIDE, limit)
     x, y, w, h = np.concatenate([first, last - first]).tolist()
     return x, y, w, h
-
-
-def _from_rectangle(rectangle: tuple[float, float, float, float]) -> FloatArray:
-    x, y, w, h = rectangle
-    return np.array([x - 0.5 + w / 2, y - 0.5 + h / 2, w, h, 0.0])
