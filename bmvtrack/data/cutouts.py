@@ -18,13 +18,12 @@ import numpy as np
 from bmvtrack import geometry
 from bmvtrack.arrays import BoolArray, ByteArray, FloatArray
 from bmvtrack.data.scene import (
-    LEAVING,
-    SIZES,
     Scene,
     SceneOptions,
     Sprite,
     checked_prior,
-    trajectory,
+    first_side,
+    shutter,
 )
 from bmvtrack.data.sequence import VideoSequence
 from bmvtrack.data.sprites import Layer, box_axes, displacement, motion_blur, window_of
@@ -136,8 +135,7 @@ class _CutoutScene(Scene):
         cutout = target.cutout if alike and target is not None else self._cutout(generator)
         frame = np.array([self.options.width, self.options.height], dtype=np.float64)
         start = cutout.rbbox.copy()
-        side = math.sqrt(frame.prod()) * generator.uniform(1.15 * SIZES[0], 0.8 * SIZES[1])
-        start[2:4] *= side / math.sqrt(start[2] * start[3])
+        start[2:4] *= first_side(generator, frame) / math.sqrt(start[2] * start[3])
         start[4] += generator.normal(0, 0.1)
         extent = np.abs(box_axes(start)).sum(axis=1)  # of its axis-aligned bounds
         start[2:4] *= min(1.0, float((0.84 * frame / extent).min()))
@@ -147,8 +145,7 @@ class _CutoutScene(Scene):
             if target is None
             else generator.uniform(0, frame)
         )
-        leaves = target is not None or generator.random() < LEAVING
-        rbboxes = trajectory(generator, self.prior, self.options, start, True, leaves)
+        rbboxes = self.path(generator, start, True, target)
         phases = generator.uniform(0.05, 0.6) * np.arange(self.options.length)
         return _CutoutSprite(
             cutout,
@@ -156,7 +153,7 @@ class _CutoutScene(Scene):
             phases[:, None] + generator.uniform(0, 2 * math.pi, 2),
             _BEND * generator.normal(0, 1, 2),
             generator.uniform(0.4, 1.2, 2) * math.pi,
-            generator.uniform(0.2, 0.9) if generator.random() < 0.4 else 0.0,
+            shutter(generator),
         )
 
     def _cutout(self, generator: np.random.Generator) -> Cutout:

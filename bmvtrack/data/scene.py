@@ -30,10 +30,9 @@ from bmvtrack.prior import MotionPrior, load
 _PERSISTENCE = 0.8
 _TEMPER = np.array([0.3, 0.3, 0.3, 0.55, 0.6])
 _DRIFT = 0.03  # typical steady shift per frame, in object units
-SIZES = (0.12, 0.5)
-"""Smallest and largest √(w·h) of an object relative to that of the frame."""
-LEAVING = 0.06
-"""Share of sequences whose object may leave the frame."""
+_SIZES = (0.12, 0.5)  # smallest and largest √(w·h) of an object relative to that of the frame
+_LEAVING = 0.06  # share of sequences whose target may leave the frame
+_BLURRED = 0.4  # share of objects that are blurred by their motion
 
 
 @dataclass(frozen=True)
@@ -117,6 +116,49 @@ class Scene:
             before_it = generator.random() < 0.25 and not self.meet(target, sprite)
             (before if before_it else behind).append(sprite)
         return target, behind, before
+
+    def path(
+        self,
+        generator: np.random.Generator,
+        start: FloatArray,
+        upright: bool,
+        target: Sprite | None,
+    ) -> FloatArray:
+        """Boxes ``(T, 5)`` that move from ``start``, ``(5,)``, by tempered, correlated draws from the prior.
+
+        Shifts are reflected at the frame's edge and sizes at their limits; the aspect ratio, and the lean of
+        upright objects, are pulled back to their initial values. Distractors, and some targets (``target``
+        is None), are reflected only beyond the edge.
+        """
+        leaves = target is not None or generator.random() < _LEAVING
+        frame = np.array([self.options.width, self.options.height], dtype=np.float64)
+        temper = _TEMPER * math.exp(generator.normal(0, 0.35))
+        velocity = generator.standard_normal(5)
+        drift = _DRIFT * generator.normal(0, 1, 2)
+        rbboxes = [start]
+        for _ in range(self.options.length - 1):
+            rbbox = rbboxes[-1]
+            side = math.sqrt(rbbox[2] * rbbox[3])
+            edge = (-0.8 if leaves else 0.5) * side
+            outward = np.where(rbbox[:2] < edge, -1.0, np.where(rbbox[:2] > frame - edge, 1.0, 0.0))
+            away = outward * velocity[3:] > 0
+            velocity[3:] = np.where(away, -velocity[3:], velocity[3:])
+            drift = np.where(outward * drift > 0, -drift, drift)
+            share = side / math.sqrt(frame.prod())
+            if share < _SIZES[0]:
+                velocity[:2] = np.abs(velocity[:2])
+            elif share > _SIZES[1]:
+                velocity[:2] = -np.abs(velocity[:2])
+            fresh = generator.standard_normal(5)
+            velocity = _PERSISTENCE * velocity + math.sqrt(1 - _PERSISTENCE**2) * fresh
+            step = self.prior.unwhiten(temper * velocity)
+            step[3:] += drift
+            stretch = math.log(rbbox[2] / rbbox[3] * start[3] / start[2])
+            step[:2] = np.clip(step[:2] * np.exp(np.array([-0.2, 0.2]) * stretch), 0.5, 2.0)
+            if upright:
+                step[2] -= 0.15 * (rbbox[4] - start[4])
+            rbboxes.append(motion.apply(rbbox, step, frame[0], frame[1], "object"))
+        return np.stack(rbboxes)
 
     def frame(self, t: int) -> ByteArray:
         """Frame t, ``(H, W, 3)`` uint8 RGB."""
@@ -243,44 +285,11 @@ def checked_prior(name: str) -> MotionPrior:
     return drawn_from
 
 
-def trajectory(
-    generator: np.random.Generator,
-    drawn_from: MotionPrior,
-    options: SceneOptions,
-    start: FloatArray,
-    upright: bool,
-    leaves: bool,
-) -> FloatArray:
-    """Boxes ``(T, 5)`` that move by tempered, correlated draws from the prior.
+def first_side(generator: np.random.Generator, frame: FloatArray) -> float:
+    """√(w·h) of an object in frame 0, for a frame of width and height ``(2,)``; all in pixels."""
+    return math.sqrt(frame.prod()) * generator.uniform(1.15 * _SIZES[0], 0.8 * _SIZES[1])
 
-    Shifts are reflected at the frame's edge (beyond it if the object may leave) and sizes at their
-    limits; the aspect ratio, and the lean of upright objects, are pulled back to their initial values.
-    """
-    frame = np.array([options.width, options.height], dtype=np.float64)
-    temper = _TEMPER * math.exp(generator.normal(0, 0.35))
-    velocity = generator.standard_normal(5)
-    drift = _DRIFT * generator.normal(0, 1, 2)
-    rbboxes = [start]
-    for _ in range(options.length - 1):
-        rbbox = rbboxes[-1]
-        side = math.sqrt(rbbox[2] * rbbox[3])
-        edge = (-0.8 if leaves else 0.5) * side
-        outward = np.where(rbbox[:2] < edge, -1.0, np.where(rbbox[:2] > frame - edge, 1.0, 0.0))
-        away = outward * velocity[3:] > 0
-        velocity[3:] = np.where(away, -velocity[3:], velocity[3:])
-        drift = np.where(outward * drift > 0, -drift, drift)
-        share = side / math.sqrt(frame.prod())
-        if share < SIZES[0]:
-            velocity[:2] = np.abs(velocity[:2])
-        elif share > SIZES[1]:
-            velocity[:2] = -np.abs(velocity[:2])
-        fresh = generator.standard_normal(5)
-        velocity = _PERSISTENCE * velocity + math.sqrt(1 - _PERSISTENCE**2) * fresh
-        step = drawn_from.unwhiten(temper * velocity)
-        step[3:] += drift
-        stretch = math.log(rbbox[2] / rbbox[3] * start[3] / start[2])
-        step[:2] = np.clip(step[:2] * np.exp(np.array([-0.2, 0.2]) * stretch), 0.5, 2.0)
-        if upright:
-            step[2] -= 0.15 * (rbbox[4] - start[4])
-        rbboxes.append(motion.apply(rbbox, step, frame[0], frame[1], "object"))
-    return np.stack(rbboxes)
+
+def shutter(generator: np.random.Generator) -> float:
+    """Share of the time between frames that the shutter is open for an object; 0 if it is not blurred."""
+    return generator.uniform(0.2, 0.9) if generator.random() < _BLURRED else 0.0

@@ -17,13 +17,12 @@ import numpy as np
 from bmvtrack.arrays import ByteArray, FloatArray
 from bmvtrack.data import textures
 from bmvtrack.data.scene import (
-    LEAVING,
-    SIZES,
     Scene,
     SceneOptions,
     Sprite,
     checked_prior,
-    trajectory,
+    first_side,
+    shutter,
 )
 from bmvtrack.data.sequence import VideoSequence
 from bmvtrack.data.silhouettes import Silhouette, silhouette
@@ -104,8 +103,7 @@ class _TexturedScene(Scene):
             same = related and generator.random() < 0.6
             outline = target.outline if same else silhouette(generator)
             start = _start(generator, outline, self.options, phases[0], inside=False)
-        leaves = target is not None or generator.random() < LEAVING
-        rbboxes = trajectory(generator, self.prior, self.options, start, outline.upright, leaves)
+        rbboxes = self.path(generator, start, outline.upright, target)
         shade = generator.uniform(0, 1.0)
         turn = generator.uniform(0, 2 * math.pi)
         return TexturedSprite(
@@ -114,7 +112,7 @@ class _TexturedScene(Scene):
             rbboxes,
             phases,
             (shade * math.cos(turn), shade * math.sin(turn)),
-            generator.uniform(0.2, 0.9) if generator.random() < 0.4 else 0.0,
+            shutter(generator),
         )
 
     def _skins(self, generator: np.random.Generator) -> tuple[ByteArray, ByteArray]:
@@ -151,7 +149,7 @@ def _start(
 ) -> FloatArray:
     """A first box with the outline's aspect ratio, ``(5,)``; centred anywhere if ``inside`` is False."""
     frame = np.array([options.width, options.height], dtype=np.float64)
-    side = math.sqrt(frame.prod()) * generator.uniform(1.15 * SIZES[0], 0.8 * SIZES[1])
+    side = first_side(generator, frame)
     natural = outline.rbbox[2:4]
     lean = generator.normal(0, 0.1) if outline.upright else generator.uniform(0, 2 * math.pi)
     size = side * natural / math.sqrt(natural.prod())
