@@ -1,4 +1,4 @@
-"""Differentiable sums over the processes (ranks) of a distributed run.
+"""Differentiable sums over the processes (ranks) of a distributed run, and what one does for all.
 
 In a run that is not distributed these functions cover the one process and change no value. Every rank
 must call them equally often, with tensors of the same shape.
@@ -10,10 +10,13 @@ over ranks. Together that is the gradient of the mean of the ranks' losses, with
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import distributed
+
+from bmvtrack.errors import UserError
 
 
 def rank_count() -> int:
@@ -26,6 +29,30 @@ def rank_count() -> int:
 def rank() -> int:
     """Rank of this process; 0 in a run that is not distributed."""
     return distributed.get_rank() if rank_count() > 1 else 0
+
+
+def on_first_rank(work: Callable[[], object]) -> None:
+    """Do something on rank 0 alone, for which the others wait; if it fails, all ranks raise.
+
+    Otherwise the others would wait for rank 0 in their next sum, until that times out.
+
+    Raises:
+        Exception: what ``work`` raises, on rank 0.
+        UserError: on the other ranks.
+    """
+    raised = None
+    if rank() == 0:
+        try:
+            work()
+        except Exception as error:
+            raised = error
+    failed = [raised is not None]
+    if rank_count() > 1:
+        distributed.broadcast_object_list(failed)
+    if raised is not None:
+        raise raised
+    if failed[0]:
+        raise UserError(f"rank {rank()} stops because rank 0 did")
 
 
 def all_sum(values: torch.Tensor) -> torch.Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from contextlib import nullcontext
+from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
 
@@ -19,7 +19,7 @@ from bmvtrack.cuda_graphs import Launcher
 from bmvtrack.data import sources
 from bmvtrack.data.batch import Batch
 from bmvtrack.data.samples import state_seed
-from bmvtrack.distributed import all_gather
+from bmvtrack.distributed import all_gather, on_first_rank
 from bmvtrack.errors import UserError
 from bmvtrack.files import held, write_json
 from bmvtrack.models import Bottleneck, Output, fused_norm
@@ -58,7 +58,8 @@ def pretrain(options: PretrainOptions, console: Console | None = None) -> dict[s
     options = options.resolved()
     check_run_folder(options.out, options.resume, options.fixed())
     run = PretrainRun(options)
-    with held(options.out) if run.fabric.is_global_zero else nullcontext():
+    with ExitStack() as stack:
+        on_first_rank(lambda: stack.enter_context(held(options.out)))
         if options.resume:
             run.load()
         return run.train(console or Console())
@@ -110,8 +111,7 @@ class PretrainRun:
         metrics: dict[str, float] = {}
         validated = -1
         folder = options.out / "tensorboard"
-        if first:
-            write_json(options.out / "options.json", options.fixed())
+        on_first_rank(lambda: write_json(options.out / "options.json", options.fixed()))
         with Journal(folder, console, options.steps, self.step, first) as journal:
             if options.resume:
                 journal.say(f"resuming {options.out} at step {self.step} of {options.steps}")
@@ -299,26 +299,27 @@ class PretrainRun:
         values = self._mean_over_ranks(dict(zip(terms, stacked.tolist(), strict=True)))
         self._check_finite(values["total"])
         rate = float(self.scheduler.get_last_lr()[0])
-        journal.record("train", values | {"learning_rate": rate}, self.step)
+        on_first_rank(lambda: journal.record("train", values | {"learning_rate": rate}, self.step))
         journal.advance(self.step, values["total"])
 
     def _validate_and_save(self, journal: Journal) -> dict[str, float]:
         metrics = self.validate()
         self._check_finite(metrics["loss"])
-        journal.record("validation", metrics, self.step)
-        shown = "  ".join(f"{name} {value:.4g}" for name, value in metrics.items())
-        journal.say(f"step {self.step}: {shown}")
         found = metrics.get("box_threshold", self.network.box_threshold)
         self.network.box_threshold = self.options.box_threshold or found
         better = metrics["loss"] < self.best
         self.best = min(self.best, metrics["loss"])
         state = self.state()
-        if self.fabric.is_global_zero:
-            self._save(state, metrics, better)
-        self.fabric.barrier()  # no rank continues or exits before everything is written
+        # No rank continues or exits before everything is written.
+        on_first_rank(lambda: self._report_and_save(journal, state, metrics, better))
         return metrics
 
-    def _save(self, state: dict[str, Any], metrics: dict[str, float], better: bool) -> None:
+    def _report_and_save(
+        self, journal: Journal, state: dict[str, Any], metrics: dict[str, float], better: bool
+    ) -> None:
+        journal.record("validation", metrics, self.step)
+        shown = "  ".join(f"{name} {value:.4g}" for name, value in metrics.items())
+        journal.say(f"step {self.step}: {shown}")
         out = self.options.out
         self.network.save_weights(out / "last")
         if better:
