@@ -86,8 +86,8 @@ class TrainOptions:
     gamma: float = 0.8
     """discount factor: drift costs later IoU, but not for ever"""
     target_kl: float = 6.0
-    """nats by which the policy may deviate from the prior (`latent-prior` only): halving the prior's noise
-    takes 1.6 nats, a shift by one standard deviation takes half a nat"""
+    """nats by which the policy may deviate from the prior (not `plain`): halving the prior's noise takes 1.6
+    nats, a shift by one standard deviation takes half a nat"""
     initial_temperature: float = 0.02
     """initial weight of the KL term (`plain`: of the entropy); it is tuned during training"""
     buffer_size: int = 100_000
