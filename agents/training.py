@@ -29,10 +29,15 @@ from bmvtrack.data.sequence import VideoSequence
 from bmvtrack.data.synthetic import SEED_STRIDE
 from bmvtrack.devices import resolved_device
 from bmvtrack.errors import UserError
-from bmvtrack.files import DAMAGED, atomic_folder, held, write_json
+from bmvtrack.files import DAMAGED, atomic_folder, write_json
 from bmvtrack.models import weights_fingerprint
 from bmvtrack.perception import Perception
-from bmvtrack.training.checkpoint import check_run_folder, resumed_state, save_checkpoint
+from bmvtrack.training.checkpoint import (
+    check_run_folder,
+    held_run,
+    resumed_state,
+    save_checkpoint,
+)
 from envs.clips import Clip
 from envs.vector_env import BMVTrackVectorEnv
 
@@ -64,7 +69,7 @@ def train_agent(options: TrainOptions, console: Console | None = None) -> float:
     }
     training, clips = training_and_validation(options)
     model = make_model(options, make_environments(options, perception, training), device)
-    with held(options.out):
+    with held_run(options.out):
         return _train(options, model, perception, clips, prints, console)
 
 

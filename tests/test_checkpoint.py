@@ -7,7 +7,14 @@ import torch
 from folders import full_disk
 
 from bmvtrack.errors import UserError
-from bmvtrack.training.checkpoint import KEPT, checkpoints, load_checkpoint, save_checkpoint
+from bmvtrack.files import listed
+from bmvtrack.training.checkpoint import (
+    KEPT,
+    checkpoints,
+    held_run,
+    load_checkpoint,
+    save_checkpoint,
+)
 
 STATE = {
     "network": {"weight": torch.arange(5000.0)},
@@ -43,6 +50,19 @@ def test_a_full_disk_is_named_and_leaves_the_last_one(tmp_path):
     with full_disk(), pytest.raises(OSError, match=f"File too large: '{newest}'"):
         save(tmp_path, 2)
     assert list(tmp_path.iterdir()) == paths
+
+
+def test_a_run_goes_on_without_what_a_kill_has_left_of_weights(tmp_path):
+    """In one of them, ``best`` was about to be replaced."""
+    for name in ("last", ".last-abcdefgh", ".best-abcdefgh/best", ".best-ijklmnop"):
+        (tmp_path / name).mkdir(parents=True)
+        (tmp_path / name / "weights").write_text(name)
+    with held_run(tmp_path):
+        names = [path.name for path in listed(tmp_path)]
+        assert names == ["best", "last"]
+        assert (tmp_path / "best" / "weights").read_text() == ".best-abcdefgh/best"
+        assert (tmp_path / "last" / "weights").read_text() == "last"
+    assert sorted(tmp_path.iterdir()) == listed(tmp_path)
 
 
 @pytest.mark.parametrize("folder", ["missing", "."])

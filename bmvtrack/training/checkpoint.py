@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from contextlib import suppress
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ import torch
 
 from bmvtrack.console import check_output_folder
 from bmvtrack.errors import UserError
-from bmvtrack.files import DAMAGED, atomic_file, check_sums
+from bmvtrack.files import DAMAGED, atomic_file, check_sums, held
 
 KEPT = 2
 
@@ -103,6 +105,24 @@ def check_run_folder(out: Path, resume: bool, options: dict[str, Any]) -> None:
             before = json.loads((out / "options.json").read_text(encoding="utf-8"))
         if isinstance(before, dict):
             _refuse_others(out, before, options)
+
+
+@contextmanager
+def held_run(out: Path) -> Iterator[None]:
+    """Hold the folder of a run, without what a killed process left of the folders ``best`` and ``last``.
+
+    Raises:
+        UserError: if another process holds the folder.
+    """
+    with held(out):
+        for name in ("best", "last"):
+            for left in out.glob(f".{name}-????????"):
+                if (left / name).is_dir() and not (
+                    out / name
+                ).exists():  # killed while replacing it
+                    (left / name).replace(out / name)
+                shutil.rmtree(left, ignore_errors=True)
+        yield
 
 
 def resumed_state(folder: Path, options: dict[str, Any]) -> dict[str, Any]:

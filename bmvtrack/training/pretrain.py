@@ -21,10 +21,15 @@ from bmvtrack.data.batch import Batch
 from bmvtrack.data.samples import state_seed
 from bmvtrack.distributed import all_gather, on_first_rank
 from bmvtrack.errors import UserError
-from bmvtrack.files import held, write_json
+from bmvtrack.files import write_json
 from bmvtrack.models import Bottleneck, Output, fused_norm
 from bmvtrack.training.box_threshold import best_threshold, box_overlaps
-from bmvtrack.training.checkpoint import check_run_folder, resumed_state, save_checkpoint
+from bmvtrack.training.checkpoint import (
+    check_run_folder,
+    held_run,
+    resumed_state,
+    save_checkpoint,
+)
 from bmvtrack.training.devices import make_fabric, memory_format, synchronized
 from bmvtrack.training.journal import Journal
 from bmvtrack.training.objective import active_units, averaged, objective, validation_metrics
@@ -59,7 +64,7 @@ def pretrain(options: PretrainOptions, console: Console | None = None) -> dict[s
     check_run_folder(options.out, options.resume, options.fixed())
     run = PretrainRun(options)
     with ExitStack() as stack:
-        on_first_rank(lambda: stack.enter_context(held(options.out)))
+        on_first_rank(lambda: stack.enter_context(held_run(options.out)))
         if options.resume:
             run.load()
         return run.train(console or Console())
