@@ -16,6 +16,7 @@ from bmvtrack.data.davis import DavisSplit, load_davis16
 from bmvtrack.data.mirrored import upside_down
 from bmvtrack.data.sequence import VideoSequence
 from bmvtrack.errors import UserError
+from bmvtrack.files import note_begun
 from bmvtrack.tracking.evaluation import Watcher, evaluate, write_overlay
 from bmvtrack.tracking.failure_atlas import FailureAtlas, remove_atlas
 from bmvtrack.tracking.learned import learned_tracker
@@ -135,6 +136,8 @@ def run_evaluation(options: EvaluationOptions) -> None:
             check_sequence(sequence)
         remove_previous(options.out)
         remove_atlas(options.out / "failures")
+        if options.video:
+            note_begun(options.out, "trackers", factories, [s.name for s in sequences])
         task = progress.add_task("tracking", total=len(sequences) * len(factories))
         results = evaluate(
             factories,

@@ -27,6 +27,7 @@ DAMAGED = (
     *(ValueError, LookupError, AttributeError, TypeError),
 )
 """Exceptions that :mod:`zipfile` and ``torch.load`` raise on damaged files."""
+_SUMMARY, _BEGUN = "summary.json", ".begun.json"
 
 
 def check_sums(path: Path) -> None:
@@ -192,18 +193,46 @@ def is_plain_name(name: str) -> bool:
     return name not in ("", "..") and Path(name).name == name
 
 
-def previously_made(folder: Path, kind: str) -> dict[str, list[str]]:
-    """What an earlier evaluation has left in a folder, according to its ``summary.json``.
+def note_begun(folder: Path, kind: str, names: Iterable[str], sequences: Iterable[str]) -> None:
+    """Note what an evaluation will make, so that it can be removed if the evaluation is interrupted.
 
     Args:
-        folder: with ``{kind: {name: {"per_sequence": {sequence: …}}}}`` in that file.
+        folder: of the evaluation; :func:`write_summary` removes the note.
+        kind: see :func:`previously_made`.
+        names: of trackers or protocols.
+        sequences: names of sequences, or of images.
+    """
+    made = {"per_sequence": dict.fromkeys(sequences)}
+    write_json(folder / _BEGUN, {kind: dict.fromkeys(names, made)})
+
+
+def write_summary(folder: Path, summary: dict[str, Any]) -> None:
+    """Write ``summary.json``, with which an evaluation is complete."""
+    write_json(folder / _SUMMARY, summary)
+    (folder / _BEGUN).unlink(missing_ok=True)
+
+
+def previously_made(folder: Path, kind: str) -> dict[str, list[str]]:
+    """What an earlier evaluation has left in a folder, according to ``summary.json`` or :func:`note_begun`.
+
+    Args:
+        folder: with ``{kind: {name: {"per_sequence": {sequence: …}}}}`` in one of these files.
         kind: ``trackers`` or ``protocols``.
 
     Returns:
-        The sequences of each name, all of them plain names; empty if the file does not have this form.
+        The sequences of each name, all of them plain names; empty if no file has this form.
     """
+    return _listed_in(folder / _SUMMARY, kind) or begun(folder, kind)
+
+
+def begun(folder: Path, kind: str) -> dict[str, list[str]]:
+    """What an interrupted evaluation may have left in a folder; see :func:`previously_made`."""
+    return _listed_in(folder / _BEGUN, kind)
+
+
+def _listed_in(path: Path, kind: str) -> dict[str, list[str]]:
     try:
-        summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+        summary = json.loads(path.read_text(encoding="utf-8"))
         made = {name: list(part["per_sequence"].keys()) for name, part in summary[kind].items()}
     except (OSError, ValueError, LookupError, TypeError, AttributeError):
         return {}

@@ -31,8 +31,10 @@ from bmvtrack.console import (
 )
 from bmvtrack.data.stills import count_without_mask, load_stills
 from bmvtrack.errors import UserError, run_script
+from bmvtrack.files import note_begun
+from bmvtrack.segmentation.looks import TWO_LOOKS
 from bmvtrack.segmentation.options import NetworkOptions
-from bmvtrack.segmentation.protocols import load_segmenter
+from bmvtrack.segmentation.protocols import HONEST, load_segmenter, oracle_name
 from bmvtrack.segmentation.saliency_evaluation import check_still, evaluate_stills
 from bmvtrack.segmentation.saliency_report import (
     build_summary,
@@ -82,6 +84,8 @@ def main() -> None:
         for still in progress.track(stills, description="checking the data"):
             check_still(still)
         remove_previous(options.out)
+        protocols = oracle_name(options.draws), HONEST, TWO_LOOKS
+        note_begun(options.out, "protocols", protocols, [still.name for still in stills])
         task = progress.add_task("finding what is salient", total=len(stills))
         results = evaluate_stills(
             network,

@@ -21,10 +21,11 @@ from pathlib import Path
 from bmvtrack.console import check_output_folder, parse_options, print_results, progress_bar
 from bmvtrack.data.davis import DavisSplit, load_davis16
 from bmvtrack.errors import run_script
+from bmvtrack.files import note_begun
 from bmvtrack.segmentation.evaluation import SequenceScores, check_sequence, evaluate_sequence
 from bmvtrack.segmentation.options import NetworkOptions
 from bmvtrack.segmentation.pictures import write_masks_along_sequences, write_stochastic_masks
-from bmvtrack.segmentation.protocols import HONEST, load_segmenter
+from bmvtrack.segmentation.protocols import HONEST, load_segmenter, oracle_name
 from bmvtrack.segmentation.report import (
     build_summary,
     remove_previous,
@@ -62,6 +63,8 @@ def main() -> None:
         for sequence in progress.track(sequences, description="checking the data"):
             check_sequence(sequence)
         remove_previous(options.out)
+        protocols = oracle_name(options.draws), HONEST
+        note_begun(options.out, "protocols", protocols, [s.name for s in sequences])
         task = progress.add_task("segmenting", total=sum(map(len, sequences)))
         for sequence in sequences:
             scores = evaluate_sequence(

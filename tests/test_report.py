@@ -5,6 +5,7 @@ import resource
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from unittest.mock import Mock
 
 import cv2
 import numpy as np
@@ -310,6 +311,23 @@ def test_an_evaluation_forgets_the_one_before_and_nothing_else(run, davis, tmp_p
     thesis = out / "videos" / "static" / "thesis.mp4"
     thesis.write_text("mine")
     assert run(*options, "static", "--sequences", "bee").status == 0
+    files = sorted(str(p.relative_to(out)) for p in out.rglob("*") if p.is_file())
+    plots = ["precision.png", "results/static/bee.csv", "success.png", "summary.json"]
+    assert files == [*plots, "videos/static/thesis.mp4"]
+
+
+def test_an_evaluation_forgets_an_interrupted_one_too(run, davis, tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    options = "--root", davis, "--out", out, "--trackers", "static"
+    with monkeypatch.context() as patch:
+        patch.setattr("agents.evaluation.build_summary", Mock(side_effect=KeyboardInterrupt))
+        assert run(*options, "--video", "--failures").status == 130
+    page = (out / "failures" / "failures.md").read_text(encoding="utf-8")
+    assert "data that are not all tracked yet" in page
+    thesis = out / "videos" / "static" / "thesis.mp4"
+    thesis.write_text("mine")
+    assert len(list(out.rglob("*ant.*"))) == 3
+    assert run(*options, "--sequences", "bee").status == 0
     files = sorted(str(p.relative_to(out)) for p in out.rglob("*") if p.is_file())
     plots = ["precision.png", "results/static/bee.csv", "success.png", "summary.json"]
     assert files == [*plots, "videos/static/thesis.mp4"]

@@ -3,6 +3,7 @@
 import json
 from functools import partial
 from pathlib import Path
+from unittest.mock import Mock
 
 import cv2
 import numpy as np
@@ -16,6 +17,7 @@ from bmvtrack import prior
 from bmvtrack.data import patches
 from bmvtrack.data.synthetic import synthetic_sequence
 from bmvtrack.models import ResNetUNet
+from bmvtrack.segmentation import saliency_report
 from bmvtrack.segmentation.saliency import average, normalized, score
 from bmvtrack.segmentation.views import view_whole
 
@@ -242,11 +244,17 @@ def test_mistakes_get_one_line(run, stills, tmp_path, arguments, message) -> Non
     assert not (tmp_path / "out").exists()
 
 
-def test_an_evaluation_forgets_the_one_before_and_nothing_else(run, stills, tmp_path) -> None:
+@pytest.mark.parametrize("interrupted", [False, True])
+def test_an_evaluation_forgets_the_one_before_and_nothing_else(
+    run, stills, tmp_path, monkeypatch, interrupted
+) -> None:
     make_network(3).save_weights(tmp_path / "weights", half=False)
     out = tmp_path / "out"
     arguments = ("--root", stills, "--weights", tmp_path / "weights", "--out", out)
-    assert run(*arguments, "--draws", 2).status == 0
+    with monkeypatch.context() as patch:
+        if interrupted:
+            patch.setattr(saliency_report, "build_summary", Mock(side_effect=KeyboardInterrupt))
+        assert run(*arguments, "--draws", 2).status == (130 if interrupted else 0)
     (out / "honest" / "thesis.png").write_text("mine")
     assert run(*arguments, "--draws", 3, "--every", 2).status == 0
     maps = sorted(str(p.relative_to(out)) for p in out.glob("*/*.png"))

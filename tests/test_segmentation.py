@@ -3,6 +3,7 @@
 import json
 from functools import partial
 from pathlib import Path
+from unittest.mock import Mock
 
 import cv2
 import numpy as np
@@ -324,11 +325,17 @@ def test_weights_that_do_not_fit_their_configuration_are_refused(run, davis, tmp
     assert not (tmp_path / "out").exists()
 
 
-def test_an_evaluation_forgets_the_one_before_and_nothing_else(run, davis, tmp_path) -> None:
+@pytest.mark.parametrize("interrupted", [False, True])
+def test_an_evaluation_forgets_the_one_before_and_nothing_else(
+    run, davis, tmp_path, monkeypatch, interrupted
+) -> None:
     make_network("tracking").save_weights(tmp_path / "weights", half=False)
     out = tmp_path / "out"
     arguments = ("--root", davis, "--weights", tmp_path / "weights", "--out", out)
-    assert run(*arguments, "--draws", 2).status == 0
+    with monkeypatch.context() as patch:
+        if interrupted:
+            patch.setattr(report, "build_summary", Mock(side_effect=KeyboardInterrupt))
+        assert run(*arguments, "--draws", 2).status == (130 if interrupted else 0)
     (out / "honest" / "thesis.txt").write_text("mine")
     assert run(*arguments, "--draws", 3, "--sequences", "bee").status == 0
     left = sorted(str(p.relative_to(out)) for p in out.rglob("*") if p.is_file())

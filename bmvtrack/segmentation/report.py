@@ -18,7 +18,7 @@ from rich import box
 from rich.markup import escape
 from rich.table import Table
 
-from bmvtrack.files import csv_text, previously_made, write_json, write_text
+from bmvtrack.files import csv_text, previously_made, write_summary, write_text
 from bmvtrack.segmentation.evaluation import PER_FRAME, SequenceScores
 from bmvtrack.segmentation.metrics import average
 
@@ -53,13 +53,14 @@ def write_report(folder: Path, summary: dict[str, Any], results: Results) -> Non
             path = folder / "results" / protocol / f"{scores.sequence}.csv"
             write_text(path, frames_csv(scores))
     write_text(folder / "sequences.csv", sequences_csv(results))
-    write_json(folder / "summary.json", summary)
+    write_summary(folder, summary)
 
 
 def remove_previous(folder: Path) -> None:
     """Remove the masks and results that a folder's summary lists, and then the summary.
 
-    They would mix with those of other weights or data. Files that no summary lists are left alone.
+    Of an evaluation that was interrupted, the masks are removed. They would mix with those of other weights
+    or data. Files that are not listed are left alone.
     """
     made = previously_made(folder, "protocols")
     for protocol, sequences in made.items():
@@ -67,7 +68,7 @@ def remove_previous(folder: Path) -> None:
             shutil.rmtree(folder / protocol / sequence, ignore_errors=True)
             (folder / "results" / protocol / f"{sequence}.csv").unlink(missing_ok=True)
     if made:
-        (folder / "summary.json").unlink()
+        (folder / "summary.json").unlink(missing_ok=True)
 
 
 def frames_csv(scores: SequenceScores) -> str:

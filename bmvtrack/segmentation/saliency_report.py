@@ -20,7 +20,13 @@ from rich.markup import escape
 from rich.table import Table
 
 from bmvtrack.figures import line_style, save_figure, tidy
-from bmvtrack.files import csv_text, is_plain_name, write_json, write_text
+from bmvtrack.files import (
+    begun,
+    csv_text,
+    is_plain_name,
+    write_summary,
+    write_text,
+)
 from bmvtrack.segmentation.saliency import SaliencyScores, average
 
 Results = Mapping[str, Mapping[str, SaliencyScores]]
@@ -48,14 +54,18 @@ def write_report(folder: Path, summary: dict[str, Any], results: Results) -> Non
     for protocol, scores in results.items():
         write_text(folder / "results" / f"{protocol}.csv", images_csv(scores))
     _write_plot(folder / "precision_recall.png", summary)
-    write_json(folder / "summary.json", summary)
+    write_summary(folder, summary)
 
 
 def remove_previous(folder: Path) -> None:
     """Remove the maps and results that a folder's summary lists, and then the summary.
 
-    They would mix with those of other weights or data. Files that no summary lists are left alone.
+    Of an evaluation that was interrupted, the maps are removed. They would mix with those of other weights or
+    data. Files that are not listed are left alone.
     """
+    for protocol, images in begun(folder, "protocols").items():
+        for image in images:
+            (folder / protocol / f"{image}.png").unlink(missing_ok=True)
     path = folder / "summary.json"
     try:
         summary = json.loads(path.read_text(encoding="utf-8"))

@@ -59,6 +59,8 @@ class FailureAtlas:
     def add(self, tracker: str, run: Run, sequence: VideoSequence) -> None:
         """Draw a run if it is a failure; see :func:`bmvtrack.tracking.failures.find_failure`.
 
+        A page of the failures so far is written as well.
+
         Args:
             tracker: name of the tracker.
             run: the run, with its masks if there are any; they are not kept.
@@ -66,9 +68,10 @@ class FailureAtlas:
         """
         failure = find_failure(tracker, run, sequence)
         if failure is not None:
+            self._failures.append(replace(failure, run=run.without_masks()))
+            self.write("data that are not all tracked yet", "?")  # for remove_atlas()
             plot_failure(self._folder / _picture(failure), failure, sequence)
             _write_jpeg(self._folder / _strip(failure), draw_strip(failure, sequence))
-            self._failures.append(replace(failure, run=run.without_masks()))
 
     def write(self, dataset: str, weights: str) -> Path:
         """Write the page, ordered by sequence and then by tracker, and return its path."""

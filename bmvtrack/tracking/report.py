@@ -22,7 +22,13 @@ from rich.markup import escape
 from rich.table import Table
 
 from bmvtrack.arrays import FloatArray
-from bmvtrack.files import atomic_folder, csv_text, previously_made, write_json, write_text
+from bmvtrack.files import (
+    atomic_folder,
+    csv_text,
+    previously_made,
+    write_summary,
+    write_text,
+)
 from bmvtrack.tracking.bootstrap import bootstrap_mean, paired_difference
 from bmvtrack.tracking.metrics import GEOMETRIES, LEVELS, Geometry, Scores, average, coverage
 from bmvtrack.tracking.protocols import Protocol, Run
@@ -88,13 +94,14 @@ def write_report(folder: Path, summary: dict[str, Any], results: Results) -> Non
         with atomic_folder(folder / "results" / name) as temporary:
             for run in runs:
                 write_text(temporary / f"{run.name}.csv", run_csv(run))
-    write_json(folder / "summary.json", summary)
+    write_summary(folder, summary)
 
 
 def remove_previous(folder: Path) -> None:
     """Remove the results and videos that a folder's summary lists, and then the summary.
 
-    They would mix with those of other weights or data. Files that no summary lists are left alone.
+    Of an evaluation that was interrupted, the videos are removed. They would mix with those of other weights
+    or data. Files that are not listed are left alone.
     """
     made = previously_made(folder, "trackers")
     for name, sequences in made.items():
@@ -102,7 +109,7 @@ def remove_previous(folder: Path) -> None:
         for sequence in sequences:
             (folder / "videos" / name / f"{sequence}.mp4").unlink(missing_ok=True)
     if made:
-        (folder / "summary.json").unlink()
+        (folder / "summary.json").unlink(missing_ok=True)
 
 
 def run_csv(run: Run) -> str:
