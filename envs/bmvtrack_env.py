@@ -65,8 +65,8 @@ class BMVTrackEnv(gym.Env[Observation, NDArray[np.float32]]):
 
     The box stays in place with (1, 1, 0, 0, 0), which is neither 0 nor the middle of the bounds, where
     agents without the prior start. After one step of such an agent the IoU is mostly 0 in `frame` coordinates
-    and at most 0.2 in `object` ones. The wrapper `envs.WhitenedActions` takes actions $u$ in units of the
-    encoder's Gaussian instead, $v = m + L u$; u = 0 is its mean.
+    and mostly below 0.2 in `object` ones. The wrapper `envs.WhitenedActions` takes actions $u$ in units of
+    the encoder's Gaussian instead, $v = m + L u$; u = 0 is its mean.
 
     ## Observation space
     A flat `Dict` of float32 boxes that describe the next frame seen through the current box:
