@@ -5,7 +5,9 @@ The environment, the trackers and the agent all see frames through :class:`Perce
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -39,6 +41,11 @@ _AT_ONCE_ON_GPU = 256  # with more, a GPU is no faster, and the host would wait 
 _MOST_NUMBERS = 2**28  # float32 numbers of the frames in one pass
 _ROOM = 2**25  # bytes per frame that must be free for a graph
 _LEAST_SCALE, _MOST_SINE = 0.05, 0.95  # limits that keep a posterior mean where motion is defined
+
+if hasattr(os, "register_at_fork"):  # not on Windows
+    # A forked process, as of Gymnasium's AsyncVectorEnv, does not have its parent's threads: torch would wait
+    # for them for ever. With one thread it needs none.
+    os.register_at_fork(after_in_child=partial(torch.set_num_threads, 1))
 
 
 class Perception:

@@ -4,7 +4,9 @@ import math
 import subprocess
 import sys
 from functools import partial
+from multiprocessing import get_all_start_methods
 from pathlib import Path
+from textwrap import dedent
 
 import gymnasium as gym
 import numpy as np
@@ -19,6 +21,7 @@ from stable_baselines3.common.env_checker import check_env as check_env_sb3
 
 import bmvtrack  # noqa: F401  (registers the environment)
 from bmvtrack import geometry
+from bmvtrack.bundled import DEFAULT_WEIGHTS
 from bmvtrack.data.sequence import VideoSequence
 from bmvtrack.data.synthetic import synthetic_sequences
 from bmvtrack.errors import UserError
@@ -80,6 +83,21 @@ def test_same_seed_same_clip(perception: Perception) -> None:
         return values
 
     assert rollout() == rollout()
+
+
+@pytest.mark.skipif("fork" not in get_all_start_methods(), reason="processes cannot be forked")
+def test_forked_environments_do_not_wait_for_threads_of_their_parent() -> None:
+    program = f"""
+        import gymnasium as gym, torch, bmvtrack
+        torch.set_num_threads(2)
+        many = gym.make_vec(
+            "BMVTrack-v0", 2, "async", weights={DEFAULT_WEIGHTS!r}, vector_kwargs={{"context": "fork"}}
+        )
+        many.reset_async(seed=0)
+        many.reset_wait(timeout=100)
+        many.close()
+    """
+    subprocess.run([sys.executable, "-c", dedent(program)], check=True)
 
 
 def test_bare_environment_makes_new_sequences(perception: Perception) -> None:
