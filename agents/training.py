@@ -84,17 +84,8 @@ def _train(
     """Train from the last checkpoint, or from scratch, to the last step; see :func:`train_agent`."""
     before = _resumed(options, model, prints, console) if options.resume else None
     evaluation = make_environments(options, perception, clips=clips)
-    keeper = _Keeper(options, perception, prints)
-    evaluator = EvalCallback(
-        evaluation,
-        callback_on_new_best=keeper.on_best,
-        callback_after_eval=_Report(),
-        n_eval_episodes=options.validation_clips,
-        eval_freq=max(1, options.validate_every // options.environments),
-        log_path=str(options.out / "evaluations"),
-        verbose=0,
-    )
-    keeper.evaluator = evaluator
+    keeper = _Keeper(options, perception, prints, evaluation)
+    evaluator = keeper.evaluator
     untrained = None
     if before is not None:
         evaluator.best_mean_reward = before
@@ -215,27 +206,46 @@ def _actor_hidden(options: TrainOptions) -> list[int]:
 
 
 class _Keeper(BaseCallback):
-    """Writes checkpoints and the agents ``best`` and ``last``, and stops when the time is up."""
+    """Writes checkpoints and the agents ``best`` and ``last``, and stops when the time is up.
 
-    def __init__(self, options: TrainOptions, perception: Perception, prints: Prints) -> None:
+    Args:
+        options: of the run.
+        perception: the encoder.
+        prints: see :class:`Prints`.
+        evaluation: environments that play the validation clips.
+
+    Attributes:
+        evaluator: finds the best agent; to be called before this.
+    """
+
+    def __init__(
+        self, options: TrainOptions, perception: Perception, prints: Prints, evaluation: VecEnv
+    ) -> None:
         super().__init__()
         self.options, self.perception, self.prints = options, perception, prints
-        self.evaluator: EvalCallback | None = None
-        self.on_best = _Best(self)
+        self._every = max(1, options.validate_every // options.environments)
         self._deadline = deadline(options.max_minutes)
+        self.evaluator = EvalCallback(
+            evaluation,
+            callback_on_new_best=_Best(self),
+            callback_after_eval=_Report(),
+            n_eval_episodes=options.validation_clips,
+            eval_freq=self._every,
+            log_path=str(options.out / "evaluations"),
+            verbose=0,
+        )
 
     def _on_step(self) -> bool:
-        if self.n_calls % max(1, self.options.validate_every // self.options.environments) == 0:
+        if self.n_calls % self._every == 0:
             self.save()
         return time.monotonic() < self._deadline
 
     def save(self) -> None:
         """Write a checkpoint and the agent ``last``."""
         assert isinstance(self.model, SAC)
-        best = self.evaluator.best_mean_reward if self.evaluator else float("-inf")
         state = training_state(self.model) | {
             "options": json.dumps(self.options.fixed()),
-            "best": float(best),
+            "best": float(self.evaluator.best_mean_reward),
             **self.prints,
         }
         self.export("last")
