@@ -273,7 +273,8 @@ def test_a_seed_makes_a_run(options, tmp_path, mode):
     [
         ({"data": ("youtube",)}, "unknown data 'youtube'"),
         ({"data": ("davis16:nowhere",)}, "no folder nowhere"),
-        ({"data": ()}, "--shares needs one positive number for each"),
+        ({"data": ()}, "--data needs at least one name"),
+        ({"mode": "paper", "jitter": (0.5,)}, "--jitter are for --mode tracking"),
         ({"shares": (1,)}, "--shares needs one positive number for each"),
         ({"shares": (1, -1)}, "--shares needs one positive number for each"),
         ({"steps": 0}, "--steps must be at least 1"),

@@ -151,8 +151,10 @@ class PretrainOptions:
     def _check(self) -> None:
         for source in self.data:
             sources.parse(source)
+        if not self.data:
+            raise UserError("--data needs at least one name, like synthetic or davis16:FOLDER")
         positive = all(0 < share < math.inf for share in self.shares)
-        if len(self.shares) != len(self.data) or not self.data or not positive:
+        if len(self.shares) != len(self.data) or not positive:
             raise UserError(f"--shares needs one positive number for each of --data {self.data}")
         counts = ("steps", "batch_size", "synthetic_count", "validate_every", "width")
         check_at_least(1, self, *counts, "devices", "nodes")
@@ -209,9 +211,11 @@ class PretrainOptions:
                 "--likelihood is for --mode tracking: in mode paper patches are seen through the true "
                 "box, so there is no motion to explain"
             )
-        if self.distractors or self.backgrounds or self.whole_images or self.own_boxes:
+        jittered = self.jitter != PretrainOptions.jitter
+        if self.distractors or self.backgrounds or self.whole_images or self.own_boxes or jittered:
             raise UserError(
-                "--distractors, --backgrounds, --whole-images and --own-boxes are for --mode tracking"
+                "--distractors, --backgrounds, --whole-images, --own-boxes and --jitter are for "
+                "--mode tracking"
             )
 
     def _check_flow(self) -> None:
