@@ -100,6 +100,13 @@ class EvaluationOptions:
             raise UserError("--sequences selects from a folder: give --root or --data")
         check_at_least(1, self, "segments")
         check_at_least(0, self, "seed")
+        if self.segments != EvaluationOptions.segments and self.protocol != "tre":
+            raise UserError(
+                "--segments is for --protocol tre, which alone starts along the sequences"
+            )
+        generated = self.root is None and synthetic
+        if self.synthetic_count != EvaluationOptions.synthetic_count and not generated:
+            raise UserError("--synthetic-count is for synthetic sequences: omit --root and --data")
         check_output_folder(self.out)
 
     @property

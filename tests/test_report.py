@@ -254,6 +254,8 @@ def test_a_link_to_no_folder_is_refused_before_tracking(run, davis, tmp_path):
         (break_nothing, ("--sequences", "cat"), "no sequence cat"),
         (break_nothing, ("--split", "val"), "no split 'val'"),
         (break_nothing, ("--segments", "0"), "--segments must be at least 1"),
+        (break_nothing, ("--segments", "3"), "--segments is for --protocol tre"),
+        (break_nothing, ("--synthetic-count", "3"), "omit --root and --data"),
         (break_nothing, ("--out", __file__), "is a file; give a folder"),
         (break_nothing, ("--trackers",), "no trackers"),
         (link_frame, (), "cannot read the image"),

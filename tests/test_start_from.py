@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from bmvtrack import prior
+from bmvtrack.bundled import weights_folder
 from bmvtrack.errors import UserError
-from bmvtrack.models import BetaMVUNet
+from bmvtrack.models import BetaMVUNet, load_network
 from bmvtrack.training.options import PretrainOptions
 from bmvtrack.training.parts import build_network
 
@@ -27,11 +28,19 @@ def test_starts_from_the_weights_of_another_run(options: PretrainOptions, tmp_pa
         assert torch.equal(second.state_dict()[name], value), name
 
 
+def test_starts_from_bundled_weights_by_their_name(options: PretrainOptions) -> None:
+    like_it = dataclasses.replace(options, width=24, input_size=128, samples=50, template=True)
+    network = build_network(dataclasses.replace(like_it, start_from=Path("davis16-duts-small")))
+    bundled = load_network(weights_folder("davis16-duts-small"))
+    for name, value in bundled.state_dict().items():
+        assert torch.equal(network.state_dict()[name], value), name
+
+
 def test_weights_of_another_network_are_refused(options: PretrainOptions, tmp_path: Path) -> None:
     build_network(dataclasses.replace(options, width=6)).save_weights(tmp_path / "weights")
     with pytest.raises(UserError, match=r"--start-from .*of another network: .*size mismatch"):
         build_network(dataclasses.replace(options, start_from=tmp_path / "weights"))
-    with pytest.raises(UserError, match="no weights in"):
+    with pytest.raises(UserError, match="neither a folder nor bundled"):
         build_network(dataclasses.replace(options, start_from=tmp_path / "nowhere"))
 
 

@@ -75,9 +75,10 @@ class PretrainOptions:
     """peak learning rate; default by mode: 1e-4, cyclic from 5e-5, RAdam (paper); 2e-3, one-cycle, AdamW
     (tracking)"""
     start_from: Path | None = None
-    """folder of weights to start from instead of random ones. They must belong to the same network, but the
-    input size may differ, without a template the width may be a fraction of --width (channels are copied, and
-    the output stays the same), and they may lack the template, which the network then learns to use"""
+    """name of bundled weights, or a folder, to start from instead of random weights. They must belong to the
+    same network, but the input size may differ, without a template the width may be a fraction of --width
+    (channels are copied, and the output stays the same), and they may lack the template, which the network
+    then learns to use"""
     template: bool = False
     """show the network which object to follow with a patch of another frame; a tracker uses the first
     frame (architecture `resnet-unet`, mode `tracking`)"""

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from bmvtrack import prior as priors
+from bmvtrack.bundled import weights_folder
 from bmvtrack.data import sources
 from bmvtrack.data.augmentation import Augmentation
 from bmvtrack.data.bank import FrameBank
@@ -55,7 +56,7 @@ def build_network(options: PretrainOptions, classes: int = 2) -> Multivariationa
         )
     start = None
     if options.start_from is not None and not options.resume:  # on resuming, a checkpoint has them
-        start = load_network(options.start_from)
+        start = load_network(weights_folder(str(options.start_from)))
     try:
         network = _NETWORKS[options.architecture](
             prior=prior,
@@ -84,8 +85,9 @@ def _own_arguments(options: PretrainOptions) -> dict[str, Any]:
         return {"template": options.template}
     if options.architecture == "beta-mvunet":  # its weights do not determine its alignment
         before = options.out / "last" if options.resume else options.start_from
-        if before is not None and "alignment" in (saved := saved_arguments(before)):
-            return {"alignment": saved["alignment"]}
+        if before is not None:
+            saved = saved_arguments(weights_folder(str(before)))
+            return {"alignment": saved["alignment"]} if "alignment" in saved else {}
     return {}
 
 

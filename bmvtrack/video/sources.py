@@ -17,7 +17,7 @@ from bmvtrack.errors import UserError
 from bmvtrack.files import folder_name, numbered_files
 
 DEFAULT_FPS = 25.0
-_PLAUSIBLE_FPS = (1.0, 1000.0)  # some cameras and streams report 0, or their clock rate
+_PLAUSIBLE_FPS = (0.1, 1000.0)  # some cameras and streams report 0, or their clock rate
 _IMAGES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 _LAST_CAMERA = 99  # higher numbers name a backend of OpenCV as well, or are misspelt file names
 _MOST_FAILURES = 100
