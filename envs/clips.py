@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterable, Iterator, Sequence
+from collections import deque
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import cycle, pairwise
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -187,8 +188,8 @@ def usable_starts(sequence: VideoSequence) -> NDArray[np.intp]:
     return np.flatnonzero(sequence.present[:-1])
 
 
-def assign_clips(clips: Sequence[Clip], players: int) -> list[Iterator[Clip]]:
-    """Distribute clips over players, each of which plays its clips in an endless cycle.
+def assign_clips(clips: Sequence[Clip], players: int) -> list[deque[Clip]]:
+    """Distribute clips over players, each of which plays its clips in an endless cycle, by rotating them.
 
     Each player gets consecutive clips, equally many except that the last players may get one more. These
     are the numbers of episodes that Stable-Baselines3's ``evaluate_policy`` waits for, so an evaluation
@@ -199,4 +200,4 @@ def assign_clips(clips: Sequence[Clip], players: int) -> list[Iterator[Clip]]:
         players: number of players.
     """
     ends = np.cumsum([0, *((len(clips) + i) // players for i in range(players))])
-    return [cycle(clips[start:end]) for start, end in pairwise(ends.tolist())]
+    return [deque(clips[start:end]) for start, end in pairwise(ends.tolist())]

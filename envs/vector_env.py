@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -117,7 +118,7 @@ class BMVTrackVectorEnv(VectorEnv[Any, Any, Any]):
         )
         self._generators: list[np.random.Generator] = []
         self._clips: list[Clip] = []
-        self._assigned: list[Iterator[Clip]] = []
+        self._assigned: list[deque[Clip]] = []  # each played from the left
         self._index: NDArray[np.intp]  # of the present frame; what the host must know is an array
         self._last: NDArray[np.intp]  # of the clip
         self._final: NDArray[np.intp]  # of its sequence
@@ -283,7 +284,10 @@ class BMVTrackVectorEnv(VectorEnv[Any, Any, Any]):
         return self.source.sequences or [synthetic_sequence(0)]
 
     def _next_clip(self, i: int) -> Clip:
-        return next(self._assigned[i]) if self._assigned else self.source.draw(self._generators[i])
+        if not self._assigned:
+            return self.source.draw(self._generators[i])
+        self._assigned[i].rotate(-1)
+        return self._assigned[i][-1]
 
     def _allocate(self) -> None:
         """Allocate the state of N environments."""

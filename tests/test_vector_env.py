@@ -389,8 +389,11 @@ def test_without_a_seed_the_random_numbers_of_an_environment_go_on(sequences, pe
     assert torch.equal(many.reset(seed=[9, 5])[0]["box"][1], found[0][1])
 
 
-def test_it_survives_pickling(sequences, perception):
-    many = BMVTrackVectorEnv(2, sequences, perception, clip_length=4)
+@pytest.mark.filterwarnings("error:.*itertools:DeprecationWarning")  # an error as of Python 3.14
+@pytest.mark.parametrize("fixed", [False, True])
+def test_it_survives_pickling(sequences, perception, fixed):
+    clips = {"clips": ClipSource(sequences, 4).spread(3)} if fixed else {"sequences": sequences}
+    many = BMVTrackVectorEnv(2, weights=perception, clip_length=4, **clips)
     expected, _ = many.reset(seed=3)
     copy = cloudpickle.loads(cloudpickle.dumps(many))
     found, _ = copy.reset(seed=3)
