@@ -386,6 +386,13 @@ def test_what_a_file_browser_leaves_is_nobodys_data(data, tmp_path):
     assert len(make(data, tmp_path / "store"))
 
 
+def test_a_damaged_note_of_a_preparation_is_one_of_another(data, tmp_path):
+    prepare(data, tmp_path / "store", SIZE, 1)
+    (tmp_path / "store" / "preparation.json").write_bytes(b"\xff\xfe")
+    with pytest.raises(UserError, match="was begun with another --size, other data"):
+        prepare(data, tmp_path / "store", SIZE, 1)
+
+
 def test_other_categories_are_other_data(data, tmp_path):
     """A shard holds the numbers of classes: they follow from a clip's categories, and from all."""
     prepare(data, tmp_path / "store", SIZE, 1)

@@ -202,7 +202,7 @@ def _begin(out: Path, fingerprint: str) -> None:
     begun = out / _BEGUN
     check_no_file(out)
     if begun.is_file():
-        if begun.read_text(encoding="utf-8") != fingerprint:
+        if begun.read_text(encoding="utf-8", errors="replace") != fingerprint:
             raise UserError(
                 f"{out} was begun with another --size, other data or another version of bmvtrack; "
                 "give another folder, or delete it"
