@@ -82,6 +82,29 @@ class TensorReplayBuffer(ReplayBuffer):
         self._count = torch.ones((), dtype=torch.long, device=self.device)
 
     @property
+    def device(self) -> torch.device:
+        """Where the tensors lie; setting it moves them, as Stable-Baselines3 does with a loaded buffer."""
+        return self._device
+
+    @device.setter
+    def device(self, device: torch.device) -> None:
+        self._device = device
+        if hasattr(self, "_count"):
+            self.__dict__.update(self._moved(device))
+
+    def __getstate__(self) -> dict[str, Any]:
+        """On the CPU, so that it can be loaded where there is no GPU."""
+        cpu = torch.device("cpu")
+        return self.__dict__ | self._moved(cpu) | {"_device": cpu}
+
+    def _moved(self, device: torch.device) -> dict[str, Any]:
+        tables = {
+            name: {dtype: table.to(device) for dtype, table in getattr(self, name).items()}
+            for name in ("_tables", "_finals")
+        }
+        return tables | {name: getattr(self, name).to(device) for name in (*_ROWS, *_POSITION)}
+
+    @property
     def observations(self) -> dict[str, torch.Tensor]:  # type: ignore[override]
         """Views ``(rows, n_envs, …)`` of the stored observations."""
         return self._named(self._tables)
@@ -331,6 +354,7 @@ class TensorReplayBuffer(ReplayBuffer):
 
 
 _ROWS = ("actions", "rewards", "dones", "final_slots")
+_POSITION = ("_oldest", "_count")
 
 
 def _dtype(name: str) -> torch.dtype:

@@ -1,6 +1,7 @@
 """Replay as tensors: what comes out is what went in, each observation stored once."""
 
 import copy
+import pickle
 from collections import namedtuple
 
 import gymnasium as gym
@@ -232,3 +233,25 @@ def test_growth_asks_for_the_memory_that_is_left(monkeypatch):
 
     with pytest.raises(UserError, match="10 are left"):
         fill()
+
+
+def test_setting_the_device_moves_all_tensors():
+    buffer = filled(4, 2, np.zeros((3, 2), dtype=bool))
+    buffer.device = torch.device("meta")
+    assert {tensor.device.type for tensor in buffer.tensors} == {"meta"}
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_a_pickle_is_the_same_buffer_on_the_cpu(device):
+    buffer = filled(4, 2, np.array([[False, True], [True, False], [False, False]]))
+    buffer.device = torch.device(device)
+    loaded = pickle.loads(pickle.dumps(buffer))
+    assert loaded.device.type == "cpu"
+    for before, after in zip(buffer.tensors, loaded.tensors, strict=True):
+        assert after.device.type == "cpu"
+        torch.testing.assert_close(after, before.cpu(), rtol=0, atol=0)
+    assert {tensor.device.type for tensor in buffer.tensors} == {device}
+    loaded.add(
+        observation(3, 2), observation(4, 2), np.zeros((2, 5)), np.zeros(2), np.zeros(2), [{}, {}]
+    )
+    assert loaded.size() == 4
