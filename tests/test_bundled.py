@@ -8,6 +8,8 @@ import pytest
 from agents.storage import load_actor
 from agents.tracker import agent_tracker
 from bmvtrack.bundled import DEFAULT_WEIGHTS, MASK_WEIGHTS, weights_folder
+from bmvtrack.data.scene import SceneOptions
+from bmvtrack.data.sequence import VideoSequence
 from bmvtrack.data.synthetic import synthetic_sequence
 from bmvtrack.iou import rotated_iou
 from bmvtrack.perception import Perception
@@ -37,13 +39,20 @@ def test_encoder_and_agent_belong_together(weights: str) -> None:
     assert features.shape == (Perception.load(weights).feature_count,)
 
 
+@pytest.fixture(scope="module")
+def sequences() -> list[VideoSequence]:
+    options = SceneOptions(length=20)
+    return [synthetic_sequence(950_000_000 + seed, options).in_memory() for seed in range(4)]
+
+
 @pytest.mark.parametrize("weights", WITH_AGENTS)
 @pytest.mark.parametrize("name", ["agent", "prior", "mask"])
-def test_better_than_a_box_that_never_moves(name: str, weights: str) -> None:
+def test_better_than_a_box_that_never_moves(
+    name: str, weights: str, sequences: list[VideoSequence]
+) -> None:
     factory = agent_tracker(weights) if name == "agent" else learned_tracker(name, weights)
     moved, still = [], []
-    for seed in range(6):
-        sequence = synthetic_sequence(950_000_000 + seed)
+    for sequence in sequences:
         tracker = factory(sequence, 0)
         tracker.init(sequence.frame(0), sequence.boxes[0])
         boxes = np.array([tracker.update(sequence.frame(t)) for t in range(1, 20)])

@@ -8,14 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 import two_ranks
-from folders import full_disk
 from rectangles import write_rectangles
 from runs import assert_equal, final_state
 
 from bmvtrack import distributed, prior
 from bmvtrack.distributed import all_gather, all_sum, rank, rank_count
 from bmvtrack.errors import UserError
-from bmvtrack.files import held
 from bmvtrack.models import ResNetUNet, load_network
 from bmvtrack.training import PretrainOptions, pretrain
 from bmvtrack.training.devices import memory_format
@@ -111,19 +109,14 @@ def test_the_script_starts_its_own_ranks(data, tmp_path):
     assert len(list((tmp_path / "run" / "tensorboard").iterdir())) == 1
 
 
-def test_all_ranks_stop_where_the_first_one_has_to(data, tmp_path):
-    """Each with one line, and none waits for another."""
-    two = ["--devices", "2", "--batch-size", "4"]
-    with held(tmp_path / "held"):
-        in_use = script(data, tmp_path / "held", *two)
-    with full_disk(3000):
-        full = script(data, tmp_path / "full", *two)
-    for result, reason in ((in_use, "another process is writing to"), (full, "File too large")):
-        assert result.returncode == 2
-        assert reason in result.stderr
-        assert "error: rank 1 stops because rank 0 did" in result.stderr
-        assert "Traceback" not in result.stderr
-    assert not list((tmp_path / "full").rglob("*.pt"))
+def test_all_ranks_stop_where_the_first_one_has_to(both):
+    """None waits for another."""
+    first, second = ranks(both, "told")
+    assert "another process is writing to" in first["in use"]
+    assert "File too large" in first["full"]
+    assert set(second.values()) == {"rank 1 stops because rank 0 did"}
+    assert second.keys() == first.keys()
+    assert not list((both[0] / "full").rglob("*.pt"))
 
 
 def test_one_process_is_alone():

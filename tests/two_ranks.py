@@ -1,12 +1,14 @@
 """What each of two processes does, started by ``torchrun``; test_distributed.py reads the results."""
 
 import sys
+from contextlib import nullcontext
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
 from types import SimpleNamespace
 
 import torch
+from folders import full_disk
 from rich.console import Console
 from torch import distributed
 from torch.nn.parallel import DistributedDataParallel
@@ -14,6 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 from bmvtrack import console, prior
 from bmvtrack.data.batch import Batch
 from bmvtrack.errors import UserError
+from bmvtrack.files import held
 from bmvtrack.models import ResNetUNet
 from bmvtrack.training import PretrainOptions, pretrain
 from bmvtrack.training.objective import objective
@@ -68,6 +71,24 @@ def stopped_and_resumed(options):
     pretrain(replace(options, out=slow, resume=True), Console())
 
 
+def stopped_by_the_first(options):
+    """What each rank is told where the first cannot lock a folder, and where it cannot write."""
+    told = {}
+    in_use, full = (replace(options, out=options.out / name) for name in ("in use", "full"))
+    with held(in_use.out) if distributed.get_rank() == 1 else nullcontext():
+        distributed.barrier()  # the other rank has it
+        try:
+            pretrain(in_use)
+        except UserError as error:
+            told["in use"] = str(error)
+    with full_disk(3000):
+        try:
+            pretrain(full)
+        except (UserError, OSError) as error:
+            told["full"] = str(error)
+    return told
+
+
 def main():
     """Leaves what each rank computed, and two runs, in the folder that is the first argument."""
     out, *data = sys.argv[1:]
@@ -92,6 +113,7 @@ def main():
     rank = distributed.get_rank()
     part = slice(rank * COUNT // 2, (rank + 1) * COUNT // 2)
     results = {name: one_pass(name, part, DistributedDataParallel) for name in REDUCTIONS}
+    results["told"] = stopped_by_the_first(options)
     torch.save(results, options.out / f"rank{rank}.pt")
     distributed.destroy_process_group()
 
