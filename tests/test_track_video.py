@@ -272,7 +272,7 @@ def test_truth_must_fit_the_video(clip: Path, weights: str, tmp_path: Path) -> N
     with pytest.raises(UserError, match=r"4\.png is 30×20 but the frame is"):
         track_video(options)
     write_image(masks / "0.png", np.zeros(size, dtype=np.uint8))
-    with pytest.raises(UserError, match="the mask is empty"):
+    with pytest.raises(UserError, match=r"masks: the mask of the first frame is empty; give"):
         track_video(options)
     (masks / "9.png").unlink()  # how long a video file is, nobody knows before
     shutil.copy(clip.parent / "masks" / "0.png", masks)

@@ -187,7 +187,12 @@ class _Session:
         if options.box:
             return options.boxes()
         assert self._truth is not None
-        return [self._truth.mask(self._number)]
+        mask = self._truth.mask(self._number)
+        if not mask.any():
+            raise UserError(
+                f"--truth {options.truth}: the mask of the first frame is empty; give the box with --box"
+            )
+        return [mask]
 
     def _text(self, number: int, results: dict[int, Result]) -> str:
         scores = "  ".join(
