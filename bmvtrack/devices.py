@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import math
+import os
 import platform
 import warnings
 
@@ -79,6 +80,17 @@ def keep_freed_memory() -> None:
         if not library.mallopt(_MMAP_THRESHOLD, _KEPT):  # the most before glibc 2.35:
             library.mallopt(_MMAP_THRESHOLD, _MOST_ONCE)
         library.mallopt(_TRIM_THRESHOLD, _KEPT)
+
+
+@functools.cache
+def fork_with_one_thread() -> None:
+    """Let torch use one thread in every process that this one forks from now on.
+
+    A forked process, as of Gymnasium's AsyncVectorEnv, does not have its parent's threads, and torch would
+    wait for them for ever. With one thread it needs none.
+    """
+    if hasattr(os, "register_at_fork"):  # not on Windows
+        os.register_at_fork(after_in_child=functools.partial(torch.set_num_threads, 1))
 
 
 def data_capacity(device: torch.device) -> float:

@@ -5,9 +5,7 @@ The environment, the trackers and the agent all see frames through :class:`Perce
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -20,7 +18,13 @@ from bmvtrack.arrays import ByteArray, FloatArray
 from bmvtrack.bundled import DEFAULT_WEIGHTS, weights_folder
 from bmvtrack.cuda_graphs import RowGraphs, portions
 from bmvtrack.data import patches
-from bmvtrack.devices import checked_device, keep_freed_memory, to_device, warn_of_emulation
+from bmvtrack.devices import (
+    checked_device,
+    fork_with_one_thread,
+    keep_freed_memory,
+    to_device,
+    warn_of_emulation,
+)
 from bmvtrack.errors import UserError
 from bmvtrack.masks import mask_geometry
 from bmvtrack.models import (
@@ -41,11 +45,6 @@ _AT_ONCE_ON_GPU = 256  # with more, a GPU is no faster, and the host would wait 
 _MOST_NUMBERS = 2**28  # float32 numbers of the frames in one pass
 _ROOM = 2**25  # bytes per frame that must be free for a graph
 _LEAST_SCALE, _MOST_SINE = 0.05, 0.95  # limits that keep a posterior mean where motion is defined
-
-if hasattr(os, "register_at_fork"):  # not on Windows
-    # A forked process, as of Gymnasium's AsyncVectorEnv, does not have its parent's threads: torch would wait
-    # for them for ever. With one thread it needs none.
-    os.register_at_fork(after_in_child=partial(torch.set_num_threads, 1))
 
 
 class Perception:
@@ -81,6 +80,7 @@ class Perception:
                 "these weights cannot track: they were not pretrained with --mode tracking"
             )
         self.device = checked_device(device)
+        fork_with_one_thread()
         if self.device.type == "cpu":
             keep_freed_memory()
         self.precision: Precision = precision

@@ -1,6 +1,7 @@
 """``BMVTrack-v0`` as Gymnasium, Stable-Baselines3 and a user with odd actions see it."""
 
 import math
+import os
 import subprocess
 import sys
 from functools import partial
@@ -98,6 +99,21 @@ def test_forked_environments_do_not_wait_for_threads_of_their_parent() -> None:
         many.close()
     """
     subprocess.run([sys.executable, "-c", dedent(program)], check=True)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="processes cannot be forked")
+def test_forked_processes_keep_their_threads_where_no_encoder_is_loaded() -> None:
+    program = """
+        import os, torch, envs.bmvtrack_env
+        torch.set_num_threads(2)
+        child = os.fork()
+        if not child:
+            os._exit(torch.get_num_threads())
+        print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+    """
+    command = [sys.executable, "-c", dedent(program)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout == "2\n"
 
 
 def test_bare_environment_makes_new_sequences(perception: Perception) -> None:
