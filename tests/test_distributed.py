@@ -113,6 +113,7 @@ def test_all_ranks_stop_where_the_first_one_has_to(both):
     """None waits for another."""
     first, second = ranks(both, "told")
     assert "another process is writing to" in first["in use"]
+    assert "tensorboard" in first["no log"]
     assert "File too large" in first["full"]
     assert set(second.values()) == {"rank 1 stops because rank 0 did"}
     assert second.keys() == first.keys()

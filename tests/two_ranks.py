@@ -74,6 +74,13 @@ def stopped_and_resumed(options):
 def stopped_by_the_first(options):
     """What each rank is told where the first cannot lock a folder, and where it cannot write."""
     told = {}
+    no_log = replace(options, out=options.out / "no log")
+    no_log.out.mkdir(exist_ok=True)
+    (no_log.out / "tensorboard").touch()  # where a folder should be
+    try:
+        pretrain(no_log)
+    except (UserError, OSError) as error:
+        told["no log"] = str(error)
     in_use, full = (replace(options, out=options.out / name) for name in ("in use", "full"))
     with held(in_use.out) if distributed.get_rank() == 1 else nullcontext():
         distributed.barrier()  # the other rank has it

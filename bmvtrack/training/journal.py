@@ -11,6 +11,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torch.utils.tensorboard import SummaryWriter
 
+from bmvtrack.distributed import on_first_rank
+
 
 class Journal:
     """A context manager that shows and logs the progress of a training run.
@@ -21,11 +23,15 @@ class Journal:
         steps: total number of steps.
         step: steps already done; logs of later steps, from before the run was resumed, are dropped.
         first: whether this is rank 0; the other ranks print and write nothing.
+
+    Raises:
+        Exception: if the folder cannot be written to; see :func:`~bmvtrack.distributed.on_first_rank`.
     """
 
     def __init__(self, folder: Path, console: Console, steps: int, step: int, first: bool) -> None:
         self._console = console if first else Console(quiet=True)
-        self._writer = SummaryWriter(str(folder), purge_step=step + 1) if first else None
+        self._writer: SummaryWriter | None = None
+        on_first_rank(lambda: self._begin_log(folder, step))
         self._progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -35,6 +41,9 @@ class Journal:
         )
         self._task = self._progress.add_task("training", total=steps, completed=step, loss="")
         self._open = ExitStack()
+
+    def _begin_log(self, folder: Path, step: int) -> None:
+        self._writer = SummaryWriter(str(folder), purge_step=step + 1)
 
     def __enter__(self) -> Journal:
         self._open.enter_context(self._progress)
