@@ -50,11 +50,40 @@ def test_geometry_tells_shift_and_scale() -> None:
     assert values[0] == pytest.approx(np.log(1.1 * 0.8), abs=0.05)
 
 
-def test_geometry_of_an_empty_mask_is_finite() -> None:
+def test_geometry_is_the_moments_of_the_pixels_over_a_half() -> None:
+    """Pixel by pixel in the frame, along the sides of the box, of masks that lie across them."""
+    boxes = np.array([[100.0, 80, 60, 30, 0.3], [40, 200, 20, 90, -2], [150, 90, 70, 50, 1.2]])
+    turned = torch.tensor(boxes + np.array([4, -3, -6, -8, 0.5]))
+    windows = patches.window(torch.tensor(boxes))
+    noise = torch.rand(3, SIZE, SIZE, generator=torch.Generator().manual_seed(0))
+    probabilities = patches.fill_box(turned, windows, SIZE)[:, 0] * (0.3 + 0.65 * noise)
+    values = mask_geometry(probabilities, windows, torch.tensor(boxes))
+    for p, window, box, found in zip(
+        probabilities.double().numpy(), windows.numpy(), boxes, values, strict=True
+    ):
+        places, weights, (w, h, angle) = np.argwhere(p > 0.5), p[p > 0.5], box[2:]
+        offsets = patches.to_frame(places[:, ::-1], window, SIZE) - box[:2]
+        axes = [[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]]
+        covariance = np.cov(offsets @ axes, rowvar=False, aweights=weights, ddof=0)
+        along, beside = np.sqrt(np.diag(covariance))
+        pixel = np.prod((window[2:] - window[:2]) / SIZE)
+        expected = [
+            math.log(pixel * weights.sum() / (w * h)),
+            *np.average(offsets, axis=0, weights=weights) / math.sqrt(w * h),
+            *(math.sqrt(12) * along / w, math.sqrt(12) * beside / h),
+            *(covariance[0, 1] / (along * beside), weights.mean(), p.max()),
+        ]
+        assert abs(expected[5]) > 0.2
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_geometry_of_an_empty_mask_is_that_of_half_a_pixel_at_the_box_s_centre() -> None:
     box = torch.tensor([[100.0, 80.0, 60.0, 30.0, 0.3]], dtype=torch.float64)
-    values = mask_geometry(torch.zeros(1, SIZE, SIZE), patches.window(box), box)
-    assert torch.isfinite(values).all()
-    assert values[0, 7] == 0
+    window = patches.window(box)
+    values = mask_geometry(torch.zeros(1, SIZE, SIZE), window, box)[0]
+    pixel = ((window[0, 2:] - window[0, :2]) / SIZE).prod()
+    assert values[0] == pytest.approx(math.log(pixel / 2 / (60 * 30)))
+    assert (values[1:] == 0).all()
 
 
 def test_mask_returns_to_where_it_was_in_the_frame() -> None:
