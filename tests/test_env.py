@@ -24,7 +24,7 @@ import bmvtrack  # noqa: F401  (registers the environment)
 from bmvtrack import geometry
 from bmvtrack.bundled import DEFAULT_WEIGHTS
 from bmvtrack.data.sequence import VideoSequence
-from bmvtrack.data.synthetic import synthetic_sequences
+from bmvtrack.data.synthetic import synthetic_sequence, synthetic_sequences
 from bmvtrack.errors import UserError
 from bmvtrack.iou import bounds_iou, rotated_iou
 from bmvtrack.motion import AT_REST, COORDINATES, Coordinates, apply, solve
@@ -120,6 +120,19 @@ def test_bare_environment_makes_new_sequences(perception: Perception) -> None:
     env = BMVTrackEnv(weights=perception)
     names = {env.reset(seed=1 if i == 0 else None)[1]["sequence"] for i in range(3)}
     assert len(names) == 3
+
+
+def test_a_sequence_is_chosen_by_index_or_name_and_a_new_one_by_its_seed(
+    env: BMVTrackEnv, sequences: list[VideoSequence], perception: Perception
+) -> None:
+    for i, sequence in enumerate(sequences):
+        for wanted in (i, sequence.name):
+            _, info = env.reset(options={"sequence": wanted, "start": 3})
+            assert (info["sequence"], info["frame"]) == (sequence.name, 3)
+    new = BMVTrackEnv(weights=perception)
+    assert new.reset(options={"sequence": 77})[1]["sequence"] == synthetic_sequence(77).name
+    with pytest.raises(UserError, match=r"by number \(the seed\), not by name"):
+        new.reset(options={"sequence": sequences[0].name})
 
 
 @pytest.mark.parametrize("coordinates", ["frame", "object"])
