@@ -145,6 +145,7 @@ def test_average_is_the_mean_of_each():
     assert mean.ao == pytest.approx(0.35)
     assert (mean.sr50, mean.precision20) == (0.5, 0.5)
     assert mean.success == pytest.approx((runs[0].success + runs[1].success) / 2)
+    assert mean.precision == pytest.approx((runs[0].precision + runs[1].precision) / 2)
     assert mean.auc == pytest.approx(mean.success.mean())
 
 
@@ -183,11 +184,12 @@ def test_half_and_three_quarters_are_counted():
 
 
 def test_a_box_of_which_a_number_is_missing_is_none():
-    true = shapes((9, 9), (10, 10))
+    true = shapes((9, 9), (10, 10), (10, 10))
     predicted = true.copy()
     predicted[1, 4] = NAN
     overlap = rotated_overlap(predicted, true)
-    assert (overlap.iou[1], overlap.centre_error[1]) == (0, np.inf)
+    assert overlap.iou[1:].tolist() == [0, 1]
+    assert overlap.centre_error[1:].tolist() == [np.inf, 0]
 
 
 def test_the_centre_of_bounds_is_their_middle():
