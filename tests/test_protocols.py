@@ -234,10 +234,17 @@ def test_protocols_run_what_they_say():
 
 
 def test_one_thread_restores_what_was():
-    before = cv2.getNumThreads(), torch.get_num_threads()
+    def now() -> tuple[int, int]:
+        return cv2.getNumThreads(), torch.get_num_threads()
+
+    before = now()
     with one_thread():
-        assert (cv2.getNumThreads(), torch.get_num_threads()) == (1, 1)
-    assert (cv2.getNumThreads(), torch.get_num_threads()) == before
+        cv2.setNumThreads(2)
+        torch.set_num_threads(2)
+        with one_thread():
+            assert now() == (1, 1)
+        assert now() == (2, 2)
+    assert now() == before
 
 
 def test_a_sequence_is_checked_before_it_is_run():

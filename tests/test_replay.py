@@ -136,8 +136,9 @@ def test_contents_go_round_a_checkpoint(tmp_path):
         for name in SPACE:
             assert torch.equal(first.next_observations[name], second.next_observations[name])
         assert torch.equal(first.rewards, second.rewards)
-    with pytest.raises(UserError, match="resume with the same options"):
-        TensorReplayBuffer(12, SPACE, ACTIONS, "cpu", 2).load_state(state)
+    for size, n_envs in ((12, 2), (15, 3)):
+        with pytest.raises(UserError, match="resume with the same options"):
+            TensorReplayBuffer(size, SPACE, ACTIONS, "cpu", n_envs).load_state(state)
 
 
 def test_a_checkpoint_holds_what_is_used_and_no_more(tmp_path):
@@ -217,6 +218,8 @@ def test_a_used_buffer_takes_the_contents_of_another():
 def test_what_it_cannot_do_is_refused():
     with pytest.raises(UserError, match="omit optimize_memory_usage"):
         TensorReplayBuffer(8, SPACE, ACTIONS, "cpu", 2, optimize_memory_usage=True)
+    with pytest.raises(UserError, match="takes no VecNormalize"):
+        filled(4, 2, np.zeros((3, 2), dtype=bool)).sample(8, env=object())
 
 
 def test_growth_asks_for_the_memory_that_is_left(monkeypatch):
