@@ -201,6 +201,7 @@ def test_a_mask_starts_with_its_rotated_box(tracker: Tracker, sequence: VideoSeq
         (np.ones((24, 32), dtype=bool), "the mask is 32×24 but the frame is 320×240"),
         (np.ones((240, 320)), "boolean or integer, not float64"),
         (np.ones((2, 2, 2)), "array of shape"),
+        ([(10, 10, 20, 20), (50, 50, 9, 9)], "pass one box at a time, not 2"),
     ],
 )
 def test_wrong_boxes_are_refused(tracker: Tracker, box: object, message: str) -> None:
