@@ -44,6 +44,13 @@ def test_weights_of_another_network_are_refused(options: PretrainOptions, tmp_pa
         build_network(dataclasses.replace(options, start_from=tmp_path / "nowhere"))
 
 
+def test_what_does_not_fit_is_named_but_not_layer_by_layer(options: PretrainOptions) -> None:
+    bundled = dataclasses.replace(options, samples=50, start_from=Path("davis16-duts-small"))
+    with pytest.raises(UserError, match="--width and --template") as refused:
+        build_network(bundled)
+    assert len(str(refused.value)) < 500
+
+
 @pytest.mark.parametrize(
     ("change", "classes", "message"),
     [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from typing import Any
 
 import torch
@@ -115,10 +116,10 @@ def _start_from(
     try:
         network.load_state_dict(known)
     except RuntimeError as error:
-        reason = " ".join(str(error).split())
+        reason = textwrap.shorten(str(error), 300)  # it lists every layer
         raise UserError(
-            f"{option} holds the weights of another network: {reason}; give the same network options, or "
-            "other weights"
+            f"{option} holds the weights of another network: {reason}; give the same network options, such "
+            "as --width and --template, or other weights"
         ) from error
     for name in ("offset", "scale"):  # the units of the heads
         if not torch.equal(*(getattr(n.bottleneck, name) for n in (network, start))):
