@@ -84,18 +84,19 @@ class TensorReplayBuffer(ReplayBuffer):
     @property
     def device(self) -> torch.device:
         """Where the tensors lie; setting it moves them, as Stable-Baselines3 does with a loaded buffer."""
-        return self._device
+        device: torch.device = self.__dict__["device"]  # under its name, as in older pickles
+        return device
 
     @device.setter
     def device(self, device: torch.device) -> None:
-        self._device = device
+        self.__dict__["device"] = device
         if hasattr(self, "_count"):
             self.__dict__.update(self._moved(device))
 
     def __getstate__(self) -> dict[str, Any]:
         """On the CPU, so that it can be loaded where there is no GPU."""
         cpu = torch.device("cpu")
-        return self.__dict__ | self._moved(cpu) | {"_device": cpu}
+        return self.__dict__ | self._moved(cpu) | {"device": cpu}
 
     def _moved(self, device: torch.device) -> dict[str, Any]:
         tables = {

@@ -122,7 +122,7 @@ def test_an_update_of_the_agent_does_not_wait(gpu, sequences, perception, tmp_pa
     model.learn(24)
     for name, value in gpu.move({name: getattr(model, name) for name in LEARNS}).items():
         setattr(model, name, value)
-    model.replay_buffer._device = GPU  # its tensors are there already
+    vars(model.replay_buffer)["device"] = GPU  # its tensors are there already
     with (
         patch("torch.autograd.grad", lambda loss, at: [torch.zeros_like(p) for p in at]),
         gpu.running(),

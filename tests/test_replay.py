@@ -258,3 +258,8 @@ def test_a_pickle_is_the_same_buffer_on_the_cpu(device):
         observation(3, 2), observation(4, 2), np.zeros((2, 5)), np.zeros(2), np.zeros(2), [{}, {}]
     )
     assert loaded.size() == 4
+
+
+def test_a_pickle_names_its_device_as_it_did_before_that_could_be_set():
+    buffer = filled(4, 2, np.zeros((3, 2), dtype=bool))
+    assert vars(pickle.loads(pickle.dumps(buffer)))["device"] == torch.device("cpu")
