@@ -91,9 +91,9 @@ class MaskHead(nn.Module):
     """Learns how far each motion parameter follows the mask's suggestion, and one T for all states.
 
     δ_i = g_i c_i tanh(s_i / c_i), where s is the mask's suggestion in units of the prior: δ is a share g of
-    the suggestion, up to about c standard deviations. The head has only 25 parameters, and δ is odd in s, so
-    that a scene and its mirror image are corrected alike; what it learns on a few sequences therefore
-    generalises to others (docs/experiments.md).
+    the suggestion, of which at most c standard deviations count. The head has only 25 parameters, and δ is
+    odd in s, so that a scene and its mirror image are corrected alike; what it learns on a few sequences
+    therefore generalises to others (docs/experiments.md).
 
     Args:
         dimension: dimension of an action.
