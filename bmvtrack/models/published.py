@@ -1,8 +1,9 @@
 """The paper's published checkpoints as networks of this package.
 
 They are Lightning checkpoints of βMVAE and βMVUnet. The tensors keep their values and, except for the two
-heads, their names. What the file does not say is set to what the released code did (one covariance for
-the batch, the mean over it, Eq. 6, the printed prior, zeros around the map of the latents).
+heads and βMVAE's enlarging convolutions, their names. What the file does not say is set to what the released
+code did (one covariance for the batch, the mean over it, Eq. 6, the printed prior, zeros around the map of
+the latents).
 
 A checkpoint shows shapes, not the forward pass. The following is assumed: the 5·S numbers of a head, and
 the latents that ``z_dim`` and ``decoder.linear`` take, are in row order, the S samples of the first
