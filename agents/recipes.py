@@ -138,7 +138,7 @@ def recipe(options: RecipeOptions) -> dict[str, Stage]:
         batch_size=16,
         steps=3200,
         validate_every=800,
-        start_from=options.out / "seventh" / "best",
+        start_from=options.out / "seventh" / "last",
         learning_rate=6e-4,
         whole_images=0.5,
         seed=7,
@@ -149,7 +149,7 @@ def recipe(options: RecipeOptions) -> dict[str, Stage]:
         batch_size=16,
         steps=1200,
         validate_every=400,
-        start_from=options.out / "seventh" / "best",
+        start_from=options.out / "seventh" / "last",
         learning_rate=3e-4,
         whole_images=0.8,  # for saliency maps
         seed=8,
@@ -159,7 +159,7 @@ def recipe(options: RecipeOptions) -> dict[str, Stage]:
         shares=(1, 1),
         steps=1800,
         validate_every=600,
-        start_from=options.out / "eighth" / "best",
+        start_from=options.out / "eighth" / "last",
         own_boxes=0.7,
         seed=9,
     )
@@ -170,7 +170,7 @@ def recipe(options: RecipeOptions) -> dict[str, Stage]:
         synthetic_count=300,  # thirty real videos are too few to learn one's own errors on
         steps=2200,
         validate_every=550,
-        start_from=options.out / "tenth" / "best",
+        start_from=options.out / "tenth" / "last",
         seed=10,
     )
     twelfth = replace(
@@ -179,7 +179,7 @@ def recipe(options: RecipeOptions) -> dict[str, Stage]:
         synthetic_count=350,
         steps=3600,
         validate_every=900,
-        start_from=options.out / "eleventh" / "best",
+        start_from=options.out / "eleventh" / "last",
         seed=11,
     )
     small_agent = TrainOptions(
@@ -205,7 +205,7 @@ def recipe(options: RecipeOptions) -> dict[str, Stage]:
         "tenth": tenth,
         "eleventh": eleventh,
         "twelfth": twelfth,
-        "agent": replace(small_agent, weights=str(options.out / "twelfth" / "best")),
+        "agent": replace(small_agent, weights=str(options.out / "twelfth" / "last")),
     }
 
 
