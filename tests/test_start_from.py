@@ -169,5 +169,8 @@ def test_the_alignment_of_published_weights_is_kept(
     assert network.alignment == "padded"
     network.save_weights(large.out / "last")  # weights from before are not asked for again
     resumed = build_network(dataclasses.replace(large, resume=True))
-    assert isinstance(resumed, BetaMVUNet)
-    assert resumed.alignment == "padded"
+    (large.out / "last").rename(large.out / "best")  # as a kill may leave it
+    after_a_kill = build_network(dataclasses.replace(large, resume=True))
+    for again in (resumed, after_a_kill):
+        assert isinstance(again, BetaMVUNet)
+        assert again.alignment == "padded"

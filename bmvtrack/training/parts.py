@@ -85,7 +85,9 @@ def _own_arguments(options: PretrainOptions) -> dict[str, Any]:
     if options.architecture == "resnet-unet":
         return {"template": options.template}
     if options.architecture == "beta-mvunet":  # its weights do not determine its alignment
-        before = options.out / "last" if options.resume else options.start_from
+        before = options.start_from
+        if options.resume:  # a run killed while replacing one of the two still has the other
+            before = options.out / ("last" if (options.out / "last").is_dir() else "best")
         if before is not None:
             saved = saved_arguments(weights_folder(str(before)))
             return {"alignment": saved["alignment"]} if "alignment" in saved else {}
