@@ -78,6 +78,12 @@ class LatentPriorSAC(SAC):
         self._launcher: Launcher[Report] | None = None
         self._rates: list[torch.Tensor] = []  # learning rates, for the graph
         self.actor_learning_rate = actor_learning_rate
+        # Not in _check(): agents that were saved with such arguments can be loaded.
+        unused = sorted(_UNUSED & (kwargs.get("policy_kwargs") or {}).keys())
+        if unused:
+            raise UserError(
+                f"the latent prior's networks do not use {', '.join(unused)}: omit them in policy_kwargs"
+            )
         super().__init__(
             policy, env, learning_rate=learning_rate, target_entropy=-target_kl, **kwargs
         )
@@ -116,11 +122,6 @@ class LatentPriorSAC(SAC):
             )
         if self.use_sde or self.n_steps > 1:
             raise UserError("the latent prior does not support use_sde and n_steps: omit them")
-        unused = sorted(_UNUSED & self.policy_kwargs.keys())
-        if unused:
-            raise UserError(
-                f"the latent prior's networks do not use {', '.join(unused)}: omit them in policy_kwargs"
-            )
         if not 0 <= self.truth_share <= 1:
             raise UserError(f"truth_share must lie in [0, 1], not {self.truth_share}")
 

@@ -152,6 +152,15 @@ def test_any_optimiser_may_be_given(env: BMVTrackEnv) -> None:
     assert not all(map(torch.equal, before, model.actor.parameters()))
 
 
+def test_an_agent_that_was_saved_with_what_is_not_used_can_be_loaded(
+    env: BMVTrackEnv, tmp_path: Path
+) -> None:
+    model = agent(env, policy_kwargs={"net_arch": [16]})
+    model.policy_kwargs["n_critics"] = 2  # as it could be given before it was refused
+    model.save(tmp_path / "agent")
+    assert LatentPriorSAC.load(tmp_path / "agent", env=env).n_envs == 1
+
+
 def test_plain_actor_is_stored_too(env: BMVTrackEnv, tmp_path: Path) -> None:
     model = SAC(
         "MultiInputPolicy",
