@@ -213,6 +213,10 @@ def test_nobody_changes_the_priors_that_come_with_the_package():
     assert prior.named("paper").mean[0] != 99
 
 
+def test_six_pairs_are_enough_for_a_prior():
+    assert prior.fit([(walk(7, random_prior())[0], WIDTH, HEIGHT)])[1] == 6
+
+
 def test_opencv_labels_widen_the_prior():
     boxes, _ = walk(200, random_prior(scale=0.3))
     boxes[:, 4] += np.linspace(0, 9, 200)
