@@ -243,18 +243,26 @@ def test_all_frames_have_one_size(tracker: Tracker) -> None:
         tracker.init(smaller, (10, 10, 20, 20), object_id=2)
 
 
-def test_load_takes_the_agent_where_there_is_one(
+def test_load_takes_the_agent_where_there_is_one_and_else_goes_halfway(
     perception: Perception, sequence: VideoSequence, tmp_path: Path
 ) -> None:
+    def loaded() -> np.ndarray:
+        """The box after one frame, which does not depend on the order of its channels."""
+        backwards = Tracker.load(tmp_path, colour="bgr")
+        backwards.init(sequence.frame(0)[..., ::-1], sequence.boxes[0])
+        box = backwards.update(sequence.frame(1)[..., ::-1]).rbbox
+        np.testing.assert_allclose(follow(Tracker.load(tmp_path), sequence, 1)[0].rbbox, box)
+        return box
+
     perception.network.save_weights(tmp_path, half=False)
-    posterior = follow(Tracker.load(tmp_path), sequence)
+    halfway = follow(Tracker(perception, move_by_both), sequence, 1)[0].rbbox
+    np.testing.assert_allclose(loaded(), halfway)
     torch.manual_seed(1)
     actor = make_actor("latent-prior", "object", perception.feature_count, [16])
     with torch.no_grad():
         actor.head.shift.bias.fill_(0.5)
     save_actor(actor, "latent-prior", "object", tmp_path)
-    agent = follow(Tracker.load(tmp_path), sequence)
-    assert not np.allclose(agent[0].rbbox, posterior[0].rbbox)
+    assert not np.allclose(loaded(), halfway)
     (tmp_path / "agent.safetensors").unlink()
     with pytest.raises(UserError, match=r"agent\.safetensors is missing"):
         Tracker.load(tmp_path)
