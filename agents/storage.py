@@ -20,7 +20,7 @@ from torch import nn
 from agents.policy import Inputs, LatentPriorActor, StateExtractor
 from agents.replay import TensorReplayBuffer
 from bmvtrack.errors import UserError
-from bmvtrack.files import atomic_file, write_json
+from bmvtrack.files import write_bytes, write_json
 from bmvtrack.motion import Coordinates
 from envs.state import action_space, observation_space
 
@@ -64,8 +64,7 @@ def save_actor(actor: Actor, policy: PolicyName, coordinates: Coordinates, folde
     tensors = {
         name: value.detach().cpu().half().contiguous() for name, value in actor.state_dict().items()
     }
-    with atomic_file(folder / "agent.safetensors") as temporary:
-        temporary.write_bytes(save(tensors))
+    write_bytes(folder / "agent.safetensors", save(tensors))
     write_json(folder / "agent.json", config)
 
 

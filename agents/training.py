@@ -32,12 +32,7 @@ from bmvtrack.errors import UserError
 from bmvtrack.files import DAMAGED, atomic_folder, write_json
 from bmvtrack.models import weights_fingerprint
 from bmvtrack.perception import Perception
-from bmvtrack.training.checkpoint import (
-    check_run_folder,
-    held_run,
-    resumed_state,
-    save_checkpoint,
-)
+from bmvtrack.training.checkpoint import check_run_folder, held_run, resumed_state, save_checkpoint
 from envs.clips import Clip
 from envs.vector_env import BMVTrackVectorEnv
 

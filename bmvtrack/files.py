@@ -153,6 +153,18 @@ def _swap(new: Path, path: Path) -> None:
         shutil.rmtree(aside, ignore_errors=True)
 
 
+def recover_folder(path: Path) -> None:
+    """Undo what a process that was killed in :func:`atomic_folder` has left; none may be in it now.
+
+    A folder that was about to be replaced, and is not there, is restored; what was being written is removed.
+    """
+    for left in path.parent.glob(f".{path.name}-????????"):
+        aside = left / path.name
+        if aside.is_dir() and not path.exists():
+            aside.replace(path)
+        shutil.rmtree(left, ignore_errors=True)
+
+
 def listed(folder: Path) -> list[Path]:
     """Entries of a folder, sorted by name, without hidden files (``._00000.jpg``), which are not data."""
     return sorted(path for path in folder.glob("*") if not path.name.startswith("."))
@@ -243,6 +255,12 @@ def _listed_in(path: Path, kind: str) -> dict[str, list[str]]:
 def folder_name(folder: Path) -> str:
     """The name that the user gave a folder: a link's own name, and the real name of ``.`` and ``..``."""
     return folder.name if folder.name not in ("", "..") else folder.resolve().name
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write a file atomically."""
+    with atomic_file(path) as temporary:
+        temporary.write_bytes(data)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save
 from torch import nn
 
 from bmvtrack.errors import UserError
-from bmvtrack.files import atomic_file, atomic_folder, write_json, write_text
+from bmvtrack.files import atomic_folder, write_bytes, write_json, write_text
 from bmvtrack.models.bottleneck import VARIABLES, Bottleneck, Posterior
 from bmvtrack.models.template import Template
 from bmvtrack.models.widening import Cells, widened_state
@@ -237,8 +237,7 @@ class MultivariationalNetwork(
             name: (_halved(value) if half else value).detach().cpu().contiguous()
             for name, value in self.state_dict().items()
         }
-        with atomic_file(folder / _FILES[1]) as temporary:
-            temporary.write_bytes(save(tensors))  # save_file() hides what a full disk raises
+        write_bytes(folder / _FILES[1], save(tensors))  # save_file() hides what a full disk raises
 
 
 def check_sizes(input_channels: int, classes: int, width: int, samples: int) -> None:

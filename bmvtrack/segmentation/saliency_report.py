@@ -20,13 +20,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from bmvtrack.figures import line_style, save_figure, tidy
-from bmvtrack.files import (
-    begun,
-    csv_text,
-    is_plain_name,
-    write_summary,
-    write_text,
-)
+from bmvtrack.files import begun, csv_text, is_plain_name, write_summary, write_text
 from bmvtrack.segmentation.saliency import SaliencyScores, average
 
 Results = Mapping[str, Mapping[str, SaliencyScores]]

@@ -25,7 +25,7 @@ from bmvtrack import geometry
 from bmvtrack.arrays import BoolArray, ByteArray, FloatArray
 from bmvtrack.data.sequence import VideoSequence
 from bmvtrack.figures import line_style, save_figure, tidy
-from bmvtrack.files import atomic_file, write_text
+from bmvtrack.files import write_bytes, write_text
 from bmvtrack.tracking.failures import LEAST_OVERLAP, Failure, breaking_index, find_failure
 from bmvtrack.tracking.protocols import Run
 from bmvtrack.visualization import MASK_COLOUR, draw_overlay, draw_text
@@ -291,5 +291,4 @@ def _window(
 
 
 def _write_jpeg(path: Path, image: ByteArray) -> None:
-    with atomic_file(path) as temporary:
-        temporary.write_bytes(cv2.imencode(".jpg", image[..., ::-1])[1].tobytes())
+    write_bytes(path, cv2.imencode(".jpg", image[..., ::-1])[1].tobytes())

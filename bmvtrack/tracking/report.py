@@ -22,13 +22,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from bmvtrack.arrays import FloatArray
-from bmvtrack.files import (
-    atomic_folder,
-    csv_text,
-    previously_made,
-    write_summary,
-    write_text,
-)
+from bmvtrack.files import atomic_folder, csv_text, previously_made, write_summary, write_text
 from bmvtrack.tracking.bootstrap import bootstrap_mean, paired_difference
 from bmvtrack.tracking.metrics import GEOMETRIES, LEVELS, Geometry, Scores, average, coverage
 from bmvtrack.tracking.protocols import Protocol, Run

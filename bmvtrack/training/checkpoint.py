@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -13,7 +12,7 @@ import torch
 
 from bmvtrack.console import check_output_folder
 from bmvtrack.errors import UserError
-from bmvtrack.files import DAMAGED, atomic_file, check_sums, held
+from bmvtrack.files import DAMAGED, atomic_file, check_sums, held, recover_folder
 
 KEPT = 2
 
@@ -116,12 +115,7 @@ def held_run(out: Path) -> Iterator[None]:
     """
     with held(out):
         for name in ("best", "last"):
-            for left in out.glob(f".{name}-????????"):
-                if (left / name).is_dir() and not (
-                    out / name
-                ).exists():  # killed while replacing it
-                    (left / name).replace(out / name)
-                shutil.rmtree(left, ignore_errors=True)
+            recover_folder(out / name)
         yield
 
 

@@ -24,12 +24,7 @@ from bmvtrack.errors import UserError
 from bmvtrack.files import write_json
 from bmvtrack.models import Bottleneck, Output, fused_norm
 from bmvtrack.training.box_threshold import best_threshold, box_overlaps
-from bmvtrack.training.checkpoint import (
-    check_run_folder,
-    held_run,
-    resumed_state,
-    save_checkpoint,
-)
+from bmvtrack.training.checkpoint import check_run_folder, held_run, resumed_state, save_checkpoint
 from bmvtrack.training.devices import make_fabric, memory_format, synchronized
 from bmvtrack.training.journal import Journal
 from bmvtrack.training.objective import active_units, averaged, objective, validation_metrics
