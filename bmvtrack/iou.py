@@ -95,7 +95,7 @@ def rotated_iou_torch(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor
     """
     dtype = first.dtype
     first, second = torch.broadcast_tensors(first.double(), second.double())
-    origin = torch.nn.functional.pad(first[..., :2], (0, 3))
+    origin = torch.nn.functional.pad(second[..., :2], (0, 3))  # of the half-planes: small numbers
     polygon, clip = corners(first - origin), corners(second - origin)  # (..., 4, 2)
     for i in range(4):
         start, end = clip[..., i, :], clip[..., (i + 1) % 4, :]

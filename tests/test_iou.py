@@ -76,6 +76,15 @@ def test_torch_agrees_with_shapely_on_thin_and_small_boxes(first, change):
     assert_allclose(torch_iou(first, second), rotated_iou(first, second), atol=1e-6)
 
 
+def test_small_boxes_far_from_each_other_have_nothing_in_common():
+    rng = np.random.default_rng(0)
+    first, second = (
+        np.hstack([rng.uniform(lowest, lowest + 1e4, (2000, 2)), rng.uniform(0.1, 2, (2000, 3))])
+        for lowest in (0, 2e4)
+    )
+    assert_allclose(torch_iou(first, second), 0, atol=1e-12)
+
+
 @pytest.mark.parametrize("iou", [rotated_iou, torch_iou])
 @given(rbbox=rbboxes(), k=st.integers(0, 3).map(float))
 def test_a_box_overlaps_itself_wholly_under_each_label(iou, rbbox, k):
