@@ -50,7 +50,8 @@ class StableBaselinesEnv(VecEnv):
     def reset(self) -> Arrays:
         """Reset all environments, with the seeds from ``seed`` once; return observations, ``(N, …)`` each."""
         seeds = self._seeds if any(seed is not None for seed in self._seeds) else None
-        observations, info = self.environment.reset(seed=seeds, options=self._options[0] or None)
+        options = next(filter(None, self._options), None)  # refused whichever environment has them
+        observations, info = self.environment.reset(seed=seeds, options=options)
         self._reset_seeds()
         self._reset_options()
         self.reset_infos = _per_environment(info)

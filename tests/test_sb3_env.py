@@ -152,6 +152,13 @@ def test_only_what_is_there_is_there(sequences, perception):
     assert not environment.has_attr("anything")
 
 
+def test_options_of_any_environment_are_refused(sequences, perception):
+    environment = adapted(sequences, perception)
+    environment.set_options([{}, {"start": 1}, {}])
+    with pytest.raises(UserError, match="unknown options of reset: start"):
+        environment.reset()
+
+
 def test_single_environments_are_refused(sequences, perception):
     single = partial(BMVTrackEnv, sequences, perception)
     for environment in (single(), SyncVectorEnv([single, single])):
