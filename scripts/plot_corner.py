@@ -69,6 +69,8 @@ class Options:
             raise UserError("nothing to draw: give --priors, --labels or --frames")
         if self.points and not self.labels:
             raise UserError("--points draws the motions of fitted priors: give --labels")
+        if self.sequence is not None and not self.frames:
+            raise UserError("--sequence chooses where --frames are drawn from: give --frames")
         if self.coordinates == "frame" and len(self.frames) > 1:
             raise UserError(
                 "every frame has its own prior in frame coordinates: give one of --frames, "

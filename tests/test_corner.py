@@ -149,6 +149,7 @@ def test_posteriors_of_frames_beside_the_prior(run, tmp_path):
         (["--out", "a.pdf"], "error: --out a.pdf: the name must end in .png"),
         (["--priors"], "error: nothing to draw"),
         (["--points"], "error: --points draws the motions of fitted priors: give --labels"),
+        (["--sequence", "ant"], "error: --sequence chooses where --frames are drawn from"),
         (["--priors", "paper"], "error: prior paper is in frame coordinates"),
         (["--coordinates", "frame"], "error: prior davis16 is in object coordinates"),
         (["--coordinates", "frame", "--frames", "2", "3"], "error: every frame has its own prior"),
