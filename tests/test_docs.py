@@ -17,11 +17,22 @@ def text(page):
     return page.read_text(encoding="utf-8")
 
 
+def anchors(page):
+    """What ``#`` may be followed by in a link to a page: its headings, as GitHub spells them."""
+    prose = re.sub(r"^```.*?^```$", "", text(page), flags=re.MULTILINE | re.DOTALL)
+    headings = re.findall(r"^#+ (.*)$", prose, flags=re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading).lower().replace(" ", "-") for heading in headings}
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
-def test_links_lead_to_files(page):
+def test_links_lead_somewhere(page):
     for target in re.findall(r"\]\(([^)\s]+)\)", text(page)):
-        if not re.match(r"https?://|#", target):
-            assert (page.parent / target.split("#")[0]).exists(), target
+        if re.match(r"https?://", target):
+            continue
+        name, _, anchor = target.partition("#")
+        linked = page.parent / name if name else page
+        assert linked.exists(), target
+        assert not anchor or anchor in anchors(linked), target
 
 
 @pytest.mark.parametrize("page", sorted(DOCS.glob("*.md")), ids=lambda page: page.name)
