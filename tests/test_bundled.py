@@ -42,7 +42,7 @@ def test_encoder_and_agent_belong_together(weights: str) -> None:
 @pytest.fixture(scope="module")
 def sequences() -> list[VideoSequence]:
     options = SceneOptions(length=20)
-    return [synthetic_sequence(950_000_000 + seed, options).in_memory() for seed in range(4)]
+    return [synthetic_sequence(950_000_000 + seed, options).in_memory() for seed in range(2)]
 
 
 @pytest.mark.parametrize("weights", WITH_AGENTS)
@@ -63,7 +63,7 @@ def test_better_than_a_box_that_never_moves(
 
 def test_the_mask_weights_find_objects_in_boxes() -> None:
     network = load_segmenter(MASK_WEIGHTS)
-    sequences = [synthetic_sequence(950_000_000 + seed) for seed in range(12)]
+    sequences = [synthetic_sequence(950_000_000 + seed) for seed in range(6)]
     frames, masks = [s.frame(0) for s in sequences], [s.mask(0) for s in sequences]
     views = view_objects(network, frames, np.stack([s.boxes[0] for s in sequences]), masks)
     found = honest(network, encode(network, views)) > 0

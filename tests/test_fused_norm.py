@@ -72,10 +72,12 @@ def check_one(shape, slope, has_residual, device, dtype, tolerance):
 def interpreted() -> None:
     """What the process of the first test does: with small tiles, so that maps have several."""
     with patch.multiple(fused_norm, _TILE=512, _PROGRAMS=4, _FINAL_PARTS=2):
-        check("cpu", torch.float32, SHAPES[:1])
-        for shape in SHAPES[1:]:
-            check_one(shape, 0.01, True, "cpu", torch.float32, 1e-5)
-        check_one(SHAPES[1], 0.01, True, "cpu", torch.bfloat16, 1e-2)
+        for shape, slope, has_residual in zip(
+            SHAPES, (0.01, None, 0.0, 0.01), (True, True, False, False), strict=True
+        ):
+            check_one(shape, slope, has_residual, "cpu", torch.float32, 1e-5)
+        check_one(SHAPES[0], None, False, "cpu", torch.float32, 1e-5)
+        check_one(SHAPES[1], 0.0, True, "cpu", torch.bfloat16, 1e-2)
     print("equal")
 
 
