@@ -1,8 +1,8 @@
 """The recipe of the bundled weights: the stages of their training, one after the other.
 
-The encoder is trained in twelve stages. The fifth (128×128 pixels) and the twelfth (192×192) are for
-tracking and have an agent each; the ninth (256×256) is for masks. Last, the covariance that trackers report
-with each of the three is calibrated.
+The encoder is trained in thirteen stages, which grow from 128×128 pixels to 256×256 and shrink again. The
+twelfth (192×192) and the last (128×128) are for tracking and have an agent each; the ninth (256×256) is for
+masks. The covariance that trackers report with each of the three is calibrated.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from rich.console import Console
 
 from agents.options import TrainOptions
 from agents.training import train_agent
-from bmvtrack.bundled import DEFAULT_WEIGHTS, MASK_WEIGHTS
+from bmvtrack.bundled import ACCURATE_WEIGHTS, DEFAULT_WEIGHTS, MASK_WEIGHTS
 from bmvtrack.console import check_minutes, deadline
 from bmvtrack.devices import knows_bfloat16, resolved_device
 from bmvtrack.errors import UserError
@@ -28,9 +28,9 @@ from bmvtrack.training.checkpoint import checkpoint_step, checkpoints
 
 Stage = PretrainOptions | TrainOptions
 _RESULTS = {  # stages whose last weights are bundled, and the names of these
-    "small-agent": "davis16-duts-small",
     "ninth": MASK_WEIGHTS,
-    "agent": DEFAULT_WEIGHTS,
+    "agent": ACCURATE_WEIGHTS,
+    "small-agent": DEFAULT_WEIGHTS,
 }
 
 
@@ -64,7 +64,7 @@ class RecipeOptions:
 
 
 def recipe(options: RecipeOptions) -> dict[str, Stage]:
-    """The twelve stages of the encoder for real video, each starting from an earlier one, and two agents.
+    """The stages of the encoder for real video, each starting from an earlier one, and two agents.
 
     They train in bfloat16 if the device has instructions for it, otherwise in float32.
     """
@@ -134,7 +134,7 @@ def recipe(options: RecipeOptions) -> dict[str, Stage]:
     )
     eighth = replace(
         seventh,
-        input_size=192,  # the largest that tracks at twice CSRT's frame rate on a CPU
+        input_size=192,  # the largest that tracks at twice CSRT's frame rate on a CPU with AVX512
         batch_size=16,
         steps=3200,
         validate_every=800,
@@ -182,10 +182,20 @@ def recipe(options: RecipeOptions) -> dict[str, Stage]:
         start_from=options.out / "eleventh" / "last",
         seed=11,
     )
-    small_agent = TrainOptions(
+    small = replace(
+        twelfth,
+        input_size=128,  # the largest that does so without
+        batch_size=32,
+        steps=2800,
+        validate_every=700,
+        start_from=options.out / "twelfth" / "last",
+        learning_rate=1e-3,
+        seed=14,
+    )
+    agent = TrainOptions(
         data=(video, "synthetic"),
         mirror="upside-down",  # there the encoder errs as it does on new data
-        weights=str(options.out / "fifth" / "best"),
+        weights=str(options.out / "twelfth" / "last"),
         clip_length=96,  # in clips of 32 steps, mistakes cost too little
         validate_every=10_000,
         cache_gigabytes=2.0,
@@ -197,7 +207,6 @@ def recipe(options: RecipeOptions) -> dict[str, Stage]:
         "third": third,
         "fourth": fourth,
         "fifth": fifth,
-        "small-agent": small_agent,
         "sixth": sixth,
         "seventh": seventh,
         "eighth": eighth,
@@ -205,7 +214,9 @@ def recipe(options: RecipeOptions) -> dict[str, Stage]:
         "tenth": tenth,
         "eleventh": eleventh,
         "twelfth": twelfth,
-        "agent": replace(small_agent, weights=str(options.out / "twelfth" / "last")),
+        "agent": agent,
+        "small": small,
+        "small-agent": replace(agent, weights=str(options.out / "small" / "last")),
     }
 
 

@@ -6,8 +6,11 @@ from pathlib import Path
 
 from bmvtrack.errors import UserError
 
-DEFAULT_WEIGHTS = "davis16-duts"
-"""Bundled encoder and agent, trained on real images and video: the best that run at twice CSRT's rate."""
+DEFAULT_WEIGHTS = "davis16-duts-small"
+"""Bundled encoder and agent, trained on real images and video: the best that run at twice CSRT's rate on a
+CPU, with AVX512 or without."""
+ACCURATE_WEIGHTS = "davis16-duts"
+"""Bundled encoder and agent with more pixels: more accurate, and slower."""
 MASK_WEIGHTS = "davis16-duts-masks"
 """Bundled encoder with better masks, without an agent."""
 BUNDLED = Path(__file__).parent / "weights"

@@ -98,7 +98,7 @@ class BMVTrackEnv(gym.Env[Observation, NDArray[np.float32]]):
     | argument | default | meaning |
     |---|---|---|
     | `sequences` | None | `VideoSequence`s, or data by name (`davis16:FOLDER`); None: synthetic, always new |
-    | `weights` | `"davis16-duts"` | encoder: name of bundled weights, a folder, or a `Perception` |
+    | `weights` | `"davis16-duts-small"` | encoder: name of bundled weights, a folder, or a `Perception` |
     | `device` | `"cpu"` | device of the encoder; a `Perception` keeps its own |
     | `clip_length` | 32 | maximum number of steps per episode |
     | `coordinates` | `"frame"` | coordinates of the action: `frame` or `object` |

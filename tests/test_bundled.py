@@ -7,7 +7,7 @@ import pytest
 
 from agents.storage import load_actor
 from agents.tracker import agent_tracker
-from bmvtrack.bundled import DEFAULT_WEIGHTS, MASK_WEIGHTS, weights_folder
+from bmvtrack.bundled import ACCURATE_WEIGHTS, DEFAULT_WEIGHTS, MASK_WEIGHTS, weights_folder
 from bmvtrack.data.scene import SceneOptions
 from bmvtrack.data.sequence import VideoSequence
 from bmvtrack.data.synthetic import synthetic_sequence
@@ -18,7 +18,7 @@ from bmvtrack.segmentation.views import view_objects
 from bmvtrack.tracking.learned import learned_tracker
 
 MOST_BYTES = 24_000_000
-WITH_AGENTS = DEFAULT_WEIGHTS, "davis16-duts-small"
+WITH_AGENTS = DEFAULT_WEIGHTS, ACCURATE_WEIGHTS
 FOLDERS = {name: weights_folder(name) for name in (*WITH_AGENTS, MASK_WEIGHTS)}
 
 

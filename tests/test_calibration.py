@@ -14,7 +14,7 @@ from networks import change_config
 from rich.console import Console
 
 from bmvtrack import prior
-from bmvtrack.bundled import weights_folder
+from bmvtrack.bundled import DEFAULT_WEIGHTS, weights_folder
 from bmvtrack.data.mirrored import upside_down
 from bmvtrack.data.synthetic import synthetic_sequence, synthetic_sequences
 from bmvtrack.errors import UserError
@@ -25,14 +25,12 @@ from bmvtrack.tracker import Tracker
 from bmvtrack.tracking import calibration
 from bmvtrack.tracking.calibration import CalibrationOptions, TooFewFrames, calibrate
 
-SMALL = "davis16-duts-small"
-
 
 @pytest.fixture
 def weights(tmp_path: Path) -> Path:
     """Bundled weights with the network's own covariance."""
     folder = tmp_path / "weights"
-    shutil.copytree(weights_folder(SMALL), folder)
+    shutil.copytree(weights_folder(DEFAULT_WEIGHTS), folder)
     change_config(folder, covariance_scale=1.0)
     return folder
 
@@ -93,7 +91,7 @@ def test_only_the_reported_covariance_is_scaled(weights: Path) -> None:
         true = sequence.boxes[t]
         assert 2.5 * other.mahalanobis(true) == pytest.approx(one.mahalanobis(true))
     frame = sequence.frame(1)
-    seen = [Perception.load(folder).look(frame, box) for folder in (weights, SMALL)]
+    seen = [Perception.load(folder).look(frame, box) for folder in (weights, DEFAULT_WEIGHTS)]
     assert torch.equal(seen[0].covariance, seen[1].covariance), "what the agent's prior is made of"
 
 

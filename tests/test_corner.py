@@ -8,6 +8,7 @@ from folders import write_tree
 from numpy.testing import assert_allclose
 
 from bmvtrack import corner, prior
+from bmvtrack.bundled import DEFAULT_WEIGHTS
 from bmvtrack.corner import plot_corner
 from bmvtrack.data.davis import load_davis16
 from bmvtrack.motion import PARAMETERS
@@ -130,13 +131,13 @@ def test_posteriors_of_frames_beside_the_prior(run, tmp_path):
     status, errors, calls = run(*data, "2", "4")
     assert status == 0, errors
     ((gaussians, samples),) = calls
-    assert list(gaussians) == ["prior davis16", "davis16-duts, bee 2", "davis16-duts, bee 4"]
+    assert list(gaussians) == ["prior davis16", *(f"{DEFAULT_WEIGHTS}, bee {t}" for t in (2, 4))]
     assert not samples
     bee = load_davis16(root)[1]
     perception = Perception.load()
     template = perception.remember(bee.frame(0), bee.boxes[0])
     percept = perception.look(bee.frame(4), bee.boxes[3], template)
-    assert_allclose(gaussians["davis16-duts, bee 4"].mean, percept.mean[0], rtol=1e-5)
+    assert_allclose(gaussians[f"{DEFAULT_WEIGHTS}, bee 4"].mean, percept.mean[0], rtol=1e-5)
     ((pushed, _),) = run(*data, "4", "--coordinates", "frame")[2]
     for name, gaussian in pushed.items():
         expected = gaussians[name].at_box(bee.boxes[3], *bee.size)

@@ -11,7 +11,7 @@ from agents import recipes
 from agents.options import TrainOptions
 from agents.recipes import RecipeOptions, recipe, retrain
 from agents.storage import load_actor
-from bmvtrack.bundled import DEFAULT_WEIGHTS, MASK_WEIGHTS, weights_folder
+from bmvtrack.bundled import ACCURATE_WEIGHTS, DEFAULT_WEIGHTS, MASK_WEIGHTS, weights_folder
 from bmvtrack.errors import UserError
 from bmvtrack.models import load_network, save_covariance_scale, saved_arguments
 from bmvtrack.perception import Perception
@@ -44,7 +44,7 @@ def test_stages_are_built_on_those_before_them(options: RecipeOptions) -> None:
 
 @pytest.mark.parametrize(
     ("stage", "name"),
-    [("fifth", "davis16-duts-small"), ("ninth", MASK_WEIGHTS), ("twelfth", DEFAULT_WEIGHTS)],
+    [("twelfth", ACCURATE_WEIGHTS), ("small", DEFAULT_WEIGHTS), ("ninth", MASK_WEIGHTS)],
 )
 def test_stages_make_the_networks_that_are_bundled(
     options: RecipeOptions, tmp_path: Path, stage: str, name: str
@@ -79,7 +79,7 @@ def small_recipe(options: RecipeOptions) -> dict[str, recipes.Stage]:
         validate_every=20,
     )
     small = replace(agent, seed=1)
-    return {"ninth": encoder, "small-agent": small, "agent": agent}
+    return {"ninth": encoder, "agent": agent, "small-agent": small}
 
 
 def small_calibration(options: RecipeOptions, weights: Path) -> CalibrationOptions:
@@ -101,7 +101,7 @@ def test_retraining_stops_and_goes_on(
     printed = console.export_text()
     assert "resuming" in printed
     assert printed.count("not calibrated: the tracker") == 3
-    for name in (DEFAULT_WEIGHTS, "davis16-duts-small"):
+    for name in (DEFAULT_WEIGHTS, ACCURATE_WEIGHTS):
         load_actor(options.out / name)
     monkeypatch.setattr(recipes, "_run", None)  # nothing is left to do, but to leave the results
     calibrated = []
@@ -115,7 +115,7 @@ def test_retraining_stops_and_goes_on(
     assert retrain(short, console) == folder
     assert len(calibrated) == 1
     assert load_network(options.out / MASK_WEIGHTS).covariance_scale == 2
-    for name in (DEFAULT_WEIGHTS, "davis16-duts-small", MASK_WEIGHTS):
+    for name in (DEFAULT_WEIGHTS, ACCURATE_WEIGHTS, MASK_WEIGHTS):
         assert Perception.load(options.out / name).feature_count > 0
         assert weights_folder(name).is_dir(), "bundled"
 
@@ -135,7 +135,7 @@ def test_what_was_trained_further_takes_the_place_of_what_was_left(
         retrain(replace(options, effort=effort))
         left, last = (
             (options.out / name / "agent.safetensors").read_bytes()
-            for name in (DEFAULT_WEIGHTS, "agent/last")
+            for name in (ACCURATE_WEIGHTS, "agent/last")
         )
         assert left == last
 
