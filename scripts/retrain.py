@@ -1,8 +1,8 @@
 """Retrain the weights that come with the package: encoder, then agent, with one command.
 
-On two CPU cores without a GPU this takes about half a day (estimated from the rates of single stages; it has
-not been run at full effort in one go), and 12 GB of memory. It may be interrupted; repeat the same command to
-continue.
+On two CPU cores without a GPU this takes about fifteen hours (estimated from the rates of single stages; it
+has not been run at full effort in one go), and 12 GB of memory. It may be interrupted; repeat the same
+command to continue.
 
     python scripts/retrain.py --davis DAVIS --duts DUTS-TR
     python scripts/retrain.py --davis DAVIS --duts DUTS-TR --effort 0.01
