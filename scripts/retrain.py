@@ -1,7 +1,8 @@
 """Retrain the weights that come with the package: encoder, then agent, with one command.
 
 On two CPU cores without a GPU this takes about fifteen hours (estimated from the rates of single stages; it
-has not been run at full effort in one go), and 12 GB of memory. It may be interrupted; repeat the same
+has not been run at full effort in one go), and 12 GB of memory. With --effort 0.001 it takes 48 minutes of
+one core, nearly all of which go into reading the data and calibrating. It may be interrupted; repeat the same
 command to continue.
 
     python scripts/retrain.py --davis DAVIS --duts DUTS-TR
