@@ -7,6 +7,7 @@ import copy
 import os
 import subprocess
 import sys
+from itertools import cycle, product
 from unittest.mock import patch
 
 import pytest
@@ -72,12 +73,10 @@ def check_one(shape, slope, has_residual, device, dtype, tolerance):
 def interpreted() -> None:
     """What the process of the first test does: with small tiles, so that maps have several."""
     with patch.multiple(fused_norm, _TILE=512, _PROGRAMS=4, _FINAL_PARTS=2):
-        for shape, slope, has_residual in zip(
-            SHAPES, (0.01, None, 0.0, 0.01), (True, True, False, False), strict=True
-        ):
+        cases = product((None, 0.0, 0.01), (False, True))
+        for shape, (slope, has_residual) in zip(cycle(SHAPES[::-1]), cases, strict=False):
             check_one(shape, slope, has_residual, "cpu", torch.float32, 1e-5)
-        check_one(SHAPES[0], None, False, "cpu", torch.float32, 1e-5)
-        check_one(SHAPES[1], 0.0, True, "cpu", torch.bfloat16, 1e-2)
+        check_one(SHAPES[1], 0.01, True, "cpu", torch.bfloat16, 1e-2)
     print("equal")
 
 
