@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -134,8 +134,8 @@ class PretrainOptions:
     resume: bool = False
     """continue from the last checkpoint in --out"""
 
-    def resolved(self) -> PretrainOptions:
-        """A checked copy with all defaults that depend on mode or architecture filled in.
+    def resolved(self) -> ResolvedOptions:
+        """The same options, checked, with all defaults that depend on mode or architecture filled in.
 
         Raises:
             UserError: if an option is invalid; it names the option and the values it may take.
@@ -145,11 +145,40 @@ class PretrainOptions:
             defaults["covariance"] = "frame"
         missing = {name: value for name, value in defaults.items() if getattr(self, name) is None}
         shares = self.shares or (1.0,) * len(self.data)
-        options = replace(self, shares=shares, **missing)
-        options._check()
+        options = ResolvedOptions(**vars(self) | missing | {"shares": shares})
+        options.check()
         return options
 
-    def _check(self) -> None:
+    def fixed(self) -> dict[str, Any]:
+        """The options that must not change when a run is resumed, as JSON values."""
+        free = {
+            *("out", "max_minutes", "resume", "resident_gigabytes"),
+            *("device", "devices", "nodes", "precision", "compile"),  # depend on the machine
+        }
+        values = {name: value for name, value in self.__dict__.items() if name not in free}
+        return {name: _to_json(value) for name, value in values.items()}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResolvedOptions(PretrainOptions):
+    """Options of a run: :meth:`PretrainOptions.resolved` has filled in what depends on the mode."""
+
+    prior: str
+    width: int
+    input_size: int
+    covariance: CovarianceKind
+    reparameterization: Reparameterization
+    class_weights: ClassWeights
+    beta: float
+    likelihood: float
+    learning_rate: float
+
+    def check(self) -> None:
+        """Check the options.
+
+        Raises:
+            UserError: if an option is invalid; it names the option and the values it may take.
+        """
         for source in self.data:
             sources.parse(source)
         if not self.data:
@@ -167,18 +196,15 @@ class PretrainOptions:
         self._check_mode()
 
     def _check_ranges(self) -> None:
-        assert self.input_size is not None
         if self.input_size < 64 or self.input_size % 64:
             raise UserError(f"--input-size must be a multiple of 64, not {self.input_size}")
         if not 0 < self.validation_share < 1:
             raise UserError(f"--validation-share must lie in (0, 1), not {self.validation_share}")
         if not self.jitter or not all(0 <= factor < math.inf for factor in self.jitter):
             raise UserError(f"--jitter needs non-negative factors, not {self.jitter}")
-        assert self.learning_rate is not None
         if not 0 < self.learning_rate < math.inf:
             raise UserError(f"--learning-rate must be positive, not {self.learning_rate}")
         for name, weight in (("beta", self.beta), ("likelihood", self.likelihood)):
-            assert weight is not None
             if not 0 <= weight < math.inf:
                 raise UserError(f"--{name} must not be negative, not {weight}")
         if self.box_threshold is not None and not 0 < self.box_threshold < 1:
@@ -227,15 +253,6 @@ class PretrainOptions:
             raise UserError(f"{flow} has one posterior per frame: omit --covariance")
         if self.kl_direction != "posterior":
             raise UserError(f"{flow} supports only D(q‖p): omit --kl-direction")
-
-    def fixed(self) -> dict[str, Any]:
-        """The options that must not change when a run is resumed, as JSON values."""
-        free = {
-            *("out", "max_minutes", "resume", "resident_gigabytes"),
-            *("device", "devices", "nodes", "precision", "compile"),  # depend on the machine
-        }
-        values = {name: value for name, value in self.__dict__.items() if name not in free}
-        return {name: _to_json(value) for name, value in values.items()}
 
 
 def _to_json(value: Any) -> Any:

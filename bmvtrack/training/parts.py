@@ -26,7 +26,7 @@ from bmvtrack.models import (
     load_network,
     saved_arguments,
 )
-from bmvtrack.training.options import Architecture, PretrainOptions
+from bmvtrack.training.options import Architecture, ResolvedOptions
 from bmvtrack.training.radam import FusedRAdam
 
 _NETWORKS: dict[Architecture, type[MultivariationalNetwork]] = {
@@ -36,18 +36,17 @@ _NETWORKS: dict[Architecture, type[MultivariationalNetwork]] = {
 }
 
 
-def build_network(options: PretrainOptions, classes: int = 2) -> MultivariationalNetwork:
+def build_network(options: ResolvedOptions, classes: int = 2) -> MultivariationalNetwork:
     """Build the network that the options describe, with its initial weights.
 
     Args:
-        options: resolved options.
+        options: of the run.
         classes: number of classes, background included.
 
     Raises:
         UserError: if the prior does not suit the mode, or the weights to start from are missing or belong
             to another network.
     """
-    assert options.prior is not None
     tracking = options.mode == "tracking"
     prior = priors.load(options.prior)
     if tracking and prior.coordinates != "object":
@@ -80,7 +79,7 @@ def build_network(options: PretrainOptions, classes: int = 2) -> Multivariationa
     return network
 
 
-def _own_arguments(options: PretrainOptions) -> dict[str, Any]:
+def _own_arguments(options: ResolvedOptions) -> dict[str, Any]:
     """The arguments that only some of the architectures take."""
     if options.architecture == "resnet-unet":
         return {"template": options.template}
@@ -150,7 +149,7 @@ def compile_network(network: MultivariationalNetwork) -> None:
 
 
 def build_samplers(
-    options: PretrainOptions, device: torch.device
+    options: ResolvedOptions, device: torch.device
 ) -> tuple[MixedSampler, MixedSampler]:
     """The samplers that draw batches for training and for validation.
 
@@ -164,11 +163,10 @@ def build_samplers(
 
 
 def build_optimizer(
-    network: torch.nn.Module, options: PretrainOptions, device: torch.device
+    network: torch.nn.Module, options: ResolvedOptions, device: torch.device
 ) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
     """RAdam with a cyclic learning rate (mode ``paper``), or AdamW with a one-cycle one (``tracking``)."""
     highest = options.learning_rate
-    assert highest is not None
     if options.mode == "paper":
         kind = FusedRAdam if device.type == "cuda" else torch.optim.RAdam
         radam = kind(network.parameters(), lr=highest / 2)
@@ -186,9 +184,8 @@ def build_optimizer(
 
 
 def _samplers_of(
-    source: str, options: PretrainOptions, device: torch.device
+    source: str, options: ResolvedOptions, device: torch.device
 ) -> tuple[BatchSource, BatchSource]:
-    assert options.input_size is not None
     gigabytes = options.resident_gigabytes
     limit = None if gigabytes is None else 1e9 * gigabytes
     store = sources.load_store(source)
@@ -228,7 +225,7 @@ def _samplers_of(
     return train, validation
 
 
-def _banks_of(source: str, options: PretrainOptions) -> list[tuple[FrameBank, torch.Tensor]]:
+def _banks_of(source: str, options: ResolvedOptions) -> list[tuple[FrameBank, torch.Tensor]]:
     """Bank and targets for training and for validation; both often share one bank."""
     share, count = options.validation_share, options.synthetic_count
     longest, made = options.longest_side, SEED_STRIDE * options.seed

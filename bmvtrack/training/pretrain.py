@@ -28,7 +28,7 @@ from bmvtrack.training.checkpoint import check_run_folder, held_run, resumed_sta
 from bmvtrack.training.devices import make_fabric, memory_format, synchronized
 from bmvtrack.training.journal import Journal
 from bmvtrack.training.objective import active_units, averaged, objective, validation_metrics
-from bmvtrack.training.options import PretrainOptions
+from bmvtrack.training.options import PretrainOptions, ResolvedOptions
 from bmvtrack.training.parts import (
     build_network,
     build_optimizer,
@@ -55,12 +55,12 @@ def pretrain(options: PretrainOptions, console: Console | None = None) -> dict[s
     Raises:
         UserError: if options or data are invalid, before anything is written.
     """
-    options = options.resolved()
-    check_run_folder(options.out, options.resume, options.fixed())
-    run = PretrainRun(options)
+    resolved = options.resolved()
+    check_run_folder(resolved.out, resolved.resume, resolved.fixed())
+    run = PretrainRun(resolved)
     with ExitStack() as stack:
-        on_first_rank(lambda: stack.enter_context(held_run(options.out)))
-        if options.resume:
+        on_first_rank(lambda: stack.enter_context(held_run(resolved.out)))
+        if resolved.resume:
             run.load()
         return run.train(console or Console())
 
@@ -69,21 +69,20 @@ class PretrainRun:
     """The complete state of a run: network, optimiser, data, random state, counters.
 
     Args:
-        options: resolved options.
+        options: of the run.
 
     Attributes:
         graphed: whether the forward and backward passes are launched as one CUDA graph; see
             :mod:`bmvtrack.cuda_graphs`.
     """
 
-    def __init__(self, options: PretrainOptions) -> None:
+    def __init__(self, options: ResolvedOptions) -> None:
         self.options = options
         self.fabric = make_fabric(options.device, options.precision, options.devices, options.nodes)
         self.batch_size = _share(options, self.fabric)
         torch.manual_seed(options.seed)
         self.network = build_network(options, sources.class_count(options.data))
         self.data = sources.fingerprints(options.data)
-        assert options.prior is not None
         self.prior = json.dumps(priors.load(options.prior).to_json())
         device = self.fabric.device
         self.train_sampler, self.validation_sampler = build_samplers(options, device)
@@ -272,9 +271,6 @@ class PretrainRun:
     def loss_terms(self, output: Output, batch: Batch, bottleneck: Bottleneck) -> Terms:
         """The loss and its terms, with the weights of the options; see :func:`objective`."""
         options = self.options
-        assert options.beta is not None
-        assert options.likelihood is not None
-        assert options.class_weights is not None
         return objective(
             output,
             batch,
@@ -350,7 +346,7 @@ class PretrainRun:
         return all_gather(mine.to(self.fabric.device)).cpu()
 
 
-def _share(options: PretrainOptions, fabric: Fabric) -> int:
+def _share(options: ResolvedOptions, fabric: Fabric) -> int:
     """Patches per step on each rank."""
     ranks = fabric.world_size
     if options.batch_size % ranks:
@@ -358,7 +354,6 @@ def _share(options: PretrainOptions, fabric: Fabric) -> int:
             f"--batch-size {options.batch_size} is not divisible by the number of devices, {ranks}"
         )
     share = options.batch_size // ranks
-    assert options.input_size is not None
     alone = ranks == 1 or fabric.device.type == "cpu"  # otherwise batch norms see all ranks
     small = (options.architecture, options.input_size) == ("resnet-unet", 64)
     if share == 1 and alone and small:  # the deepest feature maps are 1×1
