@@ -1,7 +1,10 @@
 import os
 import runpy
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import lru_cache
+from importlib import import_module
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,13 +18,40 @@ from hypothesis import settings
 from pretended_graphs import PretendedGraph
 
 from bmvtrack import cuda_graphs, perception_graphs, prior
+from bmvtrack.data import sources
+from bmvtrack.data.sequence import VideoSequence
+from bmvtrack.data.synthetic import synthetic_sequences
 from bmvtrack.models import ResNetUNet
 from bmvtrack.perception import Perception
+from bmvtrack.training import speed
 
 ROOT = Path(__file__).parents[1]
 
 settings.register_profile("busy machine", deadline=None)
 settings.load_profile("busy machine")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def short_work() -> Iterator[None]:
+    """No test needs long measurements and validations, or the same sequence made again."""
+    with pytest.MonkeyPatch.context() as patch:
+        loop = import_module(
+            "bmvtrack.training.pretrain"
+        )  # its package has a function of that name
+        patch.setattr(loop, "_VALIDATION_BATCHES", 2)
+        patch.setitem(speed._SIDES, "cpu", 128)
+        patch.setattr(speed, "_PROFILED_STEPS", 1)
+        made = lru_cache(maxsize=16)(remembered_sequences)
+        patch.setattr(sources, "synthetic_sequences", lambda *given: list(made(*given)))
+        yield
+
+
+def remembered_sequences(count: int, seed: int) -> list[VideoSequence]:
+    """Synthetic sequences of which no frame is rendered twice."""
+    return [
+        replace(made, read_frame=lru_cache(made.read_frame), read_mask=lru_cache(made.read_mask))
+        for made in synthetic_sequences(count, seed)
+    ]
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -43,9 +73,9 @@ class Done(NamedTuple):
 def run_script(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> Callable[..., Done]:
-    """Runs a script of that name with arguments, in this process: one of its own takes seconds to start."""
+    """Runs a script (by name, or by its path) in this process: one of its own takes seconds to start."""
 
-    def run(name: str, *arguments: object) -> Done:
+    def run(name: str | Path, *arguments: object) -> Done:
         script = str(ROOT / "scripts" / name)
         monkeypatch.setattr(sys, "argv", [script, *map(str, arguments)])
         status = 0

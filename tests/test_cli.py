@@ -127,15 +127,14 @@ def test_ctrl_c_is_130(run, monkeypatch):
     assert run("track", "clip.mp4") == (130, "", "interrupted\n")
 
 
-def test_commands_do_what_scripts_do(run, tmp_path, monkeypatch):
+def test_commands_do_what_scripts_do(run, run_script, tmp_path, monkeypatch):
     monkeypatch.chdir(write_tree(tmp_path, length=8))
     status, output, _ = run("fit-prior", "--root", ".", "--out", "prior.json")
     assert status == 0
     assert output.endswith("written to prior.json\n")
     assert json.loads(Path("prior.json").read_text())["coordinates"] == "object"
-    script = [sys.executable, str(ROOT / "scripts" / "fit_prior.py"), "--root", "."]
-    result = subprocess.run(script, capture_output=True, text=True, check=True)
-    assert result.stdout + "written to prior.json\n" == output
+    result = run_script("fit_prior.py", "--root", ".")
+    assert result.printed + "written to prior.json\n" == output
     status, _, _ = run("evaluate", "--root", ".", "--trackers", "static", "--out", "out")
     assert status == 0
     assert json.loads(Path("out/summary.json").read_text())["trackers"].keys() == {"static"}

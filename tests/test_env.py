@@ -1,7 +1,6 @@
 """``BMVTrack-v0`` as Gymnasium, Stable-Baselines3 and a user with odd actions see it."""
 
 import math
-import os
 import subprocess
 import sys
 from functools import partial
@@ -88,28 +87,20 @@ def test_same_seed_same_clip(perception: Perception) -> None:
 
 @pytest.mark.skipif("fork" not in get_all_start_methods(), reason="processes cannot be forked")
 def test_forked_environments_do_not_wait_for_threads_of_their_parent() -> None:
+    """And forked processes keep their threads as long as no encoder is loaded."""
     program = f"""
-        import gymnasium as gym, torch, bmvtrack
+        import os, gymnasium as gym, torch, bmvtrack, envs.bmvtrack_env
         torch.set_num_threads(2)
+        child = os.fork()
+        if not child:
+            os._exit(torch.get_num_threads())
+        print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
         many = gym.make_vec(
             "BMVTrack-v0", 2, "async", weights={DEFAULT_WEIGHTS!r}, vector_kwargs={{"context": "fork"}}
         )
         many.reset_async(seed=0)
         many.reset_wait(timeout=100)
         many.close()
-    """
-    subprocess.run([sys.executable, "-c", dedent(program)], check=True)
-
-
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="processes cannot be forked")
-def test_forked_processes_keep_their_threads_where_no_encoder_is_loaded() -> None:
-    program = """
-        import os, torch, envs.bmvtrack_env
-        torch.set_num_threads(2)
-        child = os.fork()
-        if not child:
-            os._exit(torch.get_num_threads())
-        print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
     """
     command = [sys.executable, "-c", dedent(program)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)

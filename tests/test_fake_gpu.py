@@ -16,6 +16,7 @@ from rectangles import write_rectangles
 from agents.options import TrainOptions
 from agents.training import make_environments, make_model
 from bmvtrack import prior
+from bmvtrack.data.scene import SceneOptions
 from bmvtrack.data.synthetic import synthetic_sequences
 from bmvtrack.devices import to_device
 from bmvtrack.models import ResNetUNet
@@ -33,7 +34,8 @@ def gpu():
 
 @pytest.fixture(scope="module")
 def sequences():
-    return [sequence.in_memory() for sequence in synthetic_sequences(2, seed=5)]
+    options = SceneOptions(width=96, height=72, length=9)
+    return [sequence.in_memory() for sequence in synthetic_sequences(2, 5, options)]
 
 
 @pytest.fixture(scope="module")
@@ -147,7 +149,7 @@ def test_environments_step_on_the_gpu(gpu, sequences, monkeypatch, coordinates, 
         Perception(network),
         coordinates=coordinates,
         reward=reward,
-        clip_length=2,  # some of the steps start new clips
+        clip_length=2,  # the second step starts new clips
     )
     env.reset(seed=0)
     gpu.move([env.perception, env.frames])
@@ -159,7 +161,7 @@ def test_environments_step_on_the_gpu(gpu, sequences, monkeypatch, coordinates, 
     everything = torch.device("cuda:0")
     with gpu.running(may_read=True):
         actions = torch.zeros(3, 5, device=GPU)
-        for step in range(4):
+        for step in range(2):
             gpu.reads.clear()
             observations, *numbers, info = env.step(actions)
             looks = 2 if "final_obs" in info else 1

@@ -31,6 +31,20 @@ def options(data, tmp_path):
     return small_run(tmp_path / "run", data)
 
 
+@pytest.fixture(scope="module")
+def once(data, tmp_path_factory):
+    """A finished run, and its metrics; to be copied, not changed."""
+    options = small_run(tmp_path_factory.mktemp("once") / "run", data)
+    return options.out, train(options)[0]
+
+
+@pytest.fixture
+def finished(options, once):
+    """Options of a run that is finished."""
+    shutil.copytree(once[0], options.out)
+    return options
+
+
 @MODES
 def test_stopped_by_the_clock_and_resumed_equals_not_stopped(options, tmp_path, mode, monkeypatch):
     train(options, out=tmp_path / "straight", mode=mode)
@@ -68,38 +82,34 @@ def test_killed_and_resumed_equals_not_stopped(options, tmp_path, mode):
         assert weights[0].read_bytes() == weights[1].read_bytes()
 
 
-def test_a_corrupt_checkpoint_is_passed_over(options, tmp_path):
-    train(options, out=tmp_path / "straight")
-    train(options)
-    newest = checkpoints(options.out / "checkpoints")[-1]
+def test_a_corrupt_checkpoint_is_passed_over(finished, once):
+    newest = checkpoints(finished.out / "checkpoints")[-1]
     newest.write_bytes(newest.read_bytes()[:1000])
-    _, printed = train(options, resume=True)
+    _, printed = train(finished, resume=True)
     assert "at step 3 of 6" in printed
-    assert_equal(final_state(options.out), final_state(tmp_path / "straight"))
+    assert_equal(final_state(finished.out), final_state(once[0]))
 
 
-def test_a_run_goes_on_on_another_kind_of_device(options):
+def test_a_run_goes_on_on_another_kind_of_device(finished):
     """There the states of random generators have another length; its batches are others, then."""
-    train(options)
-    folder = options.out / "checkpoints"
+    folder = finished.out / "checkpoints"
     state = load_checkpoint(folder)
     for name in ("generators", "noises"):
         state[name] = [torch.arange(16, dtype=torch.uint8)]
     save_checkpoint(folder, 6, state)
-    run = PretrainRun(dataclasses.replace(options, resume=True, steps=9).resolved())
+    run = PretrainRun(dataclasses.replace(finished, resume=True, steps=9).resolved())
     with pytest.raises(UserError, match="other options"):
         run.load()
-    run = PretrainRun(dataclasses.replace(options, resume=True).resolved())
+    run = PretrainRun(dataclasses.replace(finished, resume=True).resolved())
     run.load()
     first = run.train_sampler.draw(2, run.generator).patches
     run.load()
     assert torch.equal(run.train_sampler.draw(2, run.generator).patches, first)
 
 
-def test_a_finished_run_is_only_validated_again(options):
-    metrics, _ = train(options)
-    again, printed = train(options, resume=True)
-    assert again == metrics
+def test_a_finished_run_is_only_validated_again(finished, once):
+    again, printed = train(finished, resume=True)
+    assert again == once[1]
     assert "at step 6 of 6" in printed
 
 
@@ -137,36 +147,33 @@ def contents(folder):
     return {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
 
-def test_a_run_is_neither_overwritten_nor_resumed_with_other_options(options):
-    train(options)
-    before = contents(options.out)
+def test_a_run_is_neither_overwritten_nor_resumed_with_other_options(finished):
+    before = contents(finished.out)
     with pytest.raises(UserError, match=r"run already holds a run; add --resume, or give another"):
-        train(options)
+        train(finished)
     with pytest.raises(UserError, match=r"run with other options \(width, batch_size\)"):
-        train(options, resume=True, width=8, batch_size=2)
+        train(finished, resume=True, width=8, batch_size=2)
     with pytest.raises(UserError, match=r"run with other options \(mode, prior, .*\)"):
-        train(options, resume=True, mode="paper")
+        train(finished, resume=True, mode="paper")
     with pytest.raises(UserError, match=r"run with other options \(shares\)"):
-        train(options, resume=True, shares=(2, 1))
-    assert contents(options.out) == before
+        train(finished, resume=True, shares=(2, 1))
+    assert contents(finished.out) == before
 
 
-def test_other_options_are_refused_before_data_is_read(options, monkeypatch):
-    train(options)
+def test_other_options_are_refused_before_data_is_read(finished, monkeypatch):
     monkeypatch.setattr(
         "bmvtrack.data.sources.load_sequences", lambda *_, **__: pytest.fail("read")
     )
     with pytest.raises(UserError, match=r"run with other options \(width\)"):
-        train(options, resume=True, width=8)
+        train(finished, resume=True, width=8)
 
 
 @pytest.mark.parametrize("content", [None, b"", b"[1]", b"\xff"])
-def test_a_damaged_record_of_options_is_passed_over(options, content):
-    train(options)
-    (options.out / "options.json").unlink()
+def test_a_damaged_record_of_options_is_passed_over(finished, content):
+    (finished.out / "options.json").unlink()
     if content is not None:
-        (options.out / "options.json").write_bytes(content)
-    assert "at step 6 of 6" in train(options, resume=True)[1]
+        (finished.out / "options.json").write_bytes(content)
+    assert "at step 6 of 6" in train(finished, resume=True)[1]
 
 
 def test_runs_of_before_the_split_s_seed_go_on(options):
@@ -189,8 +196,7 @@ def test_there_must_be_something_to_resume(options):
     assert not options.out.exists()
 
 
-def test_a_moved_run_can_be_resumed(options, tmp_path):
-    train(options)
-    options.out.rename(tmp_path / "moved")
-    _, printed = train(options, out=tmp_path / "moved", resume=True, max_minutes=5)
+def test_a_moved_run_can_be_resumed(finished, tmp_path):
+    finished.out.rename(tmp_path / "moved")
+    _, printed = train(finished, out=tmp_path / "moved", resume=True, max_minutes=5)
     assert "at step 6" in printed
