@@ -4,7 +4,6 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import lru_cache
-from importlib import import_module
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,6 +23,7 @@ from bmvtrack.data.synthetic import synthetic_sequences
 from bmvtrack.models import ResNetUNet
 from bmvtrack.perception import Perception
 from bmvtrack.training import speed
+from bmvtrack.training.pretrain import PretrainRun
 
 ROOT = Path(__file__).parents[1]
 
@@ -35,9 +35,7 @@ settings.load_profile("busy machine")
 def short_work() -> Iterator[None]:
     """No test needs long measurements and validations, or the same sequence made again."""
     with pytest.MonkeyPatch.context() as patch:
-        loop = import_module(
-            "bmvtrack.training.pretrain"
-        )  # its package has a function of that name
+        loop = sys.modules[PretrainRun.__module__]  # the package gives the function of that name
         patch.setattr(loop, "_VALIDATION_BATCHES", 2)
         patch.setitem(speed._SIDES, "cpu", 128)
         patch.setattr(speed, "_PROFILED_STEPS", 1)
