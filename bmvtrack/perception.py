@@ -6,6 +6,7 @@ The environment, the trackers and the agent all see frames through :class:`Perce
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -45,6 +46,34 @@ _AT_ONCE_ON_GPU = 256  # with more, a GPU is no faster, and the host would wait 
 _MOST_NUMBERS = 2**28  # float32 numbers of the frames in one pass
 _ROOM = 2**25  # bytes per frame that must be free for a graph
 _LEAST_SCALE, _MOST_SINE = 0.05, 0.95  # limits that keep a posterior mean where motion is defined
+
+
+@dataclass(frozen=True, eq=False)
+class BoxedFrames:
+    """B frames on one canvas, each to be looked at through a box; all tensors are on one device.
+
+    Attributes:
+        frames: ``(B, H, W, 3)`` uint8 RGB; may be one frame, expanded.
+        boxes: ``(B, 5)`` float64 rotated boxes in pixels.
+        sizes: ``(B, 2)`` int64 true width and height.
+        fill: ``(B, 3)`` float32 colour used outside the frame.
+    """
+
+    frames: torch.Tensor
+    boxes: torch.Tensor
+    sizes: torch.Tensor
+    fill: torch.Tensor
+
+    def __len__(self) -> int:
+        return len(self.boxes)
+
+    def tensors(self) -> list[torch.Tensor]:
+        """All tensors, in the order of the attributes."""
+        return [self.frames, self.boxes, self.sizes, self.fill]
+
+    def rows(self, part: slice) -> BoxedFrames:
+        """Some of the frames and their boxes."""
+        return BoxedFrames(*(tensor[part] for tensor in self.tensors()))
 
 
 class Perception:
@@ -118,64 +147,44 @@ class Perception:
         return self.network.uses_template
 
     @torch.inference_mode()
-    def __call__(
-        self,
-        frames: torch.Tensor,
-        boxes: torch.Tensor,
-        sizes: torch.Tensor,
-        fill: torch.Tensor,
-        template: Template | None = None,
-    ) -> Percept:
+    def __call__(self, boxed: BoxedFrames, template: Template | None = None) -> Percept:
         """Look at B frames.
 
         Args:
-            frames: ``(B, H, W, 3)`` uint8 RGB, on a common canvas.
-            boxes: ``(B, 5)`` float64 rotated boxes in pixels.
-            sizes: ``(B, 2)`` true width and height.
-            fill: ``(B, 3)`` colour used outside the frame.
+            boxed: the frames and the boxes to look through.
             template: of the B objects, from :meth:`memorize`; None: each patch is its own template.
         """
-        return Percept.cat(list(self.in_parts(frames, boxes, sizes, fill, template)))
+        return Percept.cat(list(self.in_parts(boxed, template)))
 
     @torch.inference_mode()
     def in_parts(
-        self,
-        frames: torch.Tensor,
-        boxes: torch.Tensor,
-        sizes: torch.Tensor,
-        fill: torch.Tensor,
-        template: Template | None = None,
-        any_number: bool = False,
+        self, boxed: BoxedFrames, template: Template | None = None, any_number: bool = False
     ) -> Iterator[Percept]:
         """The call in parts, where a GPU processes a batch in parts: the host can go on with the first part
         while the GPU works on the others.
 
         Args:
-            frames: as in the call.
-            boxes: as in the call.
-            sizes: as in the call.
-            fill: as in the call.
+            boxed: as in the call.
             template: as in the call.
             any_number: whether B differs from call to call. Batches of up to eight frames then get no graph
                 for exactly their size, because there would be too many graphs.
         """
-        if not any_number and self._launches_whole(len(boxes)):
-            shared = frames[:1] if frames.stride(0) == 0 else frames
-            yield self._launch(shared, torch.cat([boxes, sizes, fill], dim=1), template)
+        count = len(boxed)
+        if not any_number and self._launches_whole(count):
+            yield self._launch(*_joined(boxed), template)
         elif self.device.type == "cuda" and self._capturable:
             known = [] if template is None else template.tensors()
-            tensors = frames, boxes, sizes, fill, *known
-            for rows, whole in portions(len(boxes), _most_at_once(frames)):
+            tensors = *boxed.tensors(), *known
+            for rows, whole in portions(count, _most_at_once(boxed.frames)):
                 yield self._launch_part([tensor[rows] for tensor in tensors], whole)
-        elif self.device.type != "cpu" or len(boxes) <= _AT_ONCE:
-            yield self._perceive(frames, boxes, sizes, fill, template)
+        elif self.device.type != "cpu" or count <= _AT_ONCE:
+            yield self._perceive(boxed, template)
         else:
             parts = []
-            for index in torch.arange(len(boxes)).split(_AT_ONCE):
+            for index in torch.arange(count).split(_AT_ONCE):
                 own = None if template is None else template.rows(index)
                 part = slice(int(index[0]), int(index[-1]) + 1)
-                seen = self._perceive(frames[part], boxes[part], sizes[part], fill[part], own)
-                parts.append(seen)
+                parts.append(self._perceive(boxed.rows(part), own))
             yield Percept.cat(parts)
 
     @property
@@ -185,22 +194,16 @@ class Perception:
 
     @torch.inference_mode()
     def _launch_part(self, tensors: Sequence[torch.Tensor], rows: int) -> Percept:
-        """Process part of a batch on a GPU; arguments as in the call, the template as its tensors."""
+        """Process part of a batch on a GPU, given the tensors of the boxed frames and of the template."""
         seen = self._passes(self._perceive_rows, tensors, rows, memory=rows * _ROOM)
         named = dict(zip(Percept.names(), seen, strict=True))
         return Percept(**named, box_threshold=self.network.box_threshold)
 
-    def _perceive_rows(
-        self,
-        frames: torch.Tensor,
-        boxes: torch.Tensor,
-        sizes: torch.Tensor,
-        fill: torch.Tensor,
-        *template: torch.Tensor,
-    ) -> list[torch.Tensor]:
+    def _perceive_rows(self, *tensors: torch.Tensor) -> list[torch.Tensor]:
         """:meth:`_perceive` with plain tensors as arguments and results."""
-        known = Template.of(template) if template else None
-        return self._perceive(frames, boxes, sizes, fill, known).tensors()
+        frames, boxes, sizes, fill, *known = tensors
+        boxed = BoxedFrames(frames, boxes, sizes, fill)
+        return self._perceive(boxed, Template.of(known) if known else None).tensors()
 
     def _launches_whole(self, count: int) -> bool:
         """Whether ``count`` frames are processed by one launch of a graph for exactly that many."""
@@ -227,24 +230,17 @@ class Perception:
         self, frames: torch.Tensor, numbers: torch.Tensor, template: Template | None
     ) -> Percept:
         """:meth:`_perceive` with the arguments of :meth:`_launch`, on the device."""
-        return self._perceive(*_apart(frames, numbers), template)
+        return self._perceive(_apart(frames, numbers), template)
 
-    def _perceive(
-        self,
-        frames: torch.Tensor,
-        boxes: torch.Tensor,
-        sizes: torch.Tensor,
-        fill: torch.Tensor,
-        template: Template | None,
-    ) -> Percept:
+    def _perceive(self, boxed: BoxedFrames, template: Template | None) -> Percept:
         """Process all frames in one pass."""
-        inputs, windows = self._patches(frames, boxes, sizes, fill)
+        inputs, windows = self._patches(boxed)
         with self._autocast():
             output = self._folded(inputs, template=template)
         posterior = self._folded.bottleneck.to_motion(output.posterior)
         probabilities = foreground_probability(output.logits)
         mean, covariance = as_labelled(
-            posterior.mean.double(), posterior.covariance.double(), boxes
+            posterior.mean.double(), posterior.covariance.double(), boxed.boxes
         )
         mean[:, :2].clamp_(min=_LEAST_SCALE)
         mean[:, 2].clamp_(-_MOST_SINE, _MOST_SINE)
@@ -254,15 +250,13 @@ class Perception:
             covariance,
             probabilities,
             windows,
-            mask_geometry(probabilities, windows, boxes),
+            mask_geometry(probabilities, windows, boxed.boxes),
             self.network.box_threshold,
         )
 
     @torch.inference_mode()
-    def memorize(
-        self, frames: torch.Tensor, boxes: torch.Tensor, sizes: torch.Tensor, fill: torch.Tensor
-    ) -> Template | None:
-        """The templates of the objects in B boxes, for later frames; arguments as in the call.
+    def memorize(self, boxed: BoxedFrames) -> Template | None:
+        """The templates of the objects in B boxes, for later frames.
 
         Returns:
             The templates, or None if the network does not use them.
@@ -270,19 +264,17 @@ class Perception:
         if not self.uses_template:
             return None
         if self.device.type != "cuda" or not self._capturable:
-            return Template.of(self._memorize_rows(frames, boxes, sizes, fill))
+            return Template.of(self._memorize_rows(*boxed.tensors()))
         parts = []
-        for rows, whole in portions(len(boxes), _most_at_once(frames)):
-            tensors = [tensor[rows] for tensor in (frames, boxes, sizes, fill)]
+        for rows, whole in portions(len(boxed), _most_at_once(boxed.frames)):
+            tensors = boxed.rows(rows).tensors()
             known = self._memories(self._memorize_rows, tensors, whole, memory=whole * _ROOM)
             parts.append(Template.of(known))
         return Template.cat(parts)
 
-    def _memorize_rows(
-        self, frames: torch.Tensor, boxes: torch.Tensor, sizes: torch.Tensor, fill: torch.Tensor
-    ) -> list[torch.Tensor]:
-        """Keys and values of the templates, in one pass."""
-        inputs, _ = self._patches(frames, boxes, sizes, fill)
+    def _memorize_rows(self, *tensors: torch.Tensor) -> list[torch.Tensor]:
+        """Keys and values of the templates, in one pass, given the tensors of the boxed frames."""
+        inputs, _ = self._patches(BoxedFrames(*tensors))
         with self._autocast():
             return self._folded.memorize(inputs).tensors()
 
@@ -299,7 +291,7 @@ class Perception:
         frames, numbers = _together(frame, rbboxes)
         if self._launches_whole(len(numbers)):
             return self._launch(frames.pin_memory(), numbers.pin_memory(), template)
-        return self(*self._moved(frames, numbers), template)
+        return self(self._moved(frames, numbers), template)
 
     def remember(self, frame: ByteArray, rbboxes: FloatArray) -> Template | None:
         """The templates of the objects in one frame's boxes; see :meth:`memorize`.
@@ -308,7 +300,7 @@ class Perception:
             frame: ``(H, W, 3)`` uint8 RGB.
             rbboxes: ``(5,)`` or ``(B, 5)``.
         """
-        return self.memorize(*self._moved(*_together(frame, rbboxes)))
+        return self.memorize(self._moved(*_together(frame, rbboxes)))
 
     def _autocast(self) -> torch.autocast:
         reduced = self.precision == "bfloat16"
@@ -317,19 +309,15 @@ class Perception:
             self.device.type, torch.bfloat16, enabled=reduced, cache_enabled=False
         )
 
-    def _patches(
-        self, frames: torch.Tensor, boxes: torch.Tensor, sizes: torch.Tensor, fill: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def _patches(self, boxed: BoxedFrames) -> tuple[torch.Tensor, torch.Tensor]:
         """The network's input, and the windows of the frames that it shows."""
-        size = self.network.input_size
-        windows = patches.window(boxes)
-        images = patches.crop(frames, windows, size, sizes, fill)
-        inputs = patches.network_input(images, boxes, windows, self.network.input_channels)
+        size, channels = self.network.input_size, self.network.input_channels
+        windows = patches.window(boxed.boxes)
+        images = patches.crop(boxed.frames, windows, size, boxed.sizes, boxed.fill)
+        inputs = patches.network_input(images, boxed.boxes, windows, channels)
         return inputs.contiguous(memory_format=torch.channels_last), windows
 
-    def _moved(
-        self, frames: torch.Tensor, numbers: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    def _moved(self, frames: torch.Tensor, numbers: torch.Tensor) -> BoxedFrames:
         """The result of :func:`_together`, on the device and in the form that the call takes."""
         return _apart(to_device(frames, self.device), to_device(numbers, self.device))
 
@@ -353,13 +341,17 @@ def _together(frame: ByteArray, rbboxes: FloatArray) -> tuple[torch.Tensor, torc
     return torch.from_numpy(frame)[None], torch.from_numpy(numbers)
 
 
-def _apart(
-    frames: torch.Tensor, numbers: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """B frames, boxes, sizes and fill, as :class:`Perception` takes them; see :func:`_together`."""
+def _joined(boxed: BoxedFrames) -> tuple[torch.Tensor, torch.Tensor]:
+    """Frames, or the one frame of all boxes, and numbers ``(B, 10)`` as in :func:`_together`."""
+    frames, *numbers = boxed.tensors()
+    return frames[:1] if frames.stride(0) == 0 else frames, torch.cat(numbers, dim=1)
+
+
+def _apart(frames: torch.Tensor, numbers: torch.Tensor) -> BoxedFrames:
+    """The inverse of :func:`_joined`."""
     boxes, sizes, fill = numbers.split((5, 2, 3), dim=1)
     seen = frames.expand(len(numbers), -1, -1, -1)
-    return seen, boxes.contiguous(), sizes.long(), fill.float()
+    return BoxedFrames(seen, boxes.contiguous(), sizes.long(), fill.float())
 
 
 def as_labelled(

@@ -18,7 +18,7 @@ from bmvtrack.models import Template
 from bmvtrack.motion import Coordinates
 from bmvtrack.movers import towards
 from bmvtrack.percept import Percept
-from bmvtrack.perception import Perception
+from bmvtrack.perception import BoxedFrames, Perception
 from envs.state import as_observation, numbers_of, observe
 
 Observations = dict[str, torch.Tensor]
@@ -87,9 +87,7 @@ class BatchObserver:
             boxes: ``(B, 5)`` float64 around the objects, pixels.
             sizes: ``(B, 2)`` float64, width and height of the frames.
         """
-        slots = self._slots(frames)
-        means = self._cache.means[slots]
-        template = self._perception.memorize(self._cache.at(slots), boxes, sizes.long(), means)
+        template = self._perception.memorize(self._boxed(frames, boxes, sizes))
         assert template is not None, "only of networks that use templates"
         return template
 
@@ -121,18 +119,19 @@ class BatchObserver:
 
     def _percepts(self, views: Sequence[View]) -> Iterator[Percept]:
         """The encoder's percepts of all views, in parts."""
-        slots = self._slots([frame for view in views for frame in view.frames])
         templates = [view.template for view in views if view.template is not None]
-        return self._perception.in_parts(
-            self._cache.at(slots),
+        boxed = self._boxed(
+            [frame for view in views for frame in view.frames],
             torch.cat([view.boxes for view in views]),
-            torch.cat([view.sizes for view in views]).long(),
-            self._cache.means[slots],
-            Template.cat(templates) if templates else None,
-            any_number=self._varying,
+            torch.cat([view.sizes for view in views]),
         )
+        template = Template.cat(templates) if templates else None
+        return self._perception.in_parts(boxed, template, any_number=self._varying)
 
-    def _slots(self, frames: Sequence[FrameKey]) -> torch.Tensor:
-        """Where frames lie in the cache, read if they are not there."""
-        slots = torch.from_numpy(np.array(self._cache.slots(frames)))
-        return to_device(slots, self._perception.device)
+    def _boxed(
+        self, frames: Sequence[FrameKey], boxes: torch.Tensor, sizes: torch.Tensor
+    ) -> BoxedFrames:
+        """Boxes and their frames, which are read if they are not in the cache."""
+        keys = torch.from_numpy(np.array(self._cache.slots(frames)))
+        slots = to_device(keys, self._perception.device)
+        return BoxedFrames(self._cache.at(slots), boxes, sizes.long(), self._cache.means[slots])

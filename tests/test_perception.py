@@ -18,7 +18,7 @@ from bmvtrack.iou import rotated_iou
 from bmvtrack.masks import mask_boxes, mask_geometry, mask_in_frame
 from bmvtrack.models import ResNetUNet
 from bmvtrack.percept import Percept
-from bmvtrack.perception import Perception, as_labelled
+from bmvtrack.perception import BoxedFrames, Perception, as_labelled
 
 SIZE = 96
 
@@ -112,12 +112,13 @@ def test_a_batch_sees_what_single_looks_see(perception: Perception) -> None:
     frames = [sequence.frame(t) for t in range(3)]
     boxes = sequence.boxes[:3]
     means = [frame.reshape(-1, 3).mean(axis=0) for frame in frames]
-    batch = perception(
+    boxed = BoxedFrames(
         torch.from_numpy(np.stack(frames)),
         torch.from_numpy(boxes),
         torch.tensor([sequence.size] * 3),
         torch.tensor(np.array(means), dtype=torch.float32),
     )
+    batch = perception(boxed)
     for i in range(3):
         single = perception.look(frames[i], boxes[i])
         for name in ("features", "mean", "covariance", "probabilities", "windows", "geometry"):

@@ -11,7 +11,7 @@ from bmvtrack import prior
 from bmvtrack.data.synthetic import synthetic_sequence
 from bmvtrack.models import ResNetUNet, Template
 from bmvtrack.percept import Percept
-from bmvtrack.perception import Perception, _together
+from bmvtrack.perception import BoxedFrames, Perception, _together
 from bmvtrack.perception_graphs import GraphCache
 
 NAMES = Percept.names()
@@ -139,11 +139,11 @@ class TestOnAGPU:
         frames = torch.from_numpy(np.stack([SEQUENCE.frame(t) for t in range(3)])).cuda()
         boxes = torch.from_numpy(SEQUENCE.boxes[:3]).cuda()
         sizes = torch.tensor([SEQUENCE.size] * 3).cuda()
-        arguments = frames, boxes, sizes, frames.float().mean(dim=(1, 2))
-        _, graphed = seer(*arguments), seer(*arguments)
+        boxed = BoxedFrames(frames, boxes, sizes, frames.float().mean(dim=(1, 2)))
+        _, graphed = seer(boxed), seer(boxed)
         assert len(seer._graphs) == 1
         monkeypatch.setattr(seer, "_graphs", lambda *inputs: None)
-        expected = seer(*arguments)
+        expected = seer(boxed)
         for name in NAMES:
             torch.testing.assert_close(
                 getattr(graphed, name), getattr(expected, name), rtol=1e-5, atol=1e-5

@@ -15,7 +15,7 @@ from bmvtrack.masks import PendingMasks, boxes_of_pending, mask_boxes
 from bmvtrack.models import ResNetUNet
 from bmvtrack.motion import AT_REST
 from bmvtrack.percept import Percept
-from bmvtrack.perception import Perception
+from bmvtrack.perception import BoxedFrames, Perception
 from envs import BMVTrackVectorEnv
 
 NAMES = Percept.names()
@@ -30,12 +30,14 @@ def network():
     return result
 
 
-def batch(count: int) -> list[torch.Tensor]:
-    """Frames, boxes, sizes and fill of a look at so many frames."""
+def batch(count: int, device: str = "cpu") -> BoxedFrames:
+    """What a look at so many frames takes."""
     steps = np.arange(count) % len(SEQUENCE)
     frames = torch.from_numpy(np.stack([SEQUENCE.frame(t) for t in steps.tolist()]))
     boxes = torch.from_numpy(SEQUENCE.boxes[steps] + np.arange(count)[:, None] % 7 * 0.5)
-    return [frames, boxes, torch.tensor([SEQUENCE.size] * count), frames.float().mean(dim=(1, 2))]
+    fill = frames.float().mean(dim=(1, 2))
+    tensors = frames, boxes, torch.tensor([SEQUENCE.size] * count), fill
+    return BoxedFrames(*(tensor.to(device) for tensor in tensors))
 
 
 @pytest.mark.parametrize("most", [8, 64, 256])
@@ -71,10 +73,10 @@ def test_rows_are_filled_up_with_the_last_one():
 def test_a_filled_batch_is_seen_as_it_is_without(count):
     """What a GPU does with batches of more than eight, on a CPU."""
     seer = Perception(network())
-    arguments = batch(count)
-    known = seer.memorize(*batch(count + 1)).rows(torch.arange(count))
-    expected = seer(*arguments, known)
-    tensors = *arguments, *(t for memory in known.memories for t in memory)
+    boxed = batch(count)
+    known = seer.memorize(batch(count + 1)).rows(torch.arange(count))
+    expected = seer(boxed, known)
+    tensors = *boxed.tensors(), *(t for memory in known.memories for t in memory)
     with torch.inference_mode():
         parts = [
             [t[: rows.stop - rows.start] for t in seer._perceive_rows(*parts)]
@@ -245,12 +247,12 @@ class TestOnAGPU:
     def test_a_batch_is_seen_as_its_parts_are(self, monkeypatch):
         monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
         seer = Perception(network(), "cuda")
-        arguments = [tensor.cuda() for tensor in batch(77)]
-        known = seer.memorize(*arguments)
-        _, graphed = seer(*arguments, known), seer(*arguments, known)
+        boxed = batch(77, "cuda")
+        known = seer.memorize(boxed)
+        _, graphed = seer(boxed, known), seer(boxed, known)
         assert len(seer._passes) == 2  # of 64 and 16 rows
         with torch.inference_mode():
-            expected = seer._perceive(*arguments, known)
+            expected = seer._perceive(boxed, known)
         for name in NAMES:
             if name != "geometry":  # of pixels about ½: in or out of a mask
                 torch.testing.assert_close(

@@ -16,10 +16,11 @@ from bmvtrack.data.synthetic import synthetic_sequence
 from bmvtrack.errors import UserError
 from bmvtrack.inputs import corner_and_size, rotated_box
 from bmvtrack.masks import mask_in_frame
+from bmvtrack.models import Template
 from bmvtrack.motion import AT_REST, apply, solve
 from bmvtrack.movers import move_by_both, move_by_mask, move_by_posterior
 from bmvtrack.percept import Percept
-from bmvtrack.perception import Perception
+from bmvtrack.perception import BoxedFrames, Perception
 from bmvtrack.tracker import Result, Tracker, confidence
 from bmvtrack.tracking.learned import PerceptionTracker
 
@@ -117,9 +118,9 @@ def test_several_objects_take_one_pass_and_do_not_disturb_each_other(
     passes: list[int] = []
     see = Perception.__call__
 
-    def counted(self: Perception, *seen: Any) -> Percept:
-        passes.append(len(seen[1]))
-        return see(self, *seen)
+    def counted(self: Perception, boxed: BoxedFrames, template: Template | None) -> Percept:
+        passes.append(len(boxed))
+        return see(self, boxed, template)
 
     boxes = {7: sequence.boxes[0], 3: sequence.boxes[0] + np.array([25, -12, 8, 5, 0.3])}
     alone = {}
