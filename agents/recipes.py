@@ -25,6 +25,7 @@ from bmvtrack.files import atomic_folder
 from bmvtrack.tracking.calibration import CalibrationOptions, TooFewFrames, calibrate
 from bmvtrack.training import PretrainOptions, pretrain
 from bmvtrack.training.checkpoint import checkpoint_step, checkpoints
+from bmvtrack.training.parts import Banks
 
 Stage = PretrainOptions | TrainOptions
 _RESULTS = {  # stages whose last weights are bundled, and the names of these
@@ -232,6 +233,7 @@ def retrain(options: RecipeOptions, console: Console | None = None) -> Path | No
     options.check()
     console = console or Console()
     end = deadline(options.max_minutes)
+    banks: Banks = {}  # most stages read the same folders
     for name, stage in recipe(options).items():
         minutes = (end - time.monotonic()) / 60
         if minutes <= 0:
@@ -241,7 +243,7 @@ def retrain(options: RecipeOptions, console: Console | None = None) -> Path | No
         stage = _fitted(stage, options, name, minutes)
         trained = not _is_done(stage)
         if trained:
-            _run(stage, console)
+            _run(stage, console, banks)
         if not _is_done(stage):
             console.print("time is up; repeat the same command to continue")
             return None
@@ -292,8 +294,8 @@ def _is_done(stage: Stage) -> bool:
     return bool(there) and checkpoint_step(there[-1]) >= stage.steps
 
 
-def _run(stage: Stage, console: Console) -> None:
+def _run(stage: Stage, console: Console, banks: Banks) -> None:
     if isinstance(stage, PretrainOptions):
-        pretrain(stage, console)
+        pretrain(stage, console, banks)
     else:
         train_agent(stage, console)

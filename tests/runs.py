@@ -30,11 +30,11 @@ def small_run(out, data):
     )
 
 
-def train(options, **changes):
+def train(options, banks=None, **changes):
     """Train quietly; returns the metrics and what was printed."""
     printed = io.StringIO()
     console = Console(file=printed, width=200)
-    return pretrain(dataclasses.replace(options, **changes), console), printed.getvalue()
+    return pretrain(dataclasses.replace(options, **changes), console, banks), printed.getvalue()
 
 
 def assert_equal(first, second, path=""):

@@ -10,10 +10,11 @@ import torch
 from banks import draw
 from networks import example
 from rectangles import write_rectangles
-from runs import assert_equal, killed_at, small_run, train
+from runs import assert_equal, final_state, killed_at, small_run, train
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from bmvtrack import prior
+from bmvtrack.data import sources
 from bmvtrack.data.augmentation import Augmentation
 from bmvtrack.data.samples import Sampler
 from bmvtrack.errors import UserError
@@ -72,6 +73,20 @@ def test_a_run_leaves_weights_checkpoints_and_logs(options, mode, monkeypatch):
     assert ("train/motion_nll" in tags) == (mode == "tracking")
     assert [e.step for e in events.Scalars("train/total")] == [2, 4, 6]
     assert [e.step for e in events.Scalars("validation/loss")] == [3, 6]
+
+
+def test_folders_are_read_once_by_runs_that_share_what_they_read(options, tmp_path, monkeypatch):
+    read, names, banks = sources.load_bank, [], {}
+    monkeypatch.setattr(
+        sources, "load_bank", lambda name, *rest: names.append(name) or read(name, *rest)
+    )
+    options = dataclasses.replace(options, data=(*options.data, "synthetic"), synthetic_count=2)
+    for name in ("first", "second", "alone"):
+        train(options, None if name == "alone" else banks, out=tmp_path / name)
+    assert names == [*options.data, "synthetic", *options.data]
+    assert_equal(final_state(tmp_path / "second"), final_state(tmp_path / "alone"))
+    train(options, banks, out=tmp_path / "smaller", longest_side=64)
+    assert names[7:] == list(options.data)
 
 
 def weights(folder):

@@ -29,6 +29,8 @@ from bmvtrack.models import (
 from bmvtrack.training.options import Architecture, ResolvedOptions
 from bmvtrack.training.radam import FusedRAdam
 
+Banks = dict[tuple[str, int], FrameBank]
+"""Frames that were read from folders, by source and longest side."""
 _NETWORKS: dict[Architecture, type[MultivariationalNetwork]] = {
     "resnet-unet": ResNetUNet,
     "beta-mvae": BetaMVAE,
@@ -149,14 +151,20 @@ def compile_network(network: MultivariationalNetwork) -> None:
 
 
 def build_samplers(
-    options: ResolvedOptions, device: torch.device
+    options: ResolvedOptions, device: torch.device, banks: Banks | None = None
 ) -> tuple[MixedSampler, MixedSampler]:
     """The samplers that draw batches for training and for validation.
+
+    Args:
+        options: of the run.
+        device: the training device.
+        banks: see :func:`~bmvtrack.training.pretrain.pretrain`.
 
     Raises:
         UserError: if data is missing, damaged, or unsuitable for the mode.
     """
-    pairs = [_samplers_of(source, options, device) for source in options.data]
+    banks = {} if banks is None else banks
+    pairs = [_samplers_of(source, options, device, banks) for source in options.data]
     shares = list(options.shares)
     train, validation = (MixedSampler(samplers, shares) for samplers in zip(*pairs, strict=True))
     return train, validation
@@ -184,7 +192,7 @@ def build_optimizer(
 
 
 def _samplers_of(
-    source: str, options: ResolvedOptions, device: torch.device
+    source: str, options: ResolvedOptions, device: torch.device, banks: Banks
 ) -> tuple[BatchSource, BatchSource]:
     gigabytes = options.resident_gigabytes
     limit = None if gigabytes is None else 1e9 * gigabytes
@@ -196,7 +204,7 @@ def _samplers_of(
                 "what lies around them; give --mode paper"
             )
         return store_samplers(store, options.input_size, device, limit)
-    parts = _banks_of(source, options)
+    parts = _banks_of(source, options, banks)
     home = home_of(sum(bank.nbytes for bank in {bank for bank, _ in parts}), device, limit)
     moved = {bank: bank.to(home) for bank, _ in parts}
     channels = 4 if options.mode == "tracking" else 3
@@ -225,18 +233,23 @@ def _samplers_of(
     return train, validation
 
 
-def _banks_of(source: str, options: ResolvedOptions) -> list[tuple[FrameBank, torch.Tensor]]:
+def _banks_of(
+    source: str, options: ResolvedOptions, banks: Banks
+) -> list[tuple[FrameBank, torch.Tensor]]:
     """Bank and targets for training and for validation; both often share one bank."""
     share, count = options.validation_share, options.synthetic_count
     longest, made = options.longest_side, SEED_STRIDE * options.seed
-    if sources.parse(source)[0] == sources.CUTOUTS:
+    kind, key = sources.parse(source)[0], (source, longest)
+    if kind == sources.CUTOUTS:
         made_of = sources.split_cutouts(
             source, share, options.split_seed, count=count, made_from=made
         )
-        banks = [sources.load_bank(source, half, longest) for half in made_of]
-        return [(bank, torch.arange(len(bank))) for bank in banks]
+        apart = [sources.load_bank(source, half, longest) for half in made_of]
+        return [(bank, torch.arange(len(bank))) for bank in apart]
     sequences = sources.load_sequences(source, synthetic_count=count, seed=made)
-    bank = sources.load_bank(source, sequences, longest)
+    bank = banks[key] if key in banks else sources.load_bank(source, sequences, longest)
+    if kind not in sources.MADE:
+        banks[key] = bank
     halves = bank.split(share, options.split_seed, len(sequences))
     return [(bank, targets) for targets in halves]
 

@@ -30,6 +30,7 @@ from bmvtrack.training.journal import Journal
 from bmvtrack.training.objective import active_units, averaged, objective, validation_metrics
 from bmvtrack.training.options import PretrainOptions, ResolvedOptions
 from bmvtrack.training.parts import (
+    Banks,
     build_network,
     build_optimizer,
     build_samplers,
@@ -46,8 +47,16 @@ Step = tuple[Terms, torch.Tensor]
 """The terms, and the predicted motion ``(B, 5)``."""
 
 
-def pretrain(options: PretrainOptions, console: Console | None = None) -> dict[str, float]:
+def pretrain(
+    options: PretrainOptions, console: Console | None = None, banks: Banks | None = None
+) -> dict[str, float]:
     """Train a network and write weights (best and last), checkpoints and logs to ``options.out``.
+
+    Args:
+        options: of the run.
+        console: to print to.
+        banks: frames that earlier runs of this process have read from the same folders, and that need not be
+            read again; this run adds what it reads. None: they are forgotten afterwards.
 
     Returns:
         The metrics of the last validation.
@@ -57,7 +66,7 @@ def pretrain(options: PretrainOptions, console: Console | None = None) -> dict[s
     """
     resolved = options.resolved()
     check_run_folder(resolved.out, resolved.resume, resolved.fixed())
-    run = PretrainRun(resolved)
+    run = PretrainRun(resolved, banks)
     with ExitStack() as stack:
         on_first_rank(lambda: stack.enter_context(held_run(resolved.out)))
         if resolved.resume:
@@ -70,13 +79,14 @@ class PretrainRun:
 
     Args:
         options: of the run.
+        banks: see :func:`pretrain`.
 
     Attributes:
         graphed: whether the forward and backward passes are launched as one CUDA graph; see
             :mod:`bmvtrack.cuda_graphs`.
     """
 
-    def __init__(self, options: ResolvedOptions) -> None:
+    def __init__(self, options: ResolvedOptions, banks: Banks | None = None) -> None:
         self.options = options
         self.fabric = make_fabric(options.device, options.precision, options.devices, options.nodes)
         self.batch_size = _share(options, self.fabric)
@@ -85,7 +95,7 @@ class PretrainRun:
         self.data = sources.fingerprints(options.data)
         self.prior = json.dumps(priors.load(options.prior).to_json())
         device = self.fabric.device
-        self.train_sampler, self.validation_sampler = build_samplers(options, device)
+        self.train_sampler, self.validation_sampler = build_samplers(options, device, banks)
         self.layout = memory_format(self.network, device)
         network = synchronized(self.network, self.fabric).to(memory_format=self.layout)
         if options.compile:
