@@ -12,7 +12,7 @@ import shutil
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from io import StringIO
 from pathlib import Path
@@ -218,7 +218,7 @@ def note_begun(folder: Path, kind: str, names: Iterable[str], sequences: Iterabl
     write_json(folder / _BEGUN, {kind: dict.fromkeys(names, made)})
 
 
-def write_summary(folder: Path, summary: dict[str, Any]) -> None:
+def write_summary(folder: Path, summary: Mapping[str, object]) -> None:
     """Write ``summary.json``, with which an evaluation is complete."""
     write_json(folder / _SUMMARY, summary)
     (folder / _BEGUN).unlink(missing_ok=True)

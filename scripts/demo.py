@@ -10,7 +10,6 @@ import html
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -27,7 +26,7 @@ from bmvtrack.tracking.evaluation import evaluate, write_overlay
 from bmvtrack.tracking.learned import learned_tracker
 from bmvtrack.tracking.plots import write_plots
 from bmvtrack.tracking.protocols import Run
-from bmvtrack.tracking.report import build_summary, write_report
+from bmvtrack.tracking.report import Summary, build_summary, write_report
 from bmvtrack.tracking.trackers import OracleTracker, TrackerFactory, static_tracker
 from bmvtrack.training import PretrainOptions, pretrain
 from bmvtrack.training.curves import plot_curves, read_scalars
@@ -107,7 +106,7 @@ def main() -> None:
     console.print(f"report: {report}", soft_wrap=True, markup=False)
 
 
-def track(options: Options, run: Path, console: Console) -> dict[str, Any]:
+def track(options: Options, run: Path, console: Console) -> Summary:
     """Track the test sequences with every tracker; write tables, plots and videos."""
     weights = run / "agent" / "best"
     factories: dict[str, TrackerFactory] = {
@@ -131,7 +130,7 @@ def track(options: Options, run: Path, console: Console) -> dict[str, Any]:
     return summary
 
 
-def short_table(summary: dict[str, Any]) -> Table:
+def short_table(summary: Summary) -> Table:
     """AO of every tracker, in a table narrow enough for any terminal."""
     table = Table("tracker", "rotated AO", "axis-aligned AO", "frames/s")
     for name, value in summary["trackers"].items():
@@ -140,13 +139,13 @@ def short_table(summary: dict[str, Any]) -> Table:
     return table
 
 
-def results(summary: dict[str, Any]) -> str:
+def results(summary: Summary) -> str:
     """The results in one line."""
     trackers = summary["trackers"].items()
     return ", ".join(f"{name} {value['rotated']['ao']:.3f}" for name, value in trackers)
 
 
-def write_page(out: Path, run: Path, summary: dict[str, Any]) -> Path:
+def write_page(out: Path, run: Path, summary: Summary) -> Path:
     """Write ``report.html``: the table, the curves and a video."""
     encoder = read_scalars(run / "encoder" / "tensorboard")
     tags = ["train/total", "train/kl", "train/motion_nll", "validation/mask_iou"]

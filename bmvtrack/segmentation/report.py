@@ -1,9 +1,4 @@
-"""The output of an evaluation of masks: ``summary.json``, tables, and CSV files.
-
-The summary is ``{"dataset", "weights", "draws", "seed", "frames", "mahalanobis", "protocols": {name:
-{"J": {"mean", "recall", "decay"}, "F": {the same}, "JF", "nll", "mse", "per_sequence": {sequence:
-{"J", "F", "nll", "mse", "mahalanobis"}}}}}``; all averages are over frames, then over sequences.
-"""
+"""The output of an evaluation of masks: ``summary.json`` (:class:`Summary`), tables, and CSV files."""
 
 from __future__ import annotations
 
@@ -11,7 +6,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypedDict, get_args
 
 import numpy as np
 from rich import box
@@ -20,20 +15,64 @@ from rich.table import Table
 
 from bmvtrack.files import csv_text, previously_made, write_summary, write_text
 from bmvtrack.segmentation.evaluation import PER_FRAME, SequenceScores
-from bmvtrack.segmentation.metrics import average
+from bmvtrack.segmentation.metrics import Statistics, average
 
 Results = Mapping[str, Sequence[SequenceScores]]
 """The scores by protocol; all protocols have the same sequences in the same order."""
 
-_STATISTICS = ("mean", "recall", "decay")
+Measure = Literal["J", "F"]
+Statistic = Literal["mean", "recall", "decay"]
+"""Fields of :class:`~bmvtrack.segmentation.metrics.Statistics`."""
+_MEASURES: tuple[Measure, ...] = get_args(Measure)
+_STATISTICS: tuple[Statistic, ...] = get_args(Statistic)
 _ON_THE_PATCH = ("nll", "mse", "mahalanobis")
 _WHOLE_NUMBERS = ("draw", "class")
 
 
-def build_summary(
-    dataset: str, weights: str, draws: int, seed: int, results: Results
-) -> dict[str, Any]:
-    """The content of ``summary.json``; see the module's docstring."""
+class ProtocolSummary(TypedDict):
+    """The results of one protocol; all averages are over frames, then over sequences.
+
+    Attributes:
+        J: of the region.
+        F: of the boundary.
+        JF: mean of J and F.
+        nll: negative log-likelihood of the true mask on the patch, per pixel.
+        mse: mean squared error on the patch.
+        per_sequence: mean J and F, and nll, mse and mahalanobis.
+    """
+
+    J: dict[Statistic, float]
+    F: dict[Statistic, float]
+    JF: float
+    nll: float
+    mse: float
+    per_sequence: dict[str, dict[str, float]]
+
+
+class Summary(TypedDict):
+    """The content of ``summary.json``.
+
+    Attributes:
+        dataset: name of the data.
+        weights: name or folder.
+        draws: number of stochastic masks per frame.
+        seed: of these.
+        frames: number of frames, unscored ones included.
+        mahalanobis: mean distance of the posterior from the prior.
+        protocols: the results of each.
+    """
+
+    dataset: str
+    weights: str
+    draws: int
+    seed: int
+    frames: int
+    mahalanobis: float
+    protocols: dict[str, ProtocolSummary]
+
+
+def build_summary(dataset: str, weights: str, draws: int, seed: int, results: Results) -> Summary:
+    """The content of ``summary.json``."""
     first = next(iter(results.values()))
     return {
         "dataset": dataset,
@@ -46,7 +85,7 @@ def build_summary(
     }
 
 
-def write_report(folder: Path, summary: dict[str, Any], results: Results) -> None:
+def write_report(folder: Path, summary: Summary, results: Results) -> None:
     """Write ``sequences.csv``, ``results/PROTOCOL/SEQUENCE.csv`` and ``summary.json``, each atomically."""
     for protocol, sequences in results.items():
         for scores in sequences:
@@ -84,7 +123,7 @@ def frames_csv(scores: SequenceScores) -> str:
 
 def sequences_csv(results: Results) -> str:
     """One line per sequence and protocol."""
-    measures = [f"{measure}_{name}" for measure in "JF" for name in _STATISTICS]
+    measures = [f"{measure}_{name}" for measure in _MEASURES for name in _STATISTICS]
     rows = [["sequence", "protocol", *measures, *_ON_THE_PATCH]]
     for pair in zip(*results.values(), strict=True):
         for protocol, scores in zip(results, pair, strict=True):
@@ -95,7 +134,7 @@ def sequences_csv(results: Results) -> str:
     return csv_text(rows)
 
 
-def sequence_table(summary: dict[str, Any]) -> Table:
+def sequence_table(summary: Summary) -> Table:
     """One row per sequence: mean J and F under both protocols."""
     protocols = summary["protocols"]
     table = Table(title=escape(f"{summary['dataset']}, {summary['weights']}"), box=box.SIMPLE_HEAD)
@@ -106,12 +145,12 @@ def sequence_table(summary: dict[str, Any]) -> Table:
     for sequence in next(iter(protocols.values()))["per_sequence"]:
         scores = [protocol["per_sequence"][sequence] for protocol in protocols.values()]
         table.add_row(
-            escape(sequence), *(f"{pair[measure]:.3f}" for pair in scores for measure in "JF")
+            escape(sequence), *(f"{pair[measure]:.3f}" for pair in scores for measure in _MEASURES)
         )
     return table
 
 
-def summary_table(summary: dict[str, Any]) -> Table:
+def summary_table(summary: Summary) -> Table:
     """One row per protocol: the metrics of the paper's Tables 3 and 4."""
     table = Table(
         box=box.SIMPLE_HEAD,
@@ -122,18 +161,18 @@ def summary_table(summary: dict[str, Any]) -> Table:
         table.add_column(measure, justify="right", no_wrap=True)
     for name, protocol in summary["protocols"].items():
         numbers = [protocol["JF"]]
-        numbers += [protocol[measure][part] for measure in "JF" for part in _STATISTICS]
+        numbers += [protocol[measure][part] for measure in _MEASURES for part in _STATISTICS]
         numbers += [protocol["nll"], protocol["mse"]]
         table.add_row(name, *(f"{number:.3f}" for number in numbers))
     return table
 
 
-def _summary_of(sequences: Sequence[SequenceScores]) -> dict[str, Any]:
+def _summary_of(sequences: Sequence[SequenceScores]) -> ProtocolSummary:
     region = average([scores.region for scores in sequences])
     contour = average([scores.contour for scores in sequences])
     return {
-        "J": asdict(region),
-        "F": asdict(contour),
+        "J": _statistics_of(region),
+        "F": _statistics_of(contour),
         "JF": (region.mean + contour.mean) / 2,
         "nll": _mean_of(sequences, "nll"),
         "mse": _mean_of(sequences, "mse"),
@@ -146,6 +185,10 @@ def _summary_of(sequences: Sequence[SequenceScores]) -> dict[str, Any]:
             for scores in sequences
         },
     }
+
+
+def _statistics_of(values: Statistics) -> dict[Statistic, float]:
+    return {name: getattr(values, name) for name in _STATISTICS}
 
 
 def _mean_of(sequences: Sequence[SequenceScores], name: str) -> float:

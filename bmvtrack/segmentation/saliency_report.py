@@ -1,9 +1,4 @@
-"""The output of an evaluation of saliency maps: summary, table, CSV files and a plot.
-
-The summary is ``{"dataset", "weights", "draws", "seed", "images", "protocols": {name: {"mae",
-"adaptive_f", "max_f", "mean_f", "precision", "recall"}}}``; precision and recall are lists of 256 values,
-at the thresholds 0, 1/255 … 1.
-"""
+"""The output of an evaluation of saliency maps: ``summary.json``, a table, CSV files and a plot."""
 
 from __future__ import annotations
 
@@ -12,7 +7,7 @@ import json
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Literal, TypedDict, get_args
 
 from matplotlib.figure import Figure
 from rich import box
@@ -26,13 +21,35 @@ from bmvtrack.segmentation.saliency import SaliencyScores, average
 Results = Mapping[str, Mapping[str, SaliencyScores]]
 """The scores by protocol and image."""
 
-_METRICS = ("mae", "adaptive_f", "max_f", "mean_f")
+Metric = Literal["mae", "adaptive_f", "max_f", "mean_f"]
+"""Fields of :class:`~bmvtrack.segmentation.saliency.SaliencyScores`."""
+_METRICS: tuple[Metric, ...] = get_args(Metric)
 
 
-def build_summary(
-    dataset: str, weights: str, draws: int, seed: int, results: Results
-) -> dict[str, Any]:
-    """The content of ``summary.json``; see the module's docstring."""
+class ProtocolSummary(TypedDict):
+    """The metrics of one protocol; precision and recall at the thresholds 0, 1/255 … 1."""
+
+    mae: float
+    adaptive_f: float
+    max_f: float
+    mean_f: float
+    precision: list[float]
+    recall: list[float]
+
+
+class Summary(TypedDict):
+    """The content of ``summary.json``: images is their number, seed that of the draws."""
+
+    dataset: str
+    weights: str
+    draws: int
+    seed: int
+    images: int
+    protocols: dict[str, ProtocolSummary]
+
+
+def build_summary(dataset: str, weights: str, draws: int, seed: int, results: Results) -> Summary:
+    """The content of ``summary.json``."""
     return {
         "dataset": dataset,
         "weights": weights,
@@ -43,7 +60,7 @@ def build_summary(
     }
 
 
-def write_report(folder: Path, summary: dict[str, Any], results: Results) -> None:
+def write_report(folder: Path, summary: Summary, results: Results) -> None:
     """Write ``results/PROTOCOL.csv``, ``precision_recall.png`` and ``summary.json``, each atomically."""
     for protocol, scores in results.items():
         write_text(folder / "results" / f"{protocol}.csv", images_csv(scores))
@@ -87,7 +104,7 @@ def images_csv(scores: Mapping[str, SaliencyScores]) -> str:
     return csv_text(rows)
 
 
-def summary_table(summary: dict[str, Any]) -> Table:
+def summary_table(summary: Summary) -> Table:
     """One row per protocol: the metrics of the paper's Table 5."""
     title = f"{summary['dataset']}, {summary['images']} images, {summary['weights']}"
     table = Table(title=escape(title), box=box.SIMPLE_HEAD)
@@ -99,16 +116,19 @@ def summary_table(summary: dict[str, Any]) -> Table:
     return table
 
 
-def _summary_of(scores: Mapping[str, SaliencyScores]) -> dict[str, Any]:
+def _summary_of(scores: Mapping[str, SaliencyScores]) -> ProtocolSummary:
     mean = average(list(scores.values()))
     return {
-        **{metric: getattr(mean, metric) for metric in _METRICS},
+        "mae": mean.mae,
+        "adaptive_f": mean.adaptive_f,
+        "max_f": mean.max_f,
+        "mean_f": mean.mean_f,
         "precision": mean.precision.tolist(),
         "recall": mean.recall.tolist(),
     }
 
 
-def _write_plot(path: Path, summary: dict[str, Any]) -> None:
+def _write_plot(path: Path, summary: Summary) -> None:
     figure = Figure(figsize=(5, 4), layout="constrained")
     axes = figure.subplots()
     for i, (name, protocol) in enumerate(summary["protocols"].items()):

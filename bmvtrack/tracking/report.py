@@ -1,12 +1,4 @@
-"""The output of an evaluation: ``summary.json``, tables, and one CSV file per run.
-
-The summary is ``{"dataset", "protocol", "trackers": {name: {"axis_aligned": {"ao", "sr50", "sr75",
-"auc", "precision20"}, "rotated": {the same}, "fps", "frames", "per_sequence": {sequence:
-{"axis_aligned": ao, "rotated": ao}}}}}``; "frames" counts the tracked frames, scored or not. TRE and SRE
-add to each tracker "ao_interval" and, except for the first tracker, "ao_above_first": mean, low and high of
-the paired difference, in both geometries. A tracker that predicts a Gaussian has "coverage": {"frames", "50",
-"90", "99"}, see :func:`covered`.
-"""
+"""The output of an evaluation: ``summary.json`` (:class:`Summary`), tables, and one CSV file per run."""
 
 from __future__ import annotations
 
@@ -14,7 +6,7 @@ import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import astuple
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypedDict, get_args
 
 import numpy as np
 from rich import box
@@ -30,12 +22,49 @@ from bmvtrack.tracking.protocols import Protocol, Run
 Results = Mapping[str, Sequence[Run]]
 """The runs of each tracker, by name; all trackers ran on the same sequences in the same order."""
 
-_METRICS = ("ao", "sr50", "sr75", "auc", "precision20")
+Metric = Literal["ao", "sr50", "sr75", "auc", "precision20"]
+"""Fields of :class:`~bmvtrack.tracking.metrics.Scores`."""
+_METRICS: tuple[Metric, ...] = get_args(Metric)
 _COLUMNS = (
     *("frame", "centre_x", "centre_y", "width", "height", "angle"),
     *("iou_rotated", "iou_axis_aligned", "mahalanobis"),
 )
 _ON_TRACK = 0.5  # IoU above which a frame counts for the coverage
+
+
+class _Measured(TypedDict):
+    axis_aligned: dict[Metric, float]
+    rotated: dict[Metric, float]
+    fps: float
+    frames: int
+    per_sequence: dict[str, dict[Geometry, float]]
+
+
+class TrackerSummary(_Measured, total=False):
+    """The results of one tracker.
+
+    Attributes:
+        axis_aligned: metrics, averaged over the runs of each sequence and then over sequences.
+        rotated: the same of rotated boxes.
+        fps: frames/s.
+        frames: number of tracked frames, scored or not.
+        per_sequence: AO.
+        ao_interval: low and high, 95 %; only TRE and SRE.
+        ao_above_first: mean, low and high of the paired difference from the first tracker; only TRE and SRE.
+        coverage: see :func:`covered`; only of a tracker that predicts a Gaussian.
+    """
+
+    ao_interval: dict[Geometry, list[float]]
+    ao_above_first: dict[Geometry, list[float]]
+    coverage: dict[str, float]
+
+
+class Summary(TypedDict):
+    """The content of ``summary.json``; trackers are in the order in which they were given."""
+
+    dataset: str
+    protocol: Protocol
+    trackers: dict[str, TrackerSummary]
 
 
 def by_sequence(runs: Sequence[Run]) -> dict[str, list[Run]]:
@@ -60,10 +89,8 @@ def overlaps_by_sequence(runs: Sequence[Run], geometry: Geometry) -> list[FloatA
     ]
 
 
-def build_summary(
-    dataset: str, protocol: Protocol, results: Results, seed: int = 0
-) -> dict[str, Any]:
-    """The content of ``summary.json``; see the module's docstring.
+def build_summary(dataset: str, protocol: Protocol, results: Results, seed: int = 0) -> Summary:
+    """The content of ``summary.json``.
 
     Args:
         dataset: name of the data.
@@ -71,15 +98,17 @@ def build_summary(
         results: runs of all trackers; differences are from the first tracker.
         seed: seed of the bootstrap.
     """
+    first = next(iter(results.values()))
     trackers = {name: _summary_of(runs) for name, runs in results.items()}
     if protocol != "ope":
-        first = next(iter(results))
-        for name, runs in results.items():
-            trackers[name] |= _intervals(runs, None if name == first else results[first], seed)
+        for runs, summary in zip(results.values(), trackers.values(), strict=True):
+            summary["ao_interval"] = _intervals(runs, seed)
+            if runs is not first:
+                summary["ao_above_first"] = _differences(runs, first, seed)
     return {"dataset": dataset, "protocol": protocol, "trackers": trackers}
 
 
-def write_report(folder: Path, summary: dict[str, Any], results: Results) -> None:
+def write_report(folder: Path, summary: Summary, results: Results) -> None:
     """Write ``summary.json`` and, for each run, ``results/TRACKER/RUN.csv``.
 
     Existing files of the same tracker are replaced.
@@ -123,7 +152,7 @@ def run_csv(run: Run) -> str:
     return csv_text(rows)
 
 
-def summary_table(summary: dict[str, Any]) -> Table:
+def summary_table(summary: Summary) -> Table:
     """One row per tracker: its metrics in both geometries and its frames per second."""
     table = Table(
         title=escape(f"{summary['dataset']}, {summary['protocol'].upper()}"), box=box.SIMPLE_HEAD
@@ -183,7 +212,7 @@ def coverage_table(shares: Mapping[str, Mapping[str, float]], heading: str = "tr
     return table
 
 
-def sequence_table(summary: dict[str, Any]) -> Table:
+def sequence_table(summary: Summary) -> Table:
     """One row per sequence: the AO of each tracker, axis-aligned / rotated."""
     trackers = summary["trackers"]
     table = Table(title="AO per sequence, axis-aligned / rotated", box=box.SIMPLE_HEAD)
@@ -198,7 +227,7 @@ def sequence_table(summary: dict[str, Any]) -> Table:
     return table
 
 
-def interval_table(summary: dict[str, Any]) -> Table:
+def interval_table(summary: Summary) -> Table:
     """One row per tracker: AO with its 95 % interval, and its difference from the first tracker."""
     names = list(summary["trackers"])
     table = Table(title="AO with 95 % intervals over sequences and runs", box=box.SIMPLE_HEAD)
@@ -218,18 +247,17 @@ def interval_table(summary: dict[str, Any]) -> Table:
     return table
 
 
-def _summary_of(runs: Sequence[Run]) -> dict[str, Any]:
-    scores = {geometry: overall(runs, geometry) for geometry in GEOMETRIES}
+def _summary_of(runs: Sequence[Run]) -> TrackerSummary:
     frames = sum(len(run) for run in runs)
-    summary: dict[str, Any] = {
-        geometry: {metric: getattr(scores[geometry], metric) for metric in _METRICS}
-        for geometry in GEOMETRIES
-    }
-    summary["fps"] = frames / sum(run.seconds for run in runs)
-    summary["frames"] = frames
-    summary["per_sequence"] = {
-        name: {geometry: overall(group, geometry).ao for geometry in GEOMETRIES}
-        for name, group in by_sequence(runs).items()
+    summary: TrackerSummary = {
+        "axis_aligned": _metrics_of(overall(runs, "axis_aligned")),
+        "rotated": _metrics_of(overall(runs, "rotated")),
+        "fps": frames / sum(run.seconds for run in runs),
+        "frames": frames,
+        "per_sequence": {
+            name: {geometry: overall(group, geometry).ao for geometry in GEOMETRIES}
+            for name, group in by_sequence(runs).items()
+        },
     }
     shares = covered(runs)
     if shares is not None:
@@ -237,21 +265,20 @@ def _summary_of(runs: Sequence[Run]) -> dict[str, Any]:
     return summary
 
 
-def _intervals(runs: Sequence[Run], reference: Sequence[Run] | None, seed: int) -> dict[str, Any]:
-    overlaps = {geometry: overlaps_by_sequence(runs, geometry) for geometry in GEOMETRIES}
-    estimates = {geometry: bootstrap_mean(overlaps[geometry], seed) for geometry in GEOMETRIES}
-    intervals: dict[str, Any] = {
-        "ao_interval": {geometry: [e.low, e.high] for geometry, e in estimates.items()}
-    }
-    if reference is not None:
-        intervals["ao_above_first"] = {
-            geometry: list(
-                astuple(
-                    paired_difference(
-                        overlaps[geometry], overlaps_by_sequence(reference, geometry), seed
-                    )
-                )
-            )
-            for geometry in GEOMETRIES
-        }
-    return intervals
+def _metrics_of(scores: Scores) -> dict[Metric, float]:
+    return {metric: getattr(scores, metric) for metric in _METRICS}
+
+
+def _intervals(runs: Sequence[Run], seed: int) -> dict[Geometry, list[float]]:
+    estimates = {g: bootstrap_mean(overlaps_by_sequence(runs, g), seed) for g in GEOMETRIES}
+    return {geometry: [found.low, found.high] for geometry, found in estimates.items()}
+
+
+def _differences(
+    runs: Sequence[Run], first: Sequence[Run], seed: int
+) -> dict[Geometry, list[float]]:
+    differences = {}
+    for geometry in GEOMETRIES:
+        ours, theirs = (overlaps_by_sequence(part, geometry) for part in (runs, first))
+        differences[geometry] = list(astuple(paired_difference(ours, theirs, seed)))
+    return differences
