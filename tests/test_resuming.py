@@ -82,6 +82,24 @@ def test_killed_and_resumed_equals_not_stopped(options, tmp_path, mode):
         assert weights[0].read_bytes() == weights[1].read_bytes()
 
 
+@MODES
+def test_between_validations_a_run_is_saved_now_and_then(options, tmp_path, mode, monkeypatch):
+    straight, _ = train(options, out=tmp_path / "straight", mode=mode)
+    monkeypatch.setattr(LOOP, "_SAVE_EVERY", 120)
+    minutes = iter(range(100))
+    clock = SimpleNamespace(monotonic=lambda: 60.0 * next(minutes))
+    with monkeypatch.context() as patch, killed_at(5):
+        patch.setattr(LOOP, "time", clock)
+        train(options, mode=mode)
+    # After two minutes, at the validation, and two minutes later.
+    there = [path.name for path in checkpoints(options.out / "checkpoints")]
+    assert there == ["step-00000003.pt", "step-00000004.pt"]
+    metrics, printed = train(options, mode=mode, resume=True)
+    assert "at step 4 of 6" in printed
+    assert metrics == straight
+    assert_equal(final_state(options.out), final_state(tmp_path / "straight"))
+
+
 def test_a_corrupt_checkpoint_is_passed_over(finished, once):
     newest = checkpoints(finished.out / "checkpoints")[-1]
     newest.write_bytes(newest.read_bytes()[:1000])

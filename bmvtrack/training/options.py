@@ -114,7 +114,7 @@ class PretrainOptions:
     youtube-vos store is streamed from disk, other larger data is sampled and cropped on the host.
     Default: half of a GPU's free memory"""
     validate_every: int = 250
-    """steps between validations; a checkpoint is written at each"""
+    """steps between validations; a checkpoint is written at each, and every ten minutes in between"""
     device: str = "auto"
     """`auto`, `cpu` or `cuda`"""
     devices: int | None = None

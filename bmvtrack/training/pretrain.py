@@ -38,6 +38,7 @@ from bmvtrack.training.parts import (
 )
 
 _LOG_EVERY = 20
+_SAVE_EVERY = 600.0  # seconds: at most so much is lost when a run is killed far from a validation
 _VALIDATION_BATCHES = 8
 _GRADIENT_NORM = 5.0
 _STREAMS = 3  # seeds per rank: of batches, of validation, of noise
@@ -109,6 +110,8 @@ class PretrainRun:
         self.noise = torch.Generator(device).manual_seed(self.seed + 2)
         self.step = 0
         self.best = float("inf")
+        self._now = 0.0  # when the clock was last read
+        self._saved: float | None = None  # the same, when the last checkpoint was written
         self.graphed = self._can_be_graphed()
         self._launcher: Launcher[tuple[Step, list[torch.Tensor | None]]] = Launcher(device)
         self._shown: Batch | None = None  # input of the CUDA graph
@@ -124,7 +127,12 @@ class PretrainRun:
         with Journal(folder, console, options.steps, self.step, first) as journal:
             if options.resume:
                 journal.say(f"resuming {options.out} at step {self.step} of {options.steps}")
-            while self.step < options.steps and not self._time_is_up(end):
+            while self.step < options.steps:
+                up, save = self._clock(end)
+                if up:
+                    break
+                if save:
+                    self._save()
                 terms = self.training_step()
                 if self.step % _LOG_EVERY == 0:
                     self._log(journal, terms)
@@ -291,14 +299,25 @@ class PretrainRun:
             options.class_weights,
         )
 
-    def _time_is_up(self, end: float) -> bool:
-        """Whether the deadline has passed by rank 0's clock.
+    def _clock(self, end: float) -> tuple[bool, bool]:
+        """Whether the time is up, and whether it is time to save, by rank 0's clock.
 
         Several ranks check only rarely, because they have to wait for rank 0.
         """
         if self.fabric.world_size > 1 and self.step % _LOG_EVERY:
-            return False
-        return bool(self.fabric.broadcast(time.monotonic() >= end))
+            return False, False
+        self._now = time.monotonic()
+        if self._saved is None:
+            self._saved = self._now
+        told = self._now >= end, self._now - self._saved >= _SAVE_EVERY
+        up, save = self.fabric.broadcast(told)
+        return up, save
+
+    def _save(self) -> None:
+        """Write a checkpoint between validations."""
+        folder, state = self.options.out / "checkpoints", self.state()
+        on_first_rank(lambda: save_checkpoint(folder, self.step, state))
+        self._saved = self._now
 
     def _log(self, journal: Journal, terms: Terms) -> None:
         stacked = torch.stack(list(terms.values()))
@@ -318,6 +337,7 @@ class PretrainRun:
         state = self.state()
         # No rank continues or exits before everything is written.
         on_first_rank(lambda: self._report_and_save(journal, state, metrics, better))
+        self._saved = self._now
         return metrics
 
     def _report_and_save(
