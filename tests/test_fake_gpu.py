@@ -72,10 +72,8 @@ TEMPLATE = {"template": True, "distractors": 0.2, "backgrounds": 0.2, "whole_ima
         {"mode": "paper"},
         {"mode": "paper", "architecture": "beta-mvunet"},
         {"mode": "paper", "architecture": "beta-mvae", "reparameterization": "full"},
-        {"mode": "paper", "bottleneck": "planar"},
         {"mode": "paper", "bottleneck": "iaf"},
-        {"mode": "tracking", "class_weights": "balanced"},
-        {"mode": "tracking", "own_boxes": 0.5},
+        {"mode": "tracking", "class_weights": "balanced", "own_boxes": 0.5},
         {"mode": "tracking", **TEMPLATE, "shares": (2, 1)},  # three of four samples: one by lot
     ],
     ids=lambda special: "-".join(map(str, special.values())),
