@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Generic, TypeVar
 from weakref import WeakSet
 
@@ -87,6 +88,20 @@ def unused_stream() -> torch.cuda.Stream:
     return stream
 
 
+_plain = False  # inside of plain_calls()
+
+
+@contextmanager
+def plain_calls() -> Iterator[None]:
+    """Make launchers call their work, as graphs would hide its operators from profilers and counters."""
+    global _plain
+    before, _plain = _plain, True
+    try:
+        yield
+    finally:
+        _plain = before
+
+
 class Launcher(Generic[Result]):
     """Does the same work repeatedly: by plain calls the first few times, then as a CUDA graph.
 
@@ -124,6 +139,8 @@ class Launcher(Generic[Result]):
         Returns:
             What the work returned; the next run may overwrite its tensors.
         """
+        if _plain:
+            return work()
         places = [(id(tensor), tensor.data_ptr()) for tensor in tensors]
         key = constants, places, [id(generator) for generator in generators]
         if key != self._key:

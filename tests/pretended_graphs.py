@@ -1,6 +1,7 @@
 """A CUDA graph that needs no GPU: it does its work anew each time it is launched."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import is_dataclass
 from typing import Any
 
 import torch
@@ -32,7 +33,14 @@ class PretendedGraph:
         new = self.work()
         if self.result is None:
             self.result = new
-        for kept, value in zip(tree_leaves(self.result), tree_leaves(new), strict=True):
-            if isinstance(kept, torch.Tensor):
-                kept.copy_(value)
+        for kept, value in zip(_tensors(self.result), _tensors(new), strict=True):
+            kept.copy_(value)
         return self.result
+
+
+def _tensors(result: Any) -> Iterator[torch.Tensor]:
+    for leaf in tree_leaves(result):
+        if is_dataclass(leaf):
+            yield from _tensors(vars(leaf))
+        elif isinstance(leaf, torch.Tensor):
+            yield leaf

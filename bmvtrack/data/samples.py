@@ -16,6 +16,7 @@ import torch
 from torch.nn import functional
 
 from bmvtrack import geometry, motion
+from bmvtrack.cuda_graphs import Launcher
 from bmvtrack.data import patches
 from bmvtrack.data.augmentation import (
     Augmentation,
@@ -29,6 +30,7 @@ from bmvtrack.data.batch import Batch, BatchSource, Mode
 from bmvtrack.iou import rotated_iou_torch
 
 _LEAST_OVERLAP = 1 / 3  # IoU with the true box, for a box that has not lost its object
+_Drawn = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # targets, boxes, whether flipped
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,8 @@ class Sampler:
         augment: apply flips, colours, blur and other objects or backgrounds; off for validation (the
             motion stays random).
         templates: show each object in another frame as well.
+        graphed: draw and follow as CUDA graphs, one for each number of samples, from the fourth batch of that
+            size on; for a bank on a GPU, and one generator for all batches.
     """
 
     def __init__(
@@ -66,6 +70,7 @@ class Sampler:
         augmentation: Augmentation,
         augment: bool = True,
         templates: bool = False,
+        graphed: bool = False,
     ) -> None:
         self.bank, self.targets, self.size, self.channels = bank, targets, size, channels
         self.mode, self.augmentation, self.augment, self.templates = (
@@ -76,7 +81,8 @@ class Sampler:
         )
         self._weights = bank.weights[targets]
         self._reached = torch.zeros_like(bank.boxes)  # the network's boxes; 0: none yet
-        self._drawn: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None = None
+        self._drawn: _Drawn | None = None
+        self._graphs: dict[int, _Graphs] | None = {} if graphed else None
         # Made once, because making them on a GPU waits for it.
         deviations = [
             augmentation.log_scale,
@@ -90,6 +96,39 @@ class Sampler:
 
     def draw(self, count: int, generator: torch.Generator) -> Batch:
         """A batch of ``count`` samples; all randomness comes from ``generator`` (on its device)."""
+        if self._graphs is None:
+            batch, self._drawn = self._samples(count, generator)
+            return batch
+        if count not in self._graphs:
+            self._graphs[count] = _Graphs(count, self.bank.boxes)
+        batch, self._drawn = self._graphs[count].draw.run(
+            lambda: self._samples(count, generator), (), (), [generator]
+        )
+        return Batch.cat([batch])  # a copy: the next launch overwrites it
+
+    def follow(self, by: torch.Tensor) -> None:
+        """Keep the boxes to which the network moves on from those of the last batch drawn.
+
+        The next frames may be seen through them. A box that has lost its object is discarded.
+
+        Args:
+            by: ``(B, 5)`` motion in ``object`` coordinates, of the samples as they were drawn.
+        """
+        assert self._drawn is not None
+        drawn, by = self._drawn, by.detach().to(self.bank.boxes)
+        if self._graphs is None:
+            self._keep(by, *drawn)
+            return
+        graphs = self._graphs[len(by)]
+        graphs.by.copy_(by)
+        graphs.follow.run(lambda: self._keep(graphs.by, *drawn), [*drawn, self._reached])
+
+    def reached(self) -> list[torch.Tensor]:
+        """The boxes that the network reached when each target was last drawn, ``(M, 5)``; 0: none."""
+        return [self._reached]
+
+    def _samples(self, count: int, generator: torch.Generator) -> tuple[Batch, _Drawn]:
+        """A batch, and what :meth:`follow` needs to know of it."""
         bank = self.bank
         # At least two: for a single draw, multinomial asks the device whether the weights are valid.
         drawn = max(count, 2)
@@ -118,22 +157,15 @@ class Sampler:
             torch.where(whole[:, None, None, None], seen, templates[0]) if templates else None,
         )
         if not self.augment:
-            return batch
+            return batch, (target, box, torch.zeros_like(whole))
         flip = torch.rand(count, generator=generator, device=box.device) < 0.5
-        self._drawn = target, box, flip
-        return flipped(batch, flip)
+        return flipped(batch, flip), (target, box, flip)
 
-    def follow(self, by: torch.Tensor) -> None:
-        """Keep the boxes to which the network moves on from those of the last batch drawn.
-
-        The next frames may be seen through them. A box that has lost its object is discarded.
-
-        Args:
-            by: ``(B, 5)`` motion in ``object`` coordinates, of the samples as they were drawn.
-        """
-        assert self._drawn is not None
-        target, box, flip = self._drawn
-        own = motion_of_mirrored(by.detach().to(box), flip)
+    def _keep(
+        self, by: torch.Tensor, target: torch.Tensor, box: torch.Tensor, flip: torch.Tensor
+    ) -> None:
+        """See :meth:`follow`; ``by`` in the boxes' precision."""
+        own = motion_of_mirrored(by, flip)
         after = _level(motion.apply(box, own, 1.0, 1.0, "object"))
         has_it = rotated_iou_torch(after, self.bank.boxes[target]) >= _LEAST_OVERLAP
         kept = has_it & (after[:, 2:4] > 0).all(dim=-1)
@@ -142,10 +174,6 @@ class Sampler:
         order = torch.arange(len(target), device=target.device)
         last = ((target[:, None] == target) * order).amax(dim=1)
         self._reached[target] = torch.where(kept[:, None], after, 0.0)[last]
-
-    def reached(self) -> list[torch.Tensor]:
-        """The boxes that the network reached when each target was last drawn, ``(M, 5)``; 0: none."""
-        return [self._reached]
 
     def _whole(self, target: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
         """Which targets are shown with their whole image, ``(B,)`` boolean: some of the stills.
@@ -246,6 +274,15 @@ class Sampler:
         noise = normal * self._deviations * strength[:, None]
         random_motion = torch.cat([noise[:, :2].exp(), noise[:, 2:3].sin(), noise[:, 3:]], dim=1)
         return _level(motion.apply(base, random_motion, 1.0, 1.0, "object"))
+
+
+class _Graphs:
+    """What is launched to draw ``count`` samples, and to follow them."""
+
+    def __init__(self, count: int, boxes: torch.Tensor) -> None:
+        self.draw = Launcher[tuple[Batch, _Drawn]](boxes.device)
+        self.follow = Launcher[None](boxes.device)
+        self.by = boxes.new_zeros(count, 5)  # where the graph reads the motion
 
 
 class HostSampler:

@@ -225,6 +225,7 @@ def _samplers_of(
             augmentation,
             augment,
             options.template,
+            graphed=augment and home.type == "cuda",
         )
         for (bank, targets), augment in zip(parts, (True, False), strict=True)
     )

@@ -13,6 +13,7 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from torch.utils.flop_counter import FlopCounterMode
 
+from bmvtrack.cuda_graphs import plain_calls
 from bmvtrack.data.batch import Batch, BatchSource
 from bmvtrack.models import fused_norm
 from bmvtrack.training.parts import build_network, build_optimizer, build_samplers
@@ -97,10 +98,11 @@ def training_rates(run: PretrainRun, seconds: float) -> Iterator[tuple[str, floa
 
 @contextmanager
 def plainly(run: PretrainRun) -> Iterator[bool]:
-    """Launch a run's steps without a CUDA graph, which would hide operators; yield whether it had one."""
+    """Launch a run's steps without CUDA graphs, which would hide operators; yield whether it had them."""
     graphed, run.graphed = run.graphed, False
     try:
-        yield graphed
+        with plain_calls():
+            yield graphed
     finally:
         run.graphed = graphed
 
