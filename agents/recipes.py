@@ -7,6 +7,7 @@ masks. The covariance that trackers report with each of the three is calibrated.
 
 from __future__ import annotations
 
+import json
 import math
 import shutil
 import time
@@ -21,7 +22,7 @@ from bmvtrack.bundled import ACCURATE_WEIGHTS, DEFAULT_WEIGHTS, MASK_WEIGHTS
 from bmvtrack.console import check_minutes, deadline
 from bmvtrack.devices import knows_bfloat16, resolved_device
 from bmvtrack.errors import UserError
-from bmvtrack.files import atomic_folder
+from bmvtrack.files import DAMAGED, atomic_folder
 from bmvtrack.tracking.calibration import CalibrationOptions, TooFewFrames, calibrate
 from bmvtrack.training import PretrainOptions, pretrain
 from bmvtrack.training.checkpoint import checkpoint_step, checkpoints
@@ -211,12 +212,12 @@ def recipe(options: RecipeOptions) -> dict[str, Stage]:
         "sixth": sixth,
         "seventh": seventh,
         "eighth": eighth,
-        "ninth": ninth,
         "tenth": tenth,
         "eleventh": eleventh,
         "twelfth": twelfth,
-        "agent": agent,
         "small": small,
+        "ninth": ninth,
+        "agent": agent,
         "small-agent": replace(agent, weights=str(options.out / "small" / "last")),
     }
 
@@ -289,9 +290,18 @@ def _fitted(stage: Stage, options: RecipeOptions, name: str, minutes: float) -> 
 
 
 def _is_done(stage: Stage) -> bool:
-    """Whether a stage has the checkpoint of its last step, which is written after its weights."""
+    """Whether a stage has the checkpoint of its last step, which is written after its weights.
+
+    An encoder's checkpoints, which are large, may be deleted afterwards; its metrics tell the step, too.
+    """
     there = checkpoints(stage.out / "checkpoints")
-    return bool(there) and checkpoint_step(there[-1]) >= stage.steps
+    if there:
+        return checkpoint_step(there[-1]) >= stage.steps
+    try:
+        metrics = json.loads((stage.out / "metrics.json").read_text(encoding="utf-8"))
+        return int(metrics["step"]) >= stage.steps
+    except DAMAGED:
+        return False
 
 
 def _run(stage: Stage, console: Console, banks: Banks) -> None:

@@ -213,15 +213,30 @@ class _CutoutSprite:
     def _seen(self, t: int, rows: slice, columns: slice) -> ByteArray:
         """The picture in a window of frame t, ``(h, w, 4)``."""
         linear, shift = self._affine(t)
-        x, y = np.meshgrid(np.arange(columns.start, columns.stop), np.arange(rows.start, rows.stop))
-        points = (np.stack([x, y], axis=-1) - shift) @ np.linalg.inv(linear).T
+        beside = np.arange(columns.start, columns.stop) - shift[0]
+        below = np.arange(rows.start, rows.stop)[:, None] - shift[1]
         size = math.sqrt(self.cutout.rbbox[2] * self.cutout.rbbox[3])
-        across = (points - self.cutout.rbbox[:2]) / size
-        angles = self.waves * across[..., ::-1] + self.phases[t]  # x bends with y, y with x
-        points = (points + size * self.bends * np.sin(angles)).astype(np.float32)
+        # Relative to the object and its size, in float32, which is exact to 1e-4 pixels and fast.
+        across, down = (
+            ((a * beside - middle) / size).astype(np.float32)
+            + (b * below / size).astype(np.float32)
+            for (a, b), middle in zip(np.linalg.inv(linear), self.cutout.rbbox, strict=False)
+        )
+        x, y = (
+            np.float32(size) * (here + np.float32(bend) * np.sin(np.float32(wave) * other + phase))
+            + np.float32(middle)
+            for here, other, bend, wave, phase, middle in zip(
+                (across, down),
+                (down, across),  # x bends with y, y with x
+                self.bends,
+                self.waves,
+                self.phases[t].astype(np.float32),
+                self.cutout.rbbox,
+                strict=False,
+            )
+        )
         shrunk = math.sqrt(abs(np.linalg.det(linear)))
         picture = self.cutout.picture
         if shrunk < 0.5:  # without aliasing
             picture = np.asarray(cv2.blur(picture, (round(1 / shrunk),) * 2), np.uint8)
-        x, y = np.ascontiguousarray(points[..., 0]), np.ascontiguousarray(points[..., 1])
         return np.asarray(cv2.remap(picture, x, y, cv2.INTER_LINEAR), np.uint8)
