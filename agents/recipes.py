@@ -216,9 +216,9 @@ def recipe(options: RecipeOptions) -> dict[str, Stage]:
         "eleventh": eleventh,
         "twelfth": twelfth,
         "small": small,
-        "ninth": ninth,
-        "agent": agent,
         "small-agent": replace(agent, weights=str(options.out / "small" / "last")),
+        "agent": agent,
+        "ninth": ninth,
     }
 
 
