@@ -111,9 +111,14 @@ def test_retraining_stops_and_goes_on(
 
     monkeypatch.setattr(recipes, "calibrate", calibrate)
     shutil.rmtree(options.out / MASK_WEIGHTS)
+    shutil.rmtree(
+        options.out / "ninth" / "checkpoints"
+    )  # an encoder that is done does not need them
     assert retrain(short, console) == folder
     assert len(calibrated) == 1
     assert load_network(options.out / MASK_WEIGHTS).covariance_scale == 2
+    with pytest.raises(TypeError, match="not callable"):  # at another effort it is not
+        retrain(replace(short, effort=0.2), console)
     for name in (DEFAULT_WEIGHTS, ACCURATE_WEIGHTS, MASK_WEIGHTS):
         assert Perception.load(options.out / name).feature_count > 0
         assert weights_folder(name).is_dir(), "bundled"
