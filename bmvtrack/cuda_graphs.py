@@ -126,6 +126,7 @@ class Launcher(Generic[Result]):
         tensors: Sequence[torch.Tensor],
         constants: tuple[object, ...] = (),
         generators: Sequence[torch.Generator] = (),
+        memory: int = 0,
     ) -> Result:
         """Do the work once.
 
@@ -135,6 +136,7 @@ class Launcher(Generic[Result]):
             tensors: those of the tensors that it works on that may be replaced by others.
             constants: other values that it depends on and that may change.
             generators: see :class:`Captured`.
+            memory: bytes that must be free on the GPU for a graph; without them, plain calls go on.
 
         Returns:
             What the work returned; the next run may overwrite its tensors.
@@ -148,6 +150,9 @@ class Launcher(Generic[Result]):
             self._key, self._kept = key, [*tensors, *generators]  # kept: no other gets its id
         if self._captured is None and self._runs < _WARM_UP:
             self._runs += 1
+            return work()
+        if self._captured is None and memory and free_memory(self._device) < memory:
+            self._runs = 1  # it is looked for again two calls later
             return work()
         if self._captured is None:
             self._captured = Captured(work, self._device, 0, generators)

@@ -11,6 +11,7 @@ from banks import SIZE, build, several, video
 from pretended_graphs import PretendedGraph
 from runs import assert_equal
 
+from bmvtrack import cuda_graphs
 from bmvtrack.cuda_graphs import plain_calls
 from bmvtrack.data.augmentation import Augmentation
 from bmvtrack.data.batch import Batch
@@ -86,3 +87,22 @@ def test_operators_can_be_seen() -> None:
     assert PretendedGraph.made == 0
     for one, other in zip(batches, drawn(plain, generators[1], True), strict=True):
         assert_equal(vars(one), vars(other))
+
+
+def test_a_full_gpu_gets_no_graphs(
+    graphs: type[PretendedGraph], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """But those that are there stay, and others come when there is room again."""
+    ours, plain = samplers("cpu", True), samplers("cpu", False)
+    generators = [torch.Generator().manual_seed(3) for _ in range(2)]
+    made = []
+    for free in (0, 2**40, 0):
+        monkeypatch.setattr(cuda_graphs, "free_memory", lambda device, free=free: free)
+        for one, other in zip(
+            drawn(ours, generators[0], False), drawn(plain, generators[1], False), strict=True
+        ):
+            assert_equal(vars(one), vars(other))
+        made.append(graphs.made)
+    assert made[0] == 0
+    assert made[1] >= 4
+    assert made[2] == made[1]

@@ -30,6 +30,7 @@ from bmvtrack.data.batch import Batch, BatchSource, Mode
 from bmvtrack.iou import rotated_iou_torch
 
 _LEAST_OVERLAP = 1 / 3  # IoU with the true box, for a box that has not lost its object
+_ROOM = 256  # bytes per pixel of frames and patches to be free for a graph, which takes a quarter of them
 _Drawn = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # targets, boxes, whether flipped
 
 
@@ -57,7 +58,7 @@ class Sampler:
             motion stays random).
         templates: show each object in another frame as well.
         graphed: draw and follow as CUDA graphs, one for each number of samples, from the fourth batch of that
-            size on; for a bank on a GPU, and one generator for all batches.
+            size on, where there is memory for them; for a bank on a GPU, and one generator for all batches.
     """
 
     def __init__(
@@ -101,8 +102,9 @@ class Sampler:
             return batch
         if count not in self._graphs:
             self._graphs[count] = _Graphs(count, self.bank.boxes)
+        pixels = self.bank.objects[0].numel() + self.size**2
         batch, self._drawn = self._graphs[count].draw.run(
-            lambda: self._samples(count, generator), (), (), [generator]
+            lambda: self._samples(count, generator), (), (), [generator], _ROOM * count * pixels
         )
         return Batch.cat([batch])  # a copy: the next launch overwrites it
 
