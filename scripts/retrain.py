@@ -1,9 +1,10 @@
 """Retrain the weights that come with the package: encoder, then agent, with one command.
 
-On two CPU cores without a GPU this takes about fifteen hours (estimated from the rates of single stages; it
-has not been run at full effort in one go), and 12 GB of memory. With --effort 0.001 it took 48 minutes of one
-core when every stage read its data anew, about a quarter of which is now saved; the rest goes into cut-outs
-and calibrating. It may be interrupted; repeat the same command to continue.
+On two CPU cores without a GPU this takes about fifteen hours (estimated from the rates of single stages), and
+12 GB of memory. On an H200, eleven of the thirteen stages of the encoders took eight and a half minutes with
+--effort 0.45; docs/results.md says what became of them. With --effort 0.001, which tests the pipeline, it
+took 48 minutes of one core when every stage read its data anew, about a quarter of which is now saved; the
+rest goes into cut-outs and calibrating. It may be interrupted; repeat the same command to continue.
 
     python scripts/retrain.py --davis DAVIS --duts DUTS-TR
     python scripts/retrain.py --davis DAVIS --duts DUTS-TR --effort 0.01
