@@ -38,6 +38,8 @@ def test_stages_are_built_on_those_before_them(options: RecipeOptions) -> None:
         done.add(options.out / name)
     stages = [stage for stage in recipe(options).values() if isinstance(stage, PretrainOptions)]
     assert len({stage.split_seed for stage in stages}) == 1, "held out from the first on"
+    for name in ("agent", "small-agent"):  # which leave encoder and agent
+        assert isinstance(recipe(options)[name], TrainOptions)
     assert {options.out / name for name in recipes._RESULTS} <= done
 
 
@@ -111,9 +113,8 @@ def test_retraining_stops_and_goes_on(
 
     monkeypatch.setattr(recipes, "calibrate", calibrate)
     shutil.rmtree(options.out / MASK_WEIGHTS)
-    shutil.rmtree(
-        options.out / "ninth" / "checkpoints"
-    )  # an encoder that is done does not need them
+    # An encoder that is done does not need its checkpoints.
+    shutil.rmtree(options.out / "ninth" / "checkpoints")
     assert retrain(short, console) == folder
     assert len(calibrated) == 1
     assert load_network(options.out / MASK_WEIGHTS).covariance_scale == 2

@@ -30,7 +30,7 @@ from bmvtrack.data.batch import Batch, BatchSource, Mode
 from bmvtrack.iou import rotated_iou_torch
 
 _LEAST_OVERLAP = 1 / 3  # IoU with the true box, for a box that has not lost its object
-_ROOM = 256  # bytes per pixel of frames and patches to be free for a graph, which takes a quarter of them
+_ROOM = 256  # bytes per pixel of frames and patches to be free for a graph: about four times what it holds
 _Drawn = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # targets, boxes, whether flipped
 
 
