@@ -200,9 +200,9 @@ def test_painted_alpha_is_the_coverage():
         sprite = still_actor(family, 9)
         layer = sprite.paint(0, 240, 240)
         alpha = np.zeros((240, 240), np.float32)
-        alpha[layer.rows, layer.columns] = layer.alpha[..., 0]
+        alpha[layer.rows, layer.columns] = layer.picture[..., 3]
         assert np.allclose(255 * alpha, covered(sprite), atol=0.01)
-        assert (layer.colours[layer.alpha[..., 0] == 0] == 0).all()
+        assert (layer.picture[..., :3][layer.picture[..., 3] == 0] == 0).all()
 
 
 def test_outline_out_of_the_frame_covers_nothing():
@@ -216,8 +216,8 @@ def test_motion_blur_smears_along_the_way():
     still = still_actor("vehicle", 4)
     rbboxes = still.rbboxes + np.array([[-20, 0, 0, 0, 0], [0] * 5, [20, 0, 0, 0, 0]])
     moving = TexturedSprite(still.outline, still.skins, rbboxes, np.zeros(3), still.light, 0.9)
-    alpha = moving.paint(1, 240, 240).alpha
-    sharp = still.paint(0, 240, 240).alpha
+    alpha = moving.paint(1, 240, 240).picture[..., 3]
+    sharp = still.paint(0, 240, 240).picture[..., 3]
     assert alpha.sum() == pytest.approx(sharp.sum(), rel=0.01)
     assert ((alpha > 0.05) & (alpha < 0.95)).sum() > 2 * ((sharp > 0.05) & (sharp < 0.95)).sum()
 

@@ -14,6 +14,7 @@ from functools import cached_property
 
 import cv2
 import numpy as np
+from numpy.typing import NDArray
 
 from bmvtrack import geometry
 from bmvtrack.arrays import BoolArray, ByteArray, FloatArray
@@ -126,7 +127,7 @@ class _CutoutScene(Scene):
             for a, b in zip(enlarged.shape, (height, width), strict=False)
         )
         view = enlarged[top : top + height, left : left + width]
-        return np.asarray(view[:, ::-1] if generator.random() < 0.5 else view)
+        return np.ascontiguousarray(view[:, ::-1] if generator.random() < 0.5 else view)
 
     def make_sprite(self, generator: np.random.Generator, target: Sprite | None) -> Sprite:
         """See ``Scene``."""
@@ -191,52 +192,49 @@ class _CutoutSprite:
         window = self._window(t, width, height)
         if window is None:
             return None
-        layers = self._seen(t, *window).astype(np.float32)
-        alpha = layers[..., 3:] * np.float32(1 / 255)
-        blurred = motion_blur(
-            np.dstack([layers[..., :3] * alpha, alpha]), displacement(self.rbboxes, t, self.shutter)
-        )
-        return Layer(*window, blurred[..., 3:], blurred[..., :3])
+        picture: NDArray[np.float32] = self._seen(t, *window).astype(np.float32)
+        opacity = cv2.extractChannel(picture, 3) * np.float32(1 / 255)
+        scale = cv2.cvtColor(opacity, cv2.COLOR_GRAY2RGBA)
+        scale[..., 3] = 1 / 255
+        picture *= scale
+        return Layer(*window, motion_blur(picture, displacement(self.rbboxes, t, self.shutter)))
 
     def _window(self, t: int, width: int, height: int) -> tuple[slice, slice] | None:
         """Rows and columns of frame t that the cut-out may cover."""
-        linear, shift = self._affine(t)
         corners = np.array([[0, 0], [1, 0], [0, 1], [1, 1]]) * self.cutout.picture.shape[1::-1]
-        points = corners @ linear.T + shift
+        points = (corners - self.cutout.rbbox[:2]) @ self._linear[t].T + self.rbboxes[t, :2]
         return window_of(points, displacement(self.rbboxes, t, self.shutter), width, height)
 
-    def _affine(self, t: int) -> tuple[FloatArray, FloatArray]:
-        """The affine map from the picture to frame t."""
-        linear = box_axes(self.rbboxes[t]) @ np.linalg.inv(box_axes(self.cutout.rbbox))
-        return linear, self.rbboxes[t][:2] - linear @ self.cutout.rbbox[:2]
+    @cached_property
+    def _linear(self) -> FloatArray:
+        """From the picture to the frames, both around the object's centre: ``(T, 2, 2)``."""
+        inverse = np.linalg.inv(box_axes(self.cutout.rbbox))
+        return np.stack([box_axes(rbbox) @ inverse for rbbox in self.rbboxes])
+
+    @cached_property
+    def _inverse(self) -> FloatArray:
+        return np.linalg.inv(self._linear)
 
     def _seen(self, t: int, rows: slice, columns: slice) -> ByteArray:
         """The picture in a window of frame t, ``(h, w, 4)``."""
-        linear, shift = self._affine(t)
-        beside = np.arange(columns.start, columns.stop) - shift[0]
-        below = np.arange(rows.start, rows.stop)[:, None] - shift[1]
-        size = math.sqrt(self.cutout.rbbox[2] * self.cutout.rbbox[3])
-        # Relative to the object and its size, in float32, which is exact to 1e-4 pixels and fast.
-        across, down = (
-            ((a * beside - middle) / size).astype(np.float32)
-            + (b * below / size).astype(np.float32)
-            for (a, b), middle in zip(np.linalg.inv(linear), self.cutout.rbbox, strict=False)
-        )
-        x, y = (
-            np.float32(size) * (here + np.float32(bend) * np.sin(np.float32(wave) * other + phase))
-            + np.float32(middle)
-            for here, other, bend, wave, phase, middle in zip(
-                (across, down),
-                (down, across),  # x bends with y, y with x
-                self.bends,
-                self.waves,
-                self.phases[t].astype(np.float32),
-                self.cutout.rbbox,
-                strict=False,
-            )
-        )
-        shrunk = math.sqrt(abs(np.linalg.det(linear)))
+        centre, side = self.cutout.rbbox[:2], math.sqrt(self.cutout.rbbox[2:4].prod())
+        x, y = self.rbboxes[t, :2]
+        # From the object's centre to pixels of the window along the picture's axes, ``(2, w)`` + ``(2, h)``.
+        beside = self._inverse[t, :, :1] * (np.arange(columns.start, columns.stop) - x)
+        below = self._inverse[t, :, 1:] * (np.arange(rows.start, rows.stop) - y)
+        # Bends: x of the picture depends on sin(wave · y / side + phase), y on x likewise. As the sine of a
+        # sum, it needs no sines of whole windows: each map is a product of four columns and four rows.
+        scale = (self.waves / side)[:, None]
+        across = scale * beside[::-1] + self.phases[t][:, None]
+        along = scale * below[::-1]
+        height = side * self.bends[:, None]
+        of_columns = [beside + centre[:, None], np.ones_like(beside)]
+        of_columns += [height * np.sin(across), height * np.cos(across)]
+        of_rows = [np.ones_like(below), below, np.cos(along), np.sin(along)]
+        by_row = np.stack(of_rows, axis=-1, dtype=np.float32)  # float32 is exact to 1e-4 pixels
+        maps = by_row @ np.stack(of_columns, axis=1, dtype=np.float32)
+        shrunk = math.sqrt(self.rbboxes[t, 2:4].prod()) / side
         picture = self.cutout.picture
         if shrunk < 0.5:  # without aliasing
             picture = np.asarray(cv2.blur(picture, (round(1 / shrunk),) * 2), np.uint8)
-        return np.asarray(cv2.remap(picture, x, y, cv2.INTER_LINEAR), np.uint8)
+        return np.asarray(cv2.remap(picture, maps[0], maps[1], cv2.INTER_LINEAR), np.uint8)

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from bmvtrack import motion
 from bmvtrack.arrays import BoolArray, ByteArray, FloatArray
 from bmvtrack.data import textures
-from bmvtrack.data.sprites import Layer
+from bmvtrack.data.sprites import Layer, in_three
 from bmvtrack.errors import UserError
 from bmvtrack.prior import MotionPrior, load
 
@@ -171,9 +171,7 @@ class Scene:
         for sprite in (*self.sprites[1], self.sprites[0], *self.sprites[2]):
             layer = sprite.paint(t, width, height)
             if layer is not None:
-                window = image[layer.rows, layer.columns]
-                window *= 1 - layer.alpha
-                window += layer.colours
+                layer.lay_over(image)
         return self._developed(image, t)
 
     def mask(self, t: int) -> BoolArray:
@@ -223,15 +221,15 @@ class Scene:
         return bool(touched.max() > 1)
 
     def _developed(self, image: FloatArray, t: int) -> ByteArray:
-        """Apply the light of frame t and sensor noise to an image of the scene."""
+        """Apply the light of frame t and sensor noise to an image of the scene, which is overwritten."""
         width, height = self.options.width, self.options.height
         gains, gammas, shadow, shift, sigma = self._light
         scale = np.array([[16.0, 0, -16 * shift[t, 0]], [0, 16.0, -16 * shift[t, 1]]])
         field = cv2.warpAffine(shadow, scale, (width, height), borderMode=cv2.BORDER_REFLECT_101)
         levels = (np.arange(256) / 255)[:, None] ** gammas[t] * gains[t] * 255  # (256, 3)
-        linear = np.clip(image, 0, 255).astype(np.uint8)
+        linear = np.clip(image, 0, 255, out=image).astype(np.uint8)
         toned: NDArray[np.float32] = np.asarray(cv2.LUT(linear, levels.astype(np.float32)[None]))
-        toned *= np.asarray(field, dtype=np.float32)[..., None]
+        toned *= in_three(np.asarray(field, dtype=np.float32))
         y, x = self.generator(5, t).integers(0, _GRAIN_MARGIN, 2)
         toned += np.float32(sigma) * _grain(height, width)[y : y + height, x : x + width]
         return np.asarray(np.clip(toned, 0, 255, out=toned), dtype=np.uint8)

@@ -104,7 +104,7 @@ def split_cutouts(
     """Cut-out sequences to train on, and others made from stills that are held out from training.
 
     The stills held out are those that :meth:`~bmvtrack.data.bank.FrameBank.split` holds out of
-    ``stills:FOLDER`` with the same share and seed. Stills whose mask is empty are used on neither side.
+    ``stills:FOLDER`` with the same share and seed. Those without an object serve as backgrounds.
 
     Args:
         source: ``cutouts:FOLDER``.
@@ -118,16 +118,12 @@ def split_cutouts(
     """
     every = load_stills(Path(parse(source)[1]))
     held_out = set(held_out_of(len(every), share, seed).tolist())
-    apart: list[VideoSequence] = []
-    rest: list[VideoSequence] = []
-    for i, still in enumerate(every):
-        # Not by mask(), which also decodes the image, to compare their sizes.
-        if still.read_mask is not None and still.read_mask(0).any():
-            (apart if i in held_out else rest).append(still)
+    apart = [still for i, still in enumerate(every) if i in held_out]
+    rest = [still for i, still in enumerate(every) if i not in held_out]
     if min(len(apart), len(rest)) < 2:
         raise UserError(
-            f"{source}: of {len(apart) + len(rest)} images with an object {len(apart)} are held out, but "
-            "cut-outs need at least 2 on either side; give more images, or another --validation-share"
+            f"{source}: of {len(every)} images {len(apart)} are held out, but cut-outs need at least 2 on "
+            "either side; give more images, or another --validation-share"
         )
     others = max(1, round(share * count))
     return cutout_sequences(rest, count, made_from), cutout_sequences(apart, others, made_from)

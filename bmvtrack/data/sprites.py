@@ -21,12 +21,24 @@ def box_axes(rbbox: FloatArray) -> FloatArray:
 
 @dataclass(frozen=True, eq=False)
 class Layer:
-    """The part of a frame that an object covers: a window, and coverage in [0, 1] and colours there."""
+    """The part of a frame that an object covers: a window, and colours and coverage there.
+
+    Attributes:
+        rows: of the window in the frame.
+        columns: likewise.
+        picture: ``(h, w, 4)`` float32, colours in 0 … 255 times coverage, and coverage in [0, 1].
+    """
 
     rows: slice
     columns: slice
-    alpha: NDArray[np.float32]  # (h, w, 1)
-    colours: NDArray[np.float32]  # (h, w, 3), times alpha
+    picture: NDArray[np.float32]
+
+    def lay_over(self, image: NDArray[np.float32]) -> None:
+        """Composite the object over a frame ``(H, W, 3)`` float32, in place."""
+        window = image[self.rows, self.columns]
+        coverage = np.asarray(cv2.extractChannel(self.picture, 3), np.float32)
+        window *= in_three(1 - coverage)
+        window += cv2.cvtColor(self.picture, cv2.COLOR_RGBA2RGB)
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,13 +92,13 @@ class TexturedSprite:
             for skin in self.skins
         )
         colours = main.astype(np.float32)
-        colours += (accent - colours) * (accented[..., None] * np.float32(1 / 255))
+        colours += (accent - colours) * in_three(accented * np.float32(1 / 255))
         alpha = whole * np.float32(1 / 255)
-        colours *= (self._shading(alpha) * alpha)[..., None]
-        blurred = motion_blur(
-            np.dstack([colours, alpha]), displacement(self.rbboxes, t, self.shutter)
+        colours *= in_three(self._shading(alpha) * alpha)
+        picture = np.asarray(cv2.merge([colours, alpha]), np.float32)
+        return Layer(
+            rows, columns, motion_blur(picture, displacement(self.rbboxes, t, self.shutter))
         )
-        return Layer(rows, columns, blurred[..., 3:], blurred[..., :3])
 
     def _shading(self, alpha: FloatArray) -> FloatArray:
         """Shading of a rounded body: brighter towards the light, darker at the edges."""
@@ -95,6 +107,11 @@ class TexturedSprite:
         slope_x, slope_y = (cv2.Sobel(relief, -1, i, 1 - i, scale=reach / 8) for i in (1, 0))
         shade = 1 + self.light[0] * slope_x + self.light[1] * slope_y + 0.3 * (relief - 0.8)
         return np.asarray(np.clip(shade, 0.35, 1.7), dtype=np.float32)
+
+
+def in_three(values: NDArray[np.float32]) -> NDArray[np.float32]:
+    """``(h, w)`` float32 repeated for three colours: numpy is slow at broadcasting over so short an axis."""
+    return np.asarray(cv2.cvtColor(values, cv2.COLOR_GRAY2RGB), np.float32)
 
 
 def motion_blur(image: NDArray[np.float32], displacement: FloatArray) -> NDArray[np.float32]:
