@@ -118,7 +118,7 @@ def test_validation_shows_no_still_of_training(tmp_path, monkeypatch):
     empty = tmp_path / "DUTS-TR-Mask" / "2.png"
     cv2.imwrite(str(empty), np.zeros_like(cv2.imread(str(empty), cv2.IMREAD_UNCHANGED)))
     sources.split_cutouts(f"cutouts:{tmp_path}", 0.5, 3, count=8, made_from=5)
-    bank = sources.load_bank("", sources.load_sequences(f"duts:{tmp_path}"), 32)
+    bank = sources.load_bank("", lambda: sources.load_sequences(f"duts:{tmp_path}"), 32)
     assert set(range(8)) - set(bank.group.tolist()) == {2}
     for (stills, *_), targets in zip(shown[2:], bank.split(0.5, 3, 8), strict=True):
         held = {f"{group}" for group in bank.group[targets].tolist()}

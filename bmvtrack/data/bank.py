@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from functools import partial
 from itertools import pairwise
@@ -17,6 +15,7 @@ import torch
 from bmvtrack import geometry
 from bmvtrack.arrays import BoolArray, ByteArray, FloatArray
 from bmvtrack.data.sequence import VideoSequence
+from bmvtrack.data.workers import mapped
 from bmvtrack.errors import UserError
 
 WHOLE = 0
@@ -25,7 +24,6 @@ _SMALLEST_PART = 0.1  # of the largest part: smaller parts are not separate obje
 _SMALLEST_AREA = 48  # pixels on the bank's canvas
 _LEFT_OVER = 255  # object id of parts that are not separate objects
 _WHOLE_SHARE = 0.3  # of the draws of an image with several parts
-_READERS = 16  # threads at most: decoding images releases Python's lock
 
 
 @dataclass(frozen=True, eq=False)
@@ -128,14 +126,17 @@ class _Frame:
     targets: list[tuple[int, FloatArray, float]]  # object id, box as OpenCV labels it, weight
 
 
-def build_bank(sequences: Sequence[VideoSequence], longest_side: int) -> Iterator[FrameBank | int]:
+def build_bank(
+    make: Callable[[], Sequence[VideoSequence]], longest_side: int
+) -> Iterator[FrameBank | int]:
     """Read sequences into a bank, on the CPU; frames are reduced to ``longest_side`` pixels.
 
     Yields the number of sequences read so far (for a progress bar) and finally the bank itself.
 
     Args:
-        sequences: of one frame (stills: each part of the mask is a target) or more (videos: the
-            whole mask is the target, linked from frame to frame). They are read by several threads.
+        make: returns the sequences, of one frame (stills: each part of the mask is a target) or more
+            (videos: the whole mask is the target, linked from frame to frame). Where they have many
+            frames, several processes read them, and each calls it.
         longest_side: of the canvas in pixels; larger frames are reduced to it.
 
     Raises:
@@ -144,14 +145,10 @@ def build_bank(sequences: Sequence[VideoSequence], longest_side: int) -> Iterato
     frames: list[_Frame] = []
     starts = [0]
     read = partial(_reduced_frames, longest_side=longest_side)
-    readers = ThreadPoolExecutor(min(_READERS, os.cpu_count() or 1), "frames")
-    try:
-        for count, found in enumerate(readers.map(read, sequences), start=1):
-            frames.extend(found)
-            starts.append(len(frames))
-            yield count
-    finally:  # also if a file is invalid: the rest need not be read
-        readers.shutdown(cancel_futures=True)
+    for count, found in enumerate(mapped(make, read, sum(map(len, make()))), start=1):
+        frames.extend(found)
+        starts.append(len(frames))
+        yield count
     yield _assemble(frames, starts)
 
 
@@ -260,4 +257,4 @@ def _padded(images: Sequence[ByteArray]) -> torch.Tensor:
 
 
 def _means(frames: Iterable[_Frame]) -> FloatArray:
-    return np.array([f.image.mean(axis=(0, 1)) for f in frames], dtype=np.float32)
+    return np.array([cv2.mean(f.image)[:3] for f in frames], dtype=np.float32)

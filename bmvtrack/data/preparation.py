@@ -4,19 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-import multiprocessing
-import os
-import signal
-import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -35,6 +30,7 @@ from bmvtrack.data.patch_store import (
     write_store,
 )
 from bmvtrack.data.sequence import VideoSequence
+from bmvtrack.data.workers import worker_pool
 from bmvtrack.data.youtube_vos import AnnotatedVideo, YouTubeVOS, single_object_sequences
 from bmvtrack.errors import UserError
 from bmvtrack.files import check_no_file, listed, write_text
@@ -221,29 +217,10 @@ def _worked_off(jobs: Sequence[_Job], workers: int) -> Iterator[tuple[int, Shard
         for job in jobs:
             yield job.number, _shard(job)
         return
-    context = multiprocessing.get_context("spawn")  # torch's threads do not survive a fork
-    pool = ProcessPoolExecutor(workers, context, _start_worker)
-    try:
+    with worker_pool(workers) as pool:
         numbers = {pool.submit(_shard, job): job.number for job in jobs}
         for future in as_completed(numbers):
             yield numbers[future], future.result()
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-def _start_worker() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the main process
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    torch.set_num_threads(1)
-    cv2.setNumThreads(1)
-
-
-def _end_with_parent() -> None:
-    """Exit with the main process: otherwise workers outlive one that is killed, and wait for ever."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    parent.join()
-    os._exit(1)
 
 
 def _shard(job: _Job) -> Shard:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from rich.progress import track
@@ -199,10 +199,11 @@ def class_count(data: Iterable[str]) -> int:
     return next(iter(counts.values()))
 
 
-def load_bank(name: str, sequences: Sequence[VideoSequence], longest_side: int) -> FrameBank:
-    """Read sequences into a bank, with a progress bar (on the first rank)."""
-    steps = build_bank(sequences, longest_side)
-    total = len(sequences) + 1
-    *_, bank = track(steps, f"reading {name}", total=total, disable=rank() > 0)
+def load_bank(
+    name: str, make: Callable[[], Sequence[VideoSequence]], longest_side: int
+) -> FrameBank:
+    """Read sequences into a bank, with a progress bar (on the first rank); see ``build_bank``."""
+    steps = build_bank(make, longest_side)
+    *_, bank = track(steps, f"reading {name}", total=len(make()) + 1, disable=rank() > 0)
     assert isinstance(bank, FrameBank)
     return bank

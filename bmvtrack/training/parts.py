@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import textwrap
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,6 +17,7 @@ from bmvtrack.data.bank import FrameBank
 from bmvtrack.data.batch import BatchSource
 from bmvtrack.data.patch_sampler import store_samplers
 from bmvtrack.data.samples import HostSampler, MixedSampler, Sampler
+from bmvtrack.data.sequence import VideoSequence
 from bmvtrack.data.synthetic import SEED_STRIDE
 from bmvtrack.devices import data_capacity
 from bmvtrack.errors import UserError
@@ -242,17 +245,21 @@ def _banks_of(
     longest, made = options.longest_side, SEED_STRIDE * options.seed
     kind, key = sources.parse(source)[0], (source, longest)
     if kind == sources.CUTOUTS:
-        made_of = sources.split_cutouts(
-            source, share, options.split_seed, count=count, made_from=made
+        split = partial(
+            sources.split_cutouts, source, share, options.split_seed, count=count, made_from=made
         )
-        apart = [sources.load_bank(source, half, longest) for half in made_of]
+        apart = [sources.load_bank(source, partial(_part, split, i), longest) for i in range(2)]
         return [(bank, torch.arange(len(bank))) for bank in apart]
-    sequences = sources.load_sequences(source, synthetic_count=count, seed=made)
-    bank = banks[key] if key in banks else sources.load_bank(source, sequences, longest)
+    make = partial(sources.load_sequences, source, synthetic_count=count, seed=made)
+    bank = banks[key] if key in banks else sources.load_bank(source, make, longest)
     if kind not in sources.MADE:
         banks[key] = bank
-    halves = bank.split(share, options.split_seed, len(sequences))
+    halves = bank.split(share, options.split_seed, len(make()))
     return [(bank, targets) for targets in halves]
+
+
+def _part(split: Callable[[], tuple[list[VideoSequence], ...]], number: int) -> list[VideoSequence]:
+    return split()[number]
 
 
 def home_of(size: int, device: torch.device, limit: float | None = None) -> torch.device:

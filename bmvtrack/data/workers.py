@@ -1,0 +1,108 @@
+"""Work shared among processes, or, on few cores, threads."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from functools import partial
+from typing import Any, TypeVar
+
+import cv2
+import psutil
+from loky import ProcessPoolExecutor
+
+from bmvtrack.distributed import rank_count
+
+_Item = TypeVar("_Item")
+_Result = TypeVar("_Result")
+
+_FEWEST, _MOST = 4, 16  # processes
+_WORTH_STARTING = 1000  # images: they take longer than starting a process does
+_CHUNKS = 16  # for each process: few, to send them quickly, and many, so that all end together
+_made: Sequence[Any] = ()  # in a worker of :func:`mapped`: the items
+
+
+@contextmanager
+def worker_pool(
+    count: int, begin: Callable[..., object] | None = None, *arguments: object
+) -> Iterator[ProcessPoolExecutor]:
+    """``count`` processes, which are started anew instead of forked: torch's threads do not survive a fork.
+
+    They do not import the main module, so a script that needs them may do without ``if __name__ ==
+    "__main__"``. They ignore Ctrl-C and end with this process, however that ends.
+
+    Args:
+        count: number of processes.
+        begin: what each calls at first.
+        arguments: of that call.
+    """
+    pool = ProcessPoolExecutor(
+        count,
+        initializer=_start,
+        initargs=(os.getpid(), begin, *arguments),
+        env={"OMP_NUM_THREADS": "1"},  # torch and the BLAS have one thread each
+    )
+    try:
+        yield pool
+    finally:
+        pool.shutdown(kill_workers=True)
+
+
+def mapped(
+    make: Callable[[], Sequence[_Item]], work: Callable[[_Item], _Result], pieces: int
+) -> Iterator[_Result]:
+    """``map(work, make())`` on all cores.
+
+    Reading and rendering images keep Python's lock for about half of the time, so more threads than two gain
+    little. Processes do, but take seconds to start.
+
+    Args:
+        make: makes the same items at each call. Each process calls it, as items may be large to send.
+        work: for one item.
+        pieces: size of the work; with less than about 4,000 images, no process is started.
+    """
+    items, workers = make(), _worker_count(pieces)
+    if workers < _FEWEST:
+        threads = ThreadPoolExecutor(min(_FEWEST, os.cpu_count() or 1))
+        try:
+            yield from threads.map(work, items)
+        finally:  # also if one fails: the rest need not be done
+            threads.shutdown(cancel_futures=True)
+        return
+    with worker_pool(workers, _make, make) as pool:
+        chunk = max(1, len(items) // (_CHUNKS * workers))
+        yield from pool.map(partial(_work_on, work), range(len(items)), chunksize=chunk)
+
+
+def _worker_count(pieces: int) -> int:
+    """Number of processes that are worth starting: at most 16, and one for each core that a rank has."""
+    cores = (os.cpu_count() or 1) // rank_count()
+    return min(_MOST, cores, pieces // _WORTH_STARTING)
+
+
+def _start(parent: int, begin: Callable[..., object] | None, *arguments: object) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the main process
+    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+    cv2.setNumThreads(1)
+    if begin is not None:
+        begin(*arguments)
+
+
+def _end_with(parent: int) -> None:
+    """Exit with the main process: otherwise workers outlive one that is killed, and wait for ever."""
+    with suppress(psutil.NoSuchProcess):
+        psutil.Process(parent).wait()
+    os._exit(1)
+
+
+def _make(make: Callable[[], Sequence[Any]]) -> None:
+    global _made
+    _made = make()
+
+
+def _work_on(work: Callable[[Any], _Result], number: int) -> _Result:
+    return work(_made[number])

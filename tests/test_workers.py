@@ -1,0 +1,77 @@
+"""Work shared among processes."""
+
+import subprocess
+import sys
+from dataclasses import fields
+
+import psutil
+import pytest
+from banks import build, several, video
+
+from bmvtrack.data import workers
+from bmvtrack.data.bank import build_bank
+from bmvtrack.data.davis import read_mask
+from bmvtrack.data.workers import mapped
+from bmvtrack.errors import UserError
+
+
+@pytest.fixture
+def by_processes(monkeypatch):
+    """Let two processes work, however little there is to do."""
+    monkeypatch.setattr(workers, "_FEWEST", 2)
+    monkeypatch.setattr(workers, "_worker_count", lambda pieces: 2)
+
+
+def test_processes_build_the_bank_that_threads_build(by_processes):
+    sequences = [video(), several(), video(), several(), video()]
+    *counts, bank = build_bank(lambda: sequences, 100)
+    assert counts == [1, 2, 3, 4, 5]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(workers, "_worker_count", lambda pieces: 1)
+        alone = build(*sequences, longest_side=100)
+    for field in fields(bank):
+        assert (getattr(bank, field.name) == getattr(alone, field.name)).all(), field.name
+
+
+def test_what_a_worker_refuses_is_refused_here_and_no_worker_is_left(by_processes, tmp_path):
+    missing = [tmp_path / "there.png"]
+    with pytest.raises(UserError, match=r"cannot read the mask .*there\.png"):
+        list(mapped(lambda: missing, read_mask, 1))
+    running = [child.cmdline() for child in psutil.Process().children()]
+    assert not [command for command in running if "loky.backend.popen_loky_posix" in command]
+
+
+@pytest.mark.parametrize(
+    ("cores", "ranks", "pieces", "expected"),
+    [(64, 1, 10**6, 16), (8, 1, 10**6, 8), (8, 4, 10**6, 2), (8, 1, 4999, 4), (8, 1, 30, 0)],
+)
+def test_there_are_as_many_workers_as_cores_and_work(monkeypatch, cores, ranks, pieces, expected):
+    monkeypatch.setattr("os.cpu_count", lambda: cores)
+    monkeypatch.setattr(workers, "rank_count", lambda: ranks)
+    assert workers._worker_count(pieces) == expected
+
+
+SCRIPT = """
+import os, sys, time
+from bmvtrack.data.workers import worker_pool
+
+def work(number):
+    time.sleep(number)
+    return os.getpid()
+
+with worker_pool(2) as pool:
+    print(*set(pool.map(work, [0.2] * 4)), flush=True)
+    list(pool.map(work, [1000, 1000]))
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="kills a process as POSIX does")
+def test_a_script_needs_no_guard_and_its_workers_die_with_it(tmp_path):
+    script = tmp_path / "unguarded.py"
+    script.write_text(SCRIPT)
+    with subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, text=True) as run:
+        assert run.stdout is not None
+        started = [psutil.Process(int(number)) for number in run.stdout.readline().split()]
+        run.kill()
+    assert started
+    assert not psutil.wait_procs(started, timeout=30)[1]
