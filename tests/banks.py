@@ -28,7 +28,7 @@ def mask(*rectangles, width=60, height=40):
 
 
 def build(*sequences, longest_side=480):
-    *counts, bank = build_bank(lambda: sequences, longest_side)
+    *counts, bank = build_bank(sequences, longest_side)
     assert counts == list(range(1, len(sequences) + 1))
     assert isinstance(bank, FrameBank)
     return bank

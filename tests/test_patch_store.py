@@ -69,7 +69,7 @@ def test_every_frame_of_every_kept_object_has_a_row(data, store):
 def test_patches_are_what_the_sampler_of_frames_cuts_out(data, store):
     """The same crop as paper mode's, but for rounding to whole grey levels."""
     sequences = [s for c in data.clips for s in single_object_sequences(c)[0].values()]
-    *_, bank = build_bank(lambda: sequences, 90)
+    *_, bank = build_bank(sequences, 90)
     everything = torch.arange(len(bank))
     frames = Sampler(bank, everything, SIZE, 3, "paper", Augmentation(), augment=False)
     stored = PatchSampler(store, "train", SIZE, torch.device("cpu"), True, None)

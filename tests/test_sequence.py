@@ -100,6 +100,6 @@ def test_what_is_not_0_in_a_mask_is_object():
     mask[5:20, 7:30] = 255
     sequence = of(boxes=None, mask=lambda t: mask)
     np.testing.assert_array_equal(sequence.mask(0), mask > 0)
-    (*_, bank) = build_bank(lambda: [sequence], longest_side=32)
+    (*_, bank) = build_bank([sequence], longest_side=32)
     assert bank.objects.max() == 1
     assert len(bank) == 4

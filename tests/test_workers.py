@@ -1,5 +1,6 @@
 """Work shared among processes."""
 
+import os
 import subprocess
 import sys
 from dataclasses import fields
@@ -24,11 +25,9 @@ def by_processes(monkeypatch):
 
 def test_processes_build_the_bank_that_threads_build(by_processes):
     sequences = [video(), several(), video(), several(), video()]
-    *counts, bank = build_bank(lambda: sequences, 100)
+    *counts, bank = build_bank(sequences, 100, lambda: sequences)
     assert counts == [1, 2, 3, 4, 5]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(workers, "_worker_count", lambda pieces: 1)
-        alone = build(*sequences, longest_side=100)
+    alone = build(*sequences, longest_side=100)
     for field in fields(bank):
         assert (getattr(bank, field.name) == getattr(alone, field.name)).all(), field.name
 
@@ -36,9 +35,14 @@ def test_processes_build_the_bank_that_threads_build(by_processes):
 def test_what_a_worker_refuses_is_refused_here_and_no_worker_is_left(by_processes, tmp_path):
     missing = [tmp_path / "there.png"]
     with pytest.raises(UserError, match=r"cannot read the mask .*there\.png"):
-        list(mapped(lambda: missing, read_mask, 1))
+        list(mapped(read_mask, missing, lambda: missing, 1))
     running = [child.cmdline() for child in psutil.Process().children()]
     assert not [command for command in running if "loky.backend.popen_loky_posix" in command]
+
+
+def test_a_killed_worker_is_named(by_processes):
+    with pytest.raises(UserError, match=r"one of 2 processes was killed.*LOKY_MAX_CPU_COUNT"):
+        list(mapped(os._exit, [1], lambda: [1], 1))
 
 
 @pytest.mark.parametrize(
@@ -46,7 +50,7 @@ def test_what_a_worker_refuses_is_refused_here_and_no_worker_is_left(by_processe
     [(64, 1, 10**6, 16), (8, 1, 10**6, 8), (8, 4, 10**6, 2), (8, 1, 4999, 4), (8, 1, 30, 0)],
 )
 def test_there_are_as_many_workers_as_cores_and_work(monkeypatch, cores, ranks, pieces, expected):
-    monkeypatch.setattr("os.cpu_count", lambda: cores)
+    monkeypatch.setattr(workers, "cpu_count", lambda: cores)
     monkeypatch.setattr(workers, "rank_count", lambda: ranks)
     assert workers._worker_count(pieces) == expected
 

@@ -127,17 +127,20 @@ class _Frame:
 
 
 def build_bank(
-    make: Callable[[], Sequence[VideoSequence]], longest_side: int
+    sequences: Sequence[VideoSequence],
+    longest_side: int,
+    make: Callable[[], Sequence[VideoSequence]] | None = None,
 ) -> Iterator[FrameBank | int]:
     """Read sequences into a bank, on the CPU; frames are reduced to ``longest_side`` pixels.
 
     Yields the number of sequences read so far (for a progress bar) and finally the bank itself.
 
     Args:
-        make: returns the sequences, of one frame (stills: each part of the mask is a target) or more
-            (videos: the whole mask is the target, linked from frame to frame). Where they have many
-            frames, several processes read them, and each calls it.
+        sequences: of one frame (stills: each part of the mask is a target) or more (videos: the
+            whole mask is the target, linked from frame to frame).
         longest_side: of the canvas in pixels; larger frames are reduced to it.
+        make: returns the same sequences, in each of several processes that read them if they have many
+            frames. None: threads read them.
 
     Raises:
         UserError: if no frame has an object, or a file is invalid.
@@ -145,7 +148,8 @@ def build_bank(
     frames: list[_Frame] = []
     starts = [0]
     read = partial(_reduced_frames, longest_side=longest_side)
-    for count, found in enumerate(mapped(make, read, sum(map(len, make()))), start=1):
+    results = mapped(read, sequences, make, sum(map(len, sequences)))
+    for count, found in enumerate(results, start=1):
         frames.extend(found)
         starts.append(len(frames))
         yield count

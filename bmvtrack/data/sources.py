@@ -202,8 +202,10 @@ def class_count(data: Iterable[str]) -> int:
 def load_bank(
     name: str, make: Callable[[], Sequence[VideoSequence]], longest_side: int
 ) -> FrameBank:
-    """Read sequences into a bank, with a progress bar (on the first rank); see ``build_bank``."""
-    steps = build_bank(make, longest_side)
-    *_, bank = track(steps, f"reading {name}", total=len(make()) + 1, disable=rank() > 0)
+    """Read the sequences that ``make`` returns into a bank, with a progress bar (on the first rank)."""
+    sequences = make()
+    steps = build_bank(sequences, longest_side, make)
+    total = len(sequences) + 1
+    *_, bank = track(steps, f"reading {name}", total=total, disable=rank() > 0)
     assert isinstance(bank, FrameBank)
     return bank

@@ -7,15 +7,17 @@ import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Any, TypeVar
 
 import cv2
 import psutil
-from loky import ProcessPoolExecutor
+from loky import ProcessPoolExecutor, cpu_count
 
 from bmvtrack.distributed import rank_count
+from bmvtrack.errors import UserError
 
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
@@ -53,35 +55,48 @@ def worker_pool(
 
 
 def mapped(
-    make: Callable[[], Sequence[_Item]], work: Callable[[_Item], _Result], pieces: int
+    work: Callable[[_Item], _Result],
+    items: Sequence[_Item],
+    make: Callable[[], Sequence[_Item]] | None,
+    pieces: int,
 ) -> Iterator[_Result]:
-    """``map(work, make())`` on all cores.
+    """``map(work, items)`` on all cores.
 
     Reading and rendering images keep Python's lock for about half of the time, so more threads than two gain
     little. Processes do, but take seconds to start.
 
     Args:
-        make: makes the same items at each call. Each process calls it, as items may be large to send.
         work: for one item.
-        pieces: size of the work; with less than about 4,000 images, no process is started.
+        items: what to work on.
+        make: returns the same items. Each process calls it, as items may be large to send. None: threads
+            do the work.
+        pieces: size of the work; with less than about 4,000 images, threads do it.
+
+    Raises:
+        UserError: if a process was killed.
     """
-    items, workers = make(), _worker_count(pieces)
+    workers = 0 if make is None else _worker_count(pieces)
     if workers < _FEWEST:
-        threads = ThreadPoolExecutor(min(_FEWEST, os.cpu_count() or 1))
+        threads = ThreadPoolExecutor(min(_FEWEST, cpu_count()))
         try:
             yield from threads.map(work, items)
         finally:  # also if one fails: the rest need not be done
             threads.shutdown(cancel_futures=True)
         return
+    chunk = max(1, len(items) // (_CHUNKS * workers))
     with worker_pool(workers, _make, make) as pool:
-        chunk = max(1, len(items) // (_CHUNKS * workers))
-        yield from pool.map(partial(_work_on, work), range(len(items)), chunksize=chunk)
+        try:
+            yield from pool.map(partial(_work_on, work), range(len(items)), chunksize=chunk)
+        except BrokenProcessPool as error:
+            raise UserError(
+                f"one of {workers} processes was killed, perhaps for lack of memory; the environment "
+                "variable LOKY_MAX_CPU_COUNT limits their number (below 4, threads do the work)"
+            ) from error
 
 
 def _worker_count(pieces: int) -> int:
     """Number of processes that are worth starting: at most 16, and one for each core that a rank has."""
-    cores = (os.cpu_count() or 1) // rank_count()
-    return min(_MOST, cores, pieces // _WORTH_STARTING)
+    return int(min(_MOST, cpu_count() // rank_count(), pieces // _WORTH_STARTING))
 
 
 def _start(parent: int, begin: Callable[..., object] | None, *arguments: object) -> None:
