@@ -30,8 +30,11 @@ settings.load_profile("busy machine")
 
 
 @pytest.fixture(scope="session", autouse=True)
-def short_work() -> Iterator[None]:
-    """No test needs long measurements and validations, or the same sequence made again."""
+def short_work(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """No test needs long measurements and validations, or the same sequence made again.
+
+    Nor does any leave the folders behind that Stable-Baselines3 makes for its logs.
+    """
     from bmvtrack.data import sources
     from bmvtrack.training import speed
     from bmvtrack.training.pretrain import PretrainRun
@@ -39,6 +42,7 @@ def short_work() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         loop = sys.modules[PretrainRun.__module__]  # the package gives the function of that name
         patch.setattr(loop, "_VALIDATION_BATCHES", 2)
+        patch.setenv("SB3_LOGDIR", str(tmp_path_factory.mktemp("logs")))
         patch.setitem(speed._SIDES, "cpu", 128)
         patch.setattr(speed, "_PROFILED_STEPS", 1)
         made = lru_cache(maxsize=16)(remembered_sequences)
