@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import time
 from dataclasses import fields
 
 import psutil
@@ -11,7 +12,6 @@ from banks import build, several, video
 
 from bmvtrack.data import workers
 from bmvtrack.data.bank import build_bank
-from bmvtrack.data.davis import read_mask
 from bmvtrack.data.workers import mapped
 from bmvtrack.errors import UserError
 
@@ -32,12 +32,9 @@ def test_processes_build_the_bank_that_threads_build(by_processes):
         assert (getattr(bank, field.name) == getattr(alone, field.name)).all(), field.name
 
 
-def test_what_a_worker_refuses_is_refused_here_and_no_worker_is_left(by_processes, tmp_path):
-    missing = [tmp_path / "there.png"]
-    with pytest.raises(UserError, match=r"cannot read the mask .*there\.png"):
-        list(mapped(read_mask, missing, lambda: missing, 1))
-    running = [child.cmdline() for child in psutil.Process().children()]
-    assert not [command for command in running if "loky.backend.popen_loky_posix" in command]
+def test_what_a_worker_refuses_is_refused_here(by_processes):
+    with pytest.raises(ValueError, match="sleep length must be non-negative"):
+        list(mapped(time.sleep, [-1.0], lambda: [-1.0], 1))
 
 
 def test_a_killed_worker_is_named(by_processes):
@@ -56,26 +53,38 @@ def test_there_are_as_many_workers_as_cores_and_work(monkeypatch, cores, ranks, 
 
 
 SCRIPT = """
-import os, sys, time
-from bmvtrack.data.workers import worker_pool
+import os, time
+import psutil
+from bmvtrack.data import workers
 
 def work(number):
     time.sleep(number)
     return os.getpid()
 
-with worker_pool(2) as pool:
+workers._FEWEST, workers._worker_count = 2, lambda pieces: 2
+waiting = [0.0, *[1000.0] * 40]
+results = workers.mapped(work, waiting, lambda: waiting, 1)
+first = next(results)
+results.close()  # as Ctrl-C does
+print(psutil.pid_exists(first))
+with workers.worker_pool(2) as pool:
     print(*set(pool.map(work, [0.2] * 4)), flush=True)
     list(pool.map(work, [1000, 1000]))
 """
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="kills a process as POSIX does")
-def test_a_script_needs_no_guard_and_its_workers_die_with_it(tmp_path):
+def test_a_script_needs_no_guard_and_leaves_no_workers(tmp_path):
     script = tmp_path / "unguarded.py"
     script.write_text(SCRIPT)
-    with subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, text=True) as run:
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen([sys.executable, str(script)], **pipes, text=True) as run:
         assert run.stdout is not None
+        interrupted = run.stdout.readline()
         started = [psutil.Process(int(number)) for number in run.stdout.readline().split()]
         run.kill()
+        assert run.stderr is not None
+        assert "Traceback" not in run.stderr.read()  # not by a thread either
+    assert interrupted == "False\n"
     assert started
     assert not psutil.wait_procs(started, timeout=30)[1]

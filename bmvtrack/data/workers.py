@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import signal
 import threading
+import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager, suppress
-from functools import partial
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import cv2
@@ -84,9 +85,17 @@ def mapped(
             threads.shutdown(cancel_futures=True)
         return
     chunk = max(1, len(items) // (_CHUNKS * workers))
+    numbers = range(len(items))
     with worker_pool(workers, _make, make) as pool:
+        # Not by its map(), which cancels what is left when this is interrupted: the pool's own thread would
+        # then raise, too, as it finds those cancelled.
+        parts = deque(
+            pool.submit(_work_on, work, numbers[first : first + chunk])
+            for first in numbers[::chunk]
+        )
         try:
-            yield from pool.map(partial(_work_on, work), range(len(items)), chunksize=chunk)
+            while parts:
+                yield from parts.popleft().result()
         except BrokenProcessPool as error:
             raise UserError(
                 f"one of {workers} processes was killed, perhaps for lack of memory; the environment "
@@ -109,8 +118,8 @@ def _start(parent: int, begin: Callable[..., object] | None, *arguments: object)
 
 def _end_with(parent: int) -> None:
     """Exit with the main process: otherwise workers outlive one that is killed, and wait for ever."""
-    with suppress(psutil.NoSuchProcess):
-        psutil.Process(parent).wait()
+    while os.getppid() == parent and psutil.pid_exists(parent):
+        time.sleep(1)
     os._exit(1)
 
 
@@ -119,5 +128,5 @@ def _make(make: Callable[[], Sequence[Any]]) -> None:
     _made = make()
 
 
-def _work_on(work: Callable[[Any], _Result], number: int) -> _Result:
-    return work(_made[number])
+def _work_on(work: Callable[[Any], _Result], numbers: Sequence[int]) -> list[_Result]:
+    return [work(_made[number]) for number in numbers]
