@@ -36,7 +36,7 @@ def worker_pool(
     """``count`` processes, which are started anew instead of forked: torch's threads do not survive a fork.
 
     They do not import the main module, so a script that needs them may do without ``if __name__ ==
-    "__main__"``. They ignore Ctrl-C and end with this process, however that ends.
+    "__main__"``. They ignore Ctrl-C and SIGTERM and end with this process, however that ends.
 
     Args:
         count: number of processes.
@@ -109,7 +109,10 @@ def _worker_count(pieces: int) -> int:
 
 
 def _start(parent: int, begin: Callable[..., object] | None, *arguments: object) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the main process
+    # Ctrl-C, and what batch systems send to all processes, are for the main one: a worker that ended while it
+    # sends a result would leave that one waiting for the rest.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
     cv2.setNumThreads(1)
     if begin is not None:
