@@ -204,4 +204,4 @@ def test_sources_lead_to_readers(tmp_path):
     )
     assert len(sources.load_sequences(f"davis16:{root}")) == 3
     (bear,) = sources.load_sequences(f"davis16:{root}:val")
-    assert len(sources.load_bank("davis16", lambda: [bear], 480)) == 3
+    assert len(sources.load_bank("davis16", [bear], 480)) == 3

@@ -200,10 +200,12 @@ def class_count(data: Iterable[str]) -> int:
 
 
 def load_bank(
-    name: str, make: Callable[[], Sequence[VideoSequence]], longest_side: int
+    name: str,
+    sequences: Sequence[VideoSequence],
+    longest_side: int,
+    make: Callable[[], Sequence[VideoSequence]] | None = None,
 ) -> FrameBank:
-    """Read the sequences that ``make`` returns into a bank, with a progress bar (on the first rank)."""
-    sequences = make()
+    """:func:`~bmvtrack.data.bank.build_bank` with a progress bar (on the first rank)."""
     steps = build_bank(sequences, longest_side, make)
     total = len(sequences) + 1
     *_, bank = track(steps, f"reading {name}", total=total, disable=rank() > 0)

@@ -248,13 +248,17 @@ def _banks_of(
         split = partial(
             sources.split_cutouts, source, share, options.split_seed, count=count, made_from=made
         )
-        apart = [sources.load_bank(source, partial(_part, split, i), longest) for i in range(2)]
+        apart = [
+            sources.load_bank(source, part, longest, partial(_part, split, number))
+            for number, part in enumerate(split())
+        ]
         return [(bank, torch.arange(len(bank))) for bank in apart]
     make = partial(sources.load_sequences, source, synthetic_count=count, seed=made)
-    bank = banks[key] if key in banks else sources.load_bank(source, make, longest)
+    sequences = make()
+    bank = banks[key] if key in banks else sources.load_bank(source, sequences, longest, make)
     if kind not in sources.MADE:
         banks[key] = bank
-    halves = bank.split(share, options.split_seed, len(make()))
+    halves = bank.split(share, options.split_seed, len(sequences))
     return [(bank, targets) for targets in halves]
 
 
